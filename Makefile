@@ -1,0 +1,83 @@
+# make, make install     build and install for the PostgreSQL of PG_CONFIG
+# make demo              index this machine's documents, with a killed worker and a crashed server on the way
+# make test              everything that is tested; ends with "N passed, N failed"
+# make bench             measure, and print a table
+# make installcheck      the regress, isolation and TAP tests alone, of what is installed
+# make indent            format src/ in PostgreSQL's style; make typedefs renews the list it needs
+#
+# demo, test and bench install with apt what they miss, and run a private server in a temporary directory.
+
+PG_CONFIG ?= $(firstword $(wildcard /usr/lib/postgresql/15/bin/pg_config) pg_config)
+PGXS := $(shell $(PG_CONFIG) --pgxs 2>/dev/null)
+
+EXTENSION = pg_fanout
+MODULE_big = pg_fanout
+EXTVERSION := $(shell sed -n "s/^default_version *= *'\(.*\)'/\1/p" pg_fanout.control)
+
+OBJS = $(patsubst %.c,%.o,$(sort $(wildcard src/*.c)))
+DATA = $(wildcard src/sql/upgrades/*.sql)
+DATA_built = $(EXTENSION)--$(EXTVERSION).sql
+
+PG_CPPFLAGS = -DPG_FANOUT_VERSION='"$(EXTVERSION)"'
+PG_CFLAGS = -Wall -Wextra -Wno-unused-parameter -Wno-sign-compare -Wno-missing-field-initializers
+ifdef WERROR
+PG_CFLAGS += -Werror
+endif
+
+# Names of tests to run, where not all: make installcheck REGRESS="queues limits"
+REGRESS = $(sort $(basename $(notdir $(wildcard sql/*.sql))))
+ISOLATION = $(sort $(basename $(notdir $(wildcard test/isolation/*.spec))))
+TAP = $(sort $(basename $(notdir $(wildcard test/t/*.pl))))
+EXTRA_CLEAN = tmp_check
+
+# Tests run in a private server, see test/harness; no bitcode, so that clang is not needed
+NO_INSTALLCHECK = 1
+override with_llvm = no
+
+harness = test/harness
+
+ifneq ($(wildcard $(PGXS)),)
+include $(PGXS)
+
+$(OBJS): $(wildcard src/*.h) pg_fanout.control Makefile
+else
+# The server's development files are not installed: only the targets that get them work
+.DEFAULT_GOAL := all
+all install uninstall installcheck indent typedefs:
+	@echo "PostgreSQL's development files are missing: make deps installs them, or set PG_CONFIG" >&2; exit 1
+clean:
+	rm -rf $(OBJS) $(MODULE_big).so $(DATA_built) $(EXTRA_CLEAN)
+endif
+
+$(DATA_built): $(sort $(wildcard src/sql/[0-9]*.sql)) pg_fanout.control
+	cat $(filter %.sql,$^) >$@
+
+.PHONY: deps demo test bench indent typedefs
+
+deps:
+	$(harness)/deps build
+
+demo: deps
+	$(harness)/build
+	examples/document_ingestion/run.sh
+
+test:
+	$(harness)/deps test
+	$(harness)/run_tests
+
+bench: deps
+	$(harness)/build
+	test/bench/run.sh
+
+ifneq ($(wildcard $(PGXS)),)
+installcheck:
+	$(harness)/run_tests regress="$(REGRESS)" isolation="$(ISOLATION)" tap="$(TAP)"
+
+indent:
+	$(harness)/indent
+
+# Every type in the library's debug information that the sources name
+typedefs: all
+	$(harness)/typedefs $(MODULE_big).so >src/typedefs.list.new
+	mv src/typedefs.list.new src/typedefs.list
+endif

@@ -1,0 +1,320 @@
+/*
+ * cancel.c
+ *		Ending tasks that wait, and giving ended ones another life.
+ *
+ * A cancel takes the task out of its window first, so that nobody claims it
+ * while the transaction that cancels it is open.  A task that is on disk only
+ * gets an entry for that time, so that a refill does not take it for waiting.
+ */
+#include "postgres.h"
+
+#include "catalog/pg_type.h"
+#include "miscadmin.h"
+#include "utils/builtins.h"
+#include "utils/timestamp.h"
+
+#include "arguments.h"
+#include "cancel.h"
+#include "commit_hooks.h"
+#include "finish.h"
+#include "queues.h"
+#include "spi.h"
+#include "storage.h"
+
+PG_FUNCTION_INFO_V1(fanout_cancel);
+PG_FUNCTION_INFO_V1(fanout_cancel_many);
+PG_FUNCTION_INFO_V1(fanout_retry);
+PG_FUNCTION_INFO_V1(fanout_retry_many);
+
+static SpiStatement delete_outcome = {
+	"DELETE FROM fanout.outcome WHERE task = $1 AND status IN ('f', 'c')", 1, {INT8OID}
+};
+
+/* Read the task's row: its queue, and what an entry for it needs.  False if there is none. */
+static bool
+read_task(int64 task, TaskSeed *seed, int32 *queue_id)
+{
+	TaskReader *reader = task_reader_open();
+	ItemPointerData nowhere;
+	Datum		row[TASK_COLUMNS];
+	bool		nulls[TASK_COLUMNS];
+	bool		found;
+
+	ItemPointerSetInvalid(&nowhere);
+	memset(seed, 0, sizeof(TaskSeed));
+	found = task_reader_fetch(reader, task, &nowhere, row, nulls);
+	if (found)
+	{
+		*queue_id = DatumGetInt32(row[TASK_QUEUE]);
+		seed->task = task;
+		seed->priority = DatumGetInt32(row[TASK_PRIORITY]);
+		seed->batch = nulls[TASK_BATCH] ? 0 : DatumGetInt64(row[TASK_BATCH]);
+		seed->max_attempts = nulls[TASK_MAX_ATTEMPTS] ? 0 : DatumGetInt16(row[TASK_MAX_ATTEMPTS]);
+		seed->timed = !nulls[TASK_RUN_AT];
+		seed->run_at = nulls[TASK_RUN_AT] ? 0 : DatumGetTimestampTz(row[TASK_RUN_AT]);
+	}
+	task_reader_close(reader);
+	return found;
+}
+
+typedef enum Withdrawal
+{
+	WITHDRAWN,
+	NOT_WAITING,
+	NO_MEMORY
+} Withdrawal;
+
+static Withdrawal
+withdraw(Queue *queue, const TaskSeed *seed)
+{
+	Withdrawal	result = NOT_WAITING;
+	Task	   *task;
+
+	pending_prepare(1);
+	dispatcher_lock();
+	task = task_find(MyDatabaseId, seed->task);
+	if (queue->state == QUEUE_CLOSED)
+		result = NOT_WAITING;
+	else if (task == NULL)
+		result = task_withdraw_from_disk(queue, seed) != NULL ? WITHDRAWN : NO_MEMORY;
+	else if (task->state == TASK_READY || task->state == TASK_SCHEDULED)
+	{
+		task_withdraw(task);
+		result = WITHDRAWN;
+	}
+	if (result == WITHDRAWN)
+		pending_withdraw(seed->task);
+	dispatcher_unlock();
+	return result;
+}
+
+/* The task had ended before it was withdrawn from disk: undo that, as nothing was to be withdrawn. */
+static void
+forget_withdrawal(int64 number)
+{
+	Task	   *task;
+
+	dispatcher_lock();
+	task = task_find(MyDatabaseId, number);
+	if (task != NULL && task->state == TASK_ENDING)
+		task_free(task);
+	dispatcher_unlock();
+}
+
+/* Give a task that this transaction has withdrawn its outcome. */
+static void
+cancel_withdrawn(int64 task, const char *reason)
+{
+	LogWriter  *writer = log_writer_open(LOG_OUTCOME, 1);
+	Datum		error = reason != NULL ? CStringGetTextDatum(reason) : (Datum) 0;
+
+	write_outcome(writer, task, NULL, OUTCOME_CANCELLED, GetCurrentTimestamp(), (Datum) 0, true, error, reason == NULL);
+	log_writer_close(writer);
+}
+
+CancelResult
+cancel_task(int64 task, const char *reason, bool check)
+{
+	TaskSeed	seed;
+	int32		queue_id;
+	QueueRef	ref;
+
+	if (!read_task(task, &seed, &queue_id))
+		return CANCEL_UNKNOWN;
+	if (check && !registry_queue_by_id(queue_id, PRIVILEGE_ENQUEUE, &ref))
+		return CANCEL_UNKNOWN;
+	if (!check)
+	{
+		ref.id = queue_id;
+		dispatcher_lock();
+		ref.queue = queue_find(MyDatabaseId, queue_id);
+		dispatcher_unlock();
+		if (ref.queue == NULL)
+			return CANCEL_UNKNOWN;
+	}
+	if (outcome_of(task) != 0)
+		return CANCEL_NOT_WAITING;
+
+	switch (withdraw(ref.queue, &seed))
+	{
+		case NOT_WAITING:
+			return CANCEL_NOT_WAITING;
+		case NO_MEMORY:
+			ereport(ERROR,
+					(errcode(ERRCODE_CONFIGURATION_LIMIT_EXCEEDED),
+					 errmsg("the pool of tracked tasks is used up"),
+					 errhint("Try again when tasks have finished, or raise pg_fanout.max_tracked_tasks and restart the server.")));
+		case WITHDRAWN:
+			break;
+	}
+
+	/* between our first look and the withdrawal it may have run and ended */
+	if (outcome_of(task) != 0)
+	{
+		forget_withdrawal(task);
+		return CANCEL_NOT_WAITING;
+	}
+	cancel_withdrawn(task, reason);
+	return CANCEL_DONE;
+}
+
+static char *
+reason_of(FunctionCallInfo fcinfo)
+{
+	return PG_ARGISNULL(1) ? NULL : text_to_cstring(PG_GETARG_TEXT_PP(1));
+}
+
+static void
+throw_unknown_task(int64 task)
+{
+	ereport(ERROR,
+			(errcode(ERRCODE_UNDEFINED_OBJECT),
+			 errmsg("task " INT64_FORMAT " does not exist", task)));
+}
+
+Datum
+fanout_cancel(PG_FUNCTION_ARGS)
+{
+	CancelResult result;
+
+	require_writable("fanout.cancel()");
+	require_arg(fcinfo, 0, "task");
+	(void) require_database();
+	result = cancel_task(PG_GETARG_INT64(0), reason_of(fcinfo), true);
+	if (result == CANCEL_UNKNOWN)
+		throw_unknown_task(PG_GETARG_INT64(0));
+	PG_RETURN_BOOL(result == CANCEL_DONE);
+}
+
+Datum
+fanout_cancel_many(PG_FUNCTION_ARGS)
+{
+	Datum	   *tasks;
+	bool	   *nulls;
+	char	   *reason = reason_of(fcinfo);
+	int			count;
+	ResultSet	set;
+	bool		isnull = false;
+
+	require_writable("fanout.cancel()");
+	require_arg(fcinfo, 0, "tasks");
+	(void) require_database();
+	count = array_elements(PG_GETARG_ARRAYTYPE_P(0), INT8OID, "tasks", &tasks, &nulls, false);
+	set = result_set_begin(fcinfo);
+	for (int i = 0; i < count; i++)
+	{
+		CHECK_FOR_INTERRUPTS();
+		if (cancel_task(DatumGetInt64(tasks[i]), reason, true) == CANCEL_DONE)
+			result_set_add(&set, &tasks[i], &isnull);
+	}
+	return (Datum) 0;
+}
+
+/* Take the outcome back; false if there is none that can be. */
+static bool
+delete_outcome_of(int64 task)
+{
+	SpiScope	scope;
+	Datum		values[1] = {Int64GetDatum(task)};
+	bool		deleted;
+
+	spi_begin(&scope);
+	deleted = spi_run(&delete_outcome, values, NULL) == 1;
+	spi_end(&scope);
+	return deleted;
+}
+
+/* The task waits again once this transaction commits, as if just enqueued, but in its old place. */
+static void
+enter_again(Queue *queue, const TaskSeed *seed)
+{
+	TaskSeed	again = *seed;
+	Task	   *task;
+
+	again.timed = false;
+	pending_prepare(1);
+	dispatcher_lock();
+	task = task_find(MyDatabaseId, seed->task);
+	if (task != NULL && task->state == TASK_ENDED)
+		task_forget_ended(task);
+	task = task_reserve(queue, &again, GetCurrentTimestamp());
+	if (task != NULL)
+		task->flags &= ~TASK_FLAG_FRESH;	/* it may have checkpoints */
+	if (task != NULL && seed->timed)
+		task->flags &= ~TASK_FLAG_UNTOUCHED;	/* its row says that it is timed */
+	queue->pending++;
+	pending_enqueue(queue, seed->timed && task == NULL ? seed : &again, 1, task != NULL);
+	dispatcher_unlock();
+}
+
+/* Is the task in memory in a state that a new life could not start from? */
+static bool
+is_in_use(int64 number)
+{
+	Task	   *task;
+	bool		in_use;
+
+	dispatcher_lock();
+	task = task_find(MyDatabaseId, number);
+	in_use = task != NULL && task->state != TASK_ENDED;
+	dispatcher_unlock();
+	return in_use;
+}
+
+static CancelResult
+retry_task(int64 task)
+{
+	TaskSeed	seed;
+	int32		queue_id;
+	QueueRef	ref;
+	LogWriter  *writer;
+
+	if (!read_task(task, &seed, &queue_id) || !registry_queue_by_id(queue_id, PRIVILEGE_ENQUEUE, &ref))
+		return CANCEL_UNKNOWN;
+	queue_lock(ref.id, ref.name, RowExclusiveLock);
+	if (is_in_use(task) || !delete_outcome_of(task))
+		return CANCEL_NOT_WAITING;
+
+	writer = log_writer_open(LOG_ATTEMPT, 1);
+	write_attempt(writer, 0, task, 'n', GetCurrentTimestamp(), 0, NULL, (Datum) 0, true);
+	log_writer_close(writer);
+	enter_again(ref.queue, &seed);
+	return CANCEL_DONE;
+}
+
+Datum
+fanout_retry(PG_FUNCTION_ARGS)
+{
+	CancelResult result;
+
+	require_writable("fanout.retry()");
+	require_arg(fcinfo, 0, "task");
+	(void) require_database();
+	result = retry_task(PG_GETARG_INT64(0));
+	if (result == CANCEL_UNKNOWN)
+		throw_unknown_task(PG_GETARG_INT64(0));
+	PG_RETURN_BOOL(result == CANCEL_DONE);
+}
+
+Datum
+fanout_retry_many(PG_FUNCTION_ARGS)
+{
+	Datum	   *tasks;
+	bool	   *nulls;
+	int			count;
+	ResultSet	set;
+	bool		isnull = false;
+
+	require_writable("fanout.retry()");
+	require_arg(fcinfo, 0, "tasks");
+	(void) require_database();
+	count = array_elements(PG_GETARG_ARRAYTYPE_P(0), INT8OID, "tasks", &tasks, &nulls, false);
+	set = result_set_begin(fcinfo);
+	for (int i = 0; i < count; i++)
+	{
+		CHECK_FOR_INTERRUPTS();
+		if (retry_task(DatumGetInt64(tasks[i])) == CANCEL_DONE)
+			result_set_add(&set, &tasks[i], &isnull);
+	}
+	return (Datum) 0;
+}

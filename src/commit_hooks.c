@@ -1,0 +1,601 @@
+/*
+ * commit_hooks.c
+ *		What waits for the end of the transaction to take effect in memory.
+ *
+ * Every function that changes something leaves a note here, with the nest
+ * level of the transaction it ran in.  At commit the notes are carried out in
+ * their order; at abort, of the transaction or of a subtransaction, they are
+ * undone in reverse.  The commit callback runs after the transaction's rows
+ * have become visible to others, so a worker that is woken finds its row; it
+ * runs before the transaction's locks are released, so who waited for such a
+ * lock finds memory up to date.
+ *
+ * Nothing in the callbacks allocates or throws: an error after commit would
+ * be a PANIC.  Notes hold numbers, not pointers, since what they speak of may
+ * have gone meanwhile (DROP EXTENSION, drop_queue).
+ */
+#include "postgres.h"
+
+#include "access/xact.h"
+#include "miscadmin.h"
+#include "storage/ipc.h"
+#include "storage/latch.h"
+#include "utils/memutils.h"
+#include "utils/timestamp.h"
+
+#include "commit_hooks.h"
+#include "wait.h"
+
+typedef enum PendingKind
+{
+	PENDING_ENQUEUE,
+	PENDING_CLAIM,
+	PENDING_END,
+	PENDING_REQUEUE,
+	PENDING_PIN,
+	PENDING_WITHDRAW,
+	PENDING_BATCH_CHANGE,
+	PENDING_QUEUE_CREATE,
+	PENDING_QUEUE_ALTER,
+	PENDING_QUEUE_DROP,
+	PENDING_QUEUE_PURGE,
+	PENDING_REGISTER
+} PendingKind;
+
+typedef struct Pending
+{
+	PendingKind kind;
+	int			level;
+	int32		queue;			/* index, of a queue that had this id */
+	int32		queue_id;
+	union
+	{
+		struct
+		{
+			TaskSeed	first;
+			int64		count;
+			int64		reserved;	/* the first so many have a pool entry */
+		}			enqueue;
+		struct
+		{
+			int64		number;
+			TimestampTz due;
+			Outcome		outcome;
+			bool		flag;	/* claim: journaled; requeue: counts as an attempt */
+		}			lease;
+		int64		task;
+		int64		batch;
+		int64		on_disk;
+		QueueSettings settings;
+	}			u;
+} Pending;
+
+static Pending *pending = NULL;
+static int	pending_used = 0;
+static int	pending_room = 0;
+
+#define PENDING_KEEP	1024	/* room that is kept from one transaction to the next */
+
+void
+pending_prepare(int count)
+{
+	int64		wanted = (int64) pending_used + count;
+
+	if (wanted <= pending_room)
+		return;
+
+	wanted = Max(wanted, (int64) pending_room * 2);
+	wanted = Max(wanted, 16);
+	if (pending == NULL)
+		pending = MemoryContextAllocHuge(TopMemoryContext, wanted * sizeof(Pending));
+	else
+		pending = repalloc_huge(pending, wanted * sizeof(Pending));
+	pending_room = wanted;
+}
+
+static Pending *
+note(PendingKind kind, Queue *queue)
+{
+	Pending    *op = &pending[pending_used];
+
+	Assert(pending_used < pending_room);
+	op->kind = kind;
+	op->level = GetCurrentTransactionNestLevel();
+	op->queue = queue != NULL ? queue - fanout_queues : -1;
+	op->queue_id = queue != NULL ? queue->id : 0;
+	pending_used++;
+	return op;
+}
+
+void
+pending_enqueue(Queue *queue, const TaskSeed *first, int64 count, int64 reserved)
+{
+	Pending    *op = note(PENDING_ENQUEUE, queue);
+
+	op->u.enqueue.first = *first;
+	op->u.enqueue.count = count;
+	op->u.enqueue.reserved = reserved;
+}
+
+static void
+note_lease(PendingKind kind, int64 lease, Outcome outcome, TimestampTz due, bool flag)
+{
+	Pending    *op = note(kind, NULL);
+
+	op->u.lease.number = lease;
+	op->u.lease.outcome = outcome;
+	op->u.lease.due = due;
+	op->u.lease.flag = flag;
+}
+
+void
+pending_claim(int64 lease, bool journaled)
+{
+	note_lease(PENDING_CLAIM, lease, OUTCOME_SUCCEEDED, 0, journaled);
+}
+
+void
+pending_end(int64 lease, Outcome outcome)
+{
+	note_lease(PENDING_END, lease, outcome, 0, false);
+}
+
+void
+pending_requeue(int64 lease, TimestampTz due, bool counts)
+{
+	note_lease(PENDING_REQUEUE, lease, OUTCOME_SUCCEEDED, due, counts);
+}
+
+void
+pending_pin(int64 lease)
+{
+	note_lease(PENDING_PIN, lease, OUTCOME_SUCCEEDED, 0, false);
+}
+
+void
+pending_withdraw(int64 task)
+{
+	note(PENDING_WITHDRAW, NULL)->u.task = task;
+}
+
+void
+pending_batch_change(int64 batch)
+{
+	note(PENDING_BATCH_CHANGE, NULL)->u.batch = batch;
+}
+
+void
+pending_queue_create(Queue *queue)
+{
+	note(PENDING_QUEUE_CREATE, queue);
+}
+
+void
+pending_queue_alter(Queue *queue, const QueueSettings *settings)
+{
+	note(PENDING_QUEUE_ALTER, queue)->u.settings = *settings;
+}
+
+void
+pending_queue_drop(Queue *queue)
+{
+	note(PENDING_QUEUE_DROP, queue);
+}
+
+void
+pending_queue_purge(Queue *queue, int64 on_disk)
+{
+	note(PENDING_QUEUE_PURGE, queue)->u.on_disk = on_disk;
+}
+
+void
+pending_register(void)
+{
+	note(PENDING_REGISTER, NULL);
+}
+
+void
+pending_enqueue_reserved(int64 reserved)
+{
+	Assert(pending_used > 0 && pending[pending_used - 1].kind == PENDING_ENQUEUE);
+	pending[pending_used - 1].u.enqueue.reserved = reserved;
+}
+
+int
+pending_ends(Queue *queue, const char *worker)
+{
+	int			count = 0;
+
+	for (int i = 0; i < pending_used; i++)
+	{
+		Lease	   *lease;
+
+		if (pending[i].kind != PENDING_END && pending[i].kind != PENDING_REQUEUE)
+			continue;
+		lease = lease_find(MyDatabaseId, pending[i].u.lease.number);
+		if (lease != NULL && lease->task != NULL && lease->task->queue == queue - fanout_queues &&
+			(queue->settings.worker_concurrency == 0 || strcmp(lease->worker_name, worker) == 0))
+			count++;
+	}
+	return count;
+}
+
+/* The queue of a note, unless it has gone. */
+static Queue *
+queue_of_note(const Pending *op)
+{
+	Queue	   *queue = &fanout_queues[op->queue];
+
+	if (queue->state == QUEUE_FREE || queue->db != MyDatabaseId || queue->id != op->queue_id)
+		return NULL;
+	return queue;
+}
+
+/* Let others have the lock in the middle of long work. */
+static void
+breathe(int64 done)
+{
+	if (done % FANOUT_WORK_CHUNK == FANOUT_WORK_CHUNK - 1)
+	{
+		dispatcher_unlock();
+		dispatcher_lock();
+	}
+}
+
+static void
+apply_enqueue(const Pending *op, TimestampTz now)
+{
+	const TaskSeed *first = &op->u.enqueue.first;
+	Queue	   *queue = queue_of_note(op);
+
+	for (int64 i = 0; i < op->u.enqueue.reserved && queue != NULL; i++)
+	{
+		Task	   *task = task_find(MyDatabaseId, first->task + i);
+
+		if (task != NULL && task->state == TASK_ENQUEUED)
+			task_admit(task, now);
+		if (i % FANOUT_WORK_CHUNK == FANOUT_WORK_CHUNK - 1)
+		{
+			queue_wake(queue);
+			breathe(i);
+			queue = queue_of_note(op);
+		}
+	}
+	if (queue == NULL)
+		return;
+
+	queue->pending -= op->u.enqueue.count;
+	if (op->u.enqueue.count > op->u.enqueue.reserved)
+	{
+		TaskSeed	rest = *first;
+
+		rest.task += op->u.enqueue.reserved;
+		queue_leave_on_disk(queue, &rest, op->u.enqueue.count - op->u.enqueue.reserved);
+	}
+	queue_wake(queue);
+}
+
+static void
+undo_enqueue(const Pending *op)
+{
+	Queue	   *queue = queue_of_note(op);
+
+	for (int64 i = 0; i < op->u.enqueue.reserved; i++)
+	{
+		Task	   *task = task_find(MyDatabaseId, op->u.enqueue.first.task + i);
+
+		if (task != NULL && task->state == TASK_ENQUEUED)
+			task_forget(task);
+		breathe(i);
+	}
+	if (queue != NULL && (queue = queue_of_note(op)) != NULL)
+		queue->pending -= op->u.enqueue.count;
+}
+
+/* The lease of a note while it still has its task, or NULL. */
+static Lease *
+lease_of_note(const Pending *op)
+{
+	Lease	   *lease = lease_find(MyDatabaseId, op->u.lease.number);
+
+	return lease != NULL && lease->task != NULL ? lease : NULL;
+}
+
+static void
+apply_lease(const Pending *op, TimestampTz now)
+{
+	Lease	   *lease = lease_of_note(op);
+	Queue	   *queue;
+
+	if (lease == NULL)
+		return;
+	queue = &fanout_queues[lease->task->queue];
+	switch (op->kind)
+	{
+		case PENDING_CLAIM:
+			lease_commit(lease, op->u.lease.flag);
+			break;
+		case PENDING_END:
+			task_end(lease->task, op->u.lease.outcome);
+			break;
+		case PENDING_REQUEUE:
+			task_requeue(lease->task, op->u.lease.due, op->u.lease.flag, now);
+			break;
+		default:
+			lease_unpin(lease);
+			break;
+	}
+	queue_wake(queue);
+}
+
+static void
+undo_lease(const Pending *op)
+{
+	Lease	   *lease = lease_of_note(op);
+
+	if (lease == NULL)
+		return;
+	switch (op->kind)
+	{
+		case PENDING_CLAIM:
+			{
+				Queue	   *queue = &fanout_queues[lease->task->queue];
+
+				lease_undo(lease);
+				queue_wake(queue);
+				break;
+			}
+		case PENDING_END:
+		case PENDING_REQUEUE:
+			lease->ender = InvalidTransactionId;
+			lease_unpin(lease);
+			break;
+		default:
+			lease_unpin(lease);
+			break;
+	}
+}
+
+/* Carry out one note. */
+static void
+apply(const Pending *op, TimestampTz now)
+{
+	Queue	   *queue;
+	Task	   *task;
+	Database   *database;
+
+	switch (op->kind)
+	{
+		case PENDING_ENQUEUE:
+			apply_enqueue(op, now);
+			break;
+		case PENDING_CLAIM:
+		case PENDING_END:
+		case PENDING_REQUEUE:
+		case PENDING_PIN:
+			apply_lease(op, now);
+			break;
+		case PENDING_WITHDRAW:
+			task = task_find(MyDatabaseId, op->u.task);
+			if (task != NULL && task->state == TASK_ENDING)
+				task_end(task, OUTCOME_CANCELLED);
+			break;
+		case PENDING_BATCH_CHANGE:
+			database = database_find(MyDatabaseId);
+			if (database != NULL)
+				results_wake_batch(database, op->u.batch);
+			break;
+		case PENDING_QUEUE_CREATE:
+			queue = queue_of_note(op);
+			if (queue != NULL)
+			{
+				queue->was_new = false;
+				if (queue->state == QUEUE_NEW)
+					queue->state = QUEUE_OPEN;
+			}
+			break;
+		case PENDING_QUEUE_ALTER:
+			queue = queue_of_note(op);
+			if (queue != NULL)
+			{
+				queue->settings = op->u.settings;
+				queue_wake(queue);
+			}
+			break;
+		case PENDING_QUEUE_DROP:
+			queue = queue_of_note(op);
+			if (queue != NULL)
+				queue_remove(queue);
+			break;
+		case PENDING_QUEUE_PURGE:
+			queue = queue_of_note(op);
+			if (queue != NULL)
+			{
+				queue->waiting -= op->u.on_disk;
+				queue->cancelled += op->u.on_disk;
+				queue_reopen(queue);
+			}
+			break;
+		case PENDING_REGISTER:
+			database = database_enter(MyDatabaseId);
+			if (database != NULL)
+			{
+				database->keeper_wanted = true;
+				keeper_wake(database);
+			}
+			if (fanout_shared->launcher != NULL)
+				SetLatch(&fanout_shared->launcher->procLatch);
+			break;
+	}
+}
+
+/* Undo one note. */
+static void
+undo(const Pending *op)
+{
+	Queue	   *queue;
+	Task	   *task;
+
+	switch (op->kind)
+	{
+		case PENDING_ENQUEUE:
+			undo_enqueue(op);
+			break;
+		case PENDING_CLAIM:
+		case PENDING_END:
+		case PENDING_REQUEUE:
+		case PENDING_PIN:
+			undo_lease(op);
+			break;
+		case PENDING_WITHDRAW:
+			task = task_find(MyDatabaseId, op->u.task);
+			if (task != NULL && task->state == TASK_ENDING)
+			{
+				queue = &fanout_queues[task->queue];
+				task_restore(task);
+				queue_wake(queue);
+			}
+			break;
+		case PENDING_QUEUE_CREATE:
+			queue = queue_of_note(op);
+			if (queue != NULL)
+				queue_remove(queue);
+			break;
+		case PENDING_QUEUE_DROP:
+		case PENDING_QUEUE_PURGE:
+			queue = queue_of_note(op);
+			if (queue != NULL)
+				queue_reopen(queue);
+			break;
+		case PENDING_BATCH_CHANGE:
+		case PENDING_QUEUE_ALTER:
+		case PENDING_REGISTER:
+			break;
+	}
+}
+
+static void
+apply_all(void)
+{
+	TimestampTz now = GetCurrentTimestamp();
+
+	dispatcher_lock();
+	for (int i = 0; i < pending_used; i++)
+	{
+		apply(&pending[i], now);
+		breathe(i);
+	}
+	dispatcher_unlock();
+}
+
+/* Undo, in reverse, what was noted at this nest level or deeper. */
+static void
+undo_from_level(int level)
+{
+	if (pending_used == 0 || pending[pending_used - 1].level < level)
+		return;
+
+	dispatcher_lock();
+	while (pending_used > 0 && pending[pending_used - 1].level >= level)
+	{
+		undo(&pending[--pending_used]);
+		breathe(pending_used);
+	}
+	dispatcher_unlock();
+}
+
+static void
+forget_all(void)
+{
+	pending_used = 0;
+	if (pending_room > PENDING_KEEP)
+	{
+		pfree(pending);
+		pending = NULL;
+		pending_room = 0;
+	}
+}
+
+static void
+transaction_callback(XactEvent event, void *arg)
+{
+	if (pending_used == 0)
+		return;
+
+	switch (event)
+	{
+		case XACT_EVENT_COMMIT:
+			apply_all();
+			forget_all();
+			break;
+		case XACT_EVENT_ABORT:
+			undo_from_level(0);
+			forget_all();
+			break;
+		case XACT_EVENT_PRE_PREPARE:
+			ereport(ERROR,
+					(errcode(ERRCODE_FEATURE_NOT_SUPPORTED),
+					 errmsg("cannot PREPARE a transaction that has used pg_fanout"),
+					 errdetail("What such a transaction did takes effect in memory at its commit, and a prepared one commits elsewhere.")));
+			break;
+		default:
+			break;
+	}
+}
+
+static void
+subtransaction_callback(SubXactEvent event, SubTransactionId subid, SubTransactionId parent, void *arg)
+{
+	int			level = GetCurrentTransactionNestLevel();
+
+	if (event == SUBXACT_EVENT_ABORT_SUB)
+		undo_from_level(level);
+	else if (event == SUBXACT_EVENT_COMMIT_SUB)
+	{
+		for (int i = pending_used - 1; i >= 0 && pending[i].level >= level; i--)
+			pending[i].level = level - 1;
+	}
+}
+
+/* Called once, when the library is loaded. */
+void
+commit_hooks_init(void)
+{
+	RegisterXactCallback(transaction_callback, NULL);
+	RegisterSubXactCallback(subtransaction_callback, NULL);
+}
+
+static void
+end_if_bound_to_me(Lease *lease, void *arg)
+{
+	if (!lease->bound || lease->task == NULL || lease->holder != MyProc || !lease->committed)
+		return;
+	lease->bound = false;
+	lease->holder = NULL;
+	lease_extend(lease, *(TimestampTz *) arg);
+}
+
+/*
+ * The session ends: so do its leases, by the keeper's hand, at once, or as
+ * soon as no open transaction writes under them.
+ */
+static void
+exit_callback(int code, Datum arg)
+{
+	TimestampTz now = GetCurrentTimestamp();
+
+	dispatcher_lock();
+	lease_iterate(end_if_bound_to_me, &now);
+	dispatcher_unlock();
+}
+
+/* To be called before a claim that binds a lease to the session. */
+void
+end_bound_leases_at_exit(void)
+{
+	static bool registered = false;
+
+	if (!registered)
+		before_shmem_exit(exit_callback, (Datum) 0);
+	registered = true;
+}

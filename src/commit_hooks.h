@@ -1,0 +1,38 @@
+/*
+ * commit_hooks.h
+ *		What waits for the end of the transaction to take effect in memory.
+ */
+#ifndef FANOUT_COMMIT_HOOKS_H
+#define FANOUT_COMMIT_HOOKS_H
+
+#include "dispatch.h"
+
+/* Make room for so many of the notes below, so that none of them can fail.  May throw. */
+extern void pending_prepare(int count);
+
+/* These cannot throw.  Each takes effect at commit and is undone at abort, of the subtransaction too. */
+extern void pending_enqueue(Queue *queue, const TaskSeed *first, int64 count, int64 reserved);
+extern void pending_claim(int64 lease, bool journaled);
+extern void pending_end(int64 lease, Outcome outcome);
+extern void pending_requeue(int64 lease, TimestampTz due, bool counts);
+extern void pending_pin(int64 lease);
+extern void pending_withdraw(int64 task);
+extern void pending_batch_change(int64 batch);
+extern void pending_queue_create(Queue *queue);
+extern void pending_queue_alter(Queue *queue, const QueueSettings *settings);
+extern void pending_queue_drop(Queue *queue);
+extern void pending_queue_purge(Queue *queue, int64 on_disk);
+extern void pending_register(void);
+
+/* So many of the tasks of the last pending_enqueue() have a pool entry by now. */
+extern void pending_enqueue_reserved(int64 reserved);
+
+/* The leases of the queue that this transaction ends, of the worker if there is a limit for each.  Under the lock. */
+extern int	pending_ends(Queue *queue, const char *worker);
+
+extern void commit_hooks_init(void);
+
+/* Leases of this backend end with it. */
+extern void end_bound_leases_at_exit(void);
+
+#endif							/* FANOUT_COMMIT_HOOKS_H */

@@ -1,0 +1,165 @@
+/*
+ * database_commands.c
+ *		Commands that need a database to have no other sessions.
+ *
+ * A keeper is a session, so DROP DATABASE, CREATE DATABASE ... TEMPLATE and
+ * some forms of ALTER DATABASE would fail on its account.  Before such a
+ * command runs, its database is held: the keeper leaves, and the launcher
+ * starts none until the command has ended, well or not.
+ *
+ * Whether the caller may run the command is for the command to say; who may
+ * not has at the most sent a keeper away for a moment.
+ */
+#include "postgres.h"
+
+#include "access/xact.h"
+#include "commands/dbcommands.h"
+#include "commands/defrem.h"
+#include "miscadmin.h"
+#include "nodes/parsenodes.h"
+#include "pgstat.h"
+#include "storage/latch.h"
+#include "tcop/utility.h"
+#include "utils/timestamp.h"
+
+#include "commit_hooks.h"
+#include "shared_state.h"
+#include "wait.h"
+#include "worker.h"
+
+#define KEEPER_LEAVES_MS	10000
+
+static ProcessUtility_hook_type previous_hook = NULL;
+
+/* The database that the statement needs for itself, or NULL. */
+static const char *
+database_wanted(Node *statement)
+{
+	ListCell   *cell;
+
+	switch (nodeTag(statement))
+	{
+		case T_DropdbStmt:
+			return ((DropdbStmt *) statement)->dbname;
+		case T_RenameStmt:
+			if (((RenameStmt *) statement)->renameType == OBJECT_DATABASE)
+				return ((RenameStmt *) statement)->subname;
+			return NULL;
+		case T_AlterDatabaseStmt:
+			foreach(cell, ((AlterDatabaseStmt *) statement)->options)
+			{
+				if (strcmp(lfirst_node(DefElem, cell)->defname, "tablespace") == 0)
+					return ((AlterDatabaseStmt *) statement)->dbname;
+			}
+			return NULL;
+		case T_CreatedbStmt:
+			foreach(cell, ((CreatedbStmt *) statement)->options)
+			{
+				DefElem    *option = lfirst_node(DefElem, cell);
+
+				if (strcmp(option->defname, "template") == 0 && option->arg != NULL)
+					return defGetString(option);
+			}
+			return "template1";
+		default:
+			return NULL;
+	}
+}
+
+static bool
+drops_extension(Node *statement)
+{
+	ListCell   *cell;
+
+	if (!IsA(statement, DropStmt) || ((DropStmt *) statement)->removeType != OBJECT_EXTENSION)
+		return false;
+	foreach(cell, ((DropStmt *) statement)->objects)
+	{
+		if (strcmp(strVal(lfirst(cell)), "pg_fanout") == 0)
+			return true;
+	}
+	return false;
+}
+
+/* Send the keeper away and wait until it has gone.  NULL if the database has no slot. */
+static Database *
+hold(Oid db)
+{
+	TimestampTz deadline = TimestampTzPlusMilliseconds(GetCurrentTimestamp(), KEEPER_LEAVES_MS);
+	Database   *database;
+	bool		gone;
+
+	ConditionVariablePrepareToSleep(&fanout_shared->changed);
+	for (;;)
+	{
+		dispatcher_lock();
+		database = database_find(db);
+		gone = database == NULL || database->keeper == NULL;
+		if (database != NULL)
+		{
+			database->held_by = MyProcPid;
+			keeper_wake(database);
+		}
+		dispatcher_unlock();
+		if (gone || GetCurrentTimestamp() >= deadline)
+			break;
+		(void) ConditionVariableTimedSleep(&fanout_shared->changed, 100, PG_WAIT_EXTENSION);
+	}
+	ConditionVariableCancelSleep();
+	return database;
+}
+
+static void
+let_go(Oid db)
+{
+	Database   *database;
+
+	dispatcher_lock();
+	database = database_find(db);
+	if (database != NULL && database->held_by == MyProcPid)
+		database->held_by = 0;
+	if (fanout_shared->launcher != NULL)
+		SetLatch(&fanout_shared->launcher->procLatch);
+	dispatcher_unlock();
+}
+
+static void
+process_utility(PlannedStmt *pstmt, const char *query, bool readOnlyTree, ProcessUtilityContext context,
+				ParamListInfo params, QueryEnvironment *environment, DestReceiver *dest, QueryCompletion *completion)
+{
+	const char *name = database_wanted(pstmt->utilityStmt);
+	Oid			db = InvalidOid;
+	ProcessUtility_hook_type next = previous_hook != NULL ? previous_hook : standard_ProcessUtility;
+
+	if (name != NULL && fanout_shared != NULL && IsTransactionState() && context == PROCESS_UTILITY_TOPLEVEL)
+		db = get_database_oid(name, true);
+	if (!OidIsValid(db))
+	{
+		next(pstmt, query, readOnlyTree, context, params, environment, dest, completion);
+		if (fanout_shared != NULL && drops_extension(pstmt->utilityStmt))
+		{
+			/* the keeper looks at commit, and leaves */
+			pending_prepare(1);
+			pending_register();
+		}
+		return;
+	}
+
+	PG_TRY();
+	{
+		(void) hold(db);
+		next(pstmt, query, readOnlyTree, context, params, environment, dest, completion);
+	}
+	PG_FINALLY();
+	{
+		let_go(db);
+	}
+	PG_END_TRY();
+}
+
+void
+database_commands_init(void)
+{
+	previous_hook = ProcessUtility_hook;
+	ProcessUtility_hook = process_utility;
+}

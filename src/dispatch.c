@@ -1,0 +1,873 @@
+/*
+ * dispatch.c
+ *		Who may run next: the transitions of tasks and leases.
+ *
+ * Each function is one edge of the state machines that README.md shows as
+ * tables: it asserts the state that it starts from, moves the task or lease,
+ * and keeps the counts.  Nothing else changes a state.  All of it runs under
+ * the dispatcher lock, so a limit is compared and taken in one step, and a
+ * claim that is not committed yet counts like any other.
+ */
+#include "postgres.h"
+
+#include "miscadmin.h"
+#include "utils/timestamp.h"
+
+#include "dispatch.h"
+#include "wait.h"
+#include "window.h"
+
+static inline Queue *
+queue_of(const Task *task)
+{
+	return &fanout_queues[task->queue];
+}
+
+static inline int32
+queue_index(const Queue *queue)
+{
+	return queue - fanout_queues;
+}
+
+/*
+ * How many waiting tasks a queue may have in memory before further ones stay
+ * on disk, unless they come before those.
+ */
+int64
+queue_window_limit(void)
+{
+	return fanout_max_tracked_tasks / 4;
+}
+
+static int64
+queue_in_memory(const Queue *queue)
+{
+	return queue->ready.set.count + queue->scheduled.set.count + queue->reserved;
+}
+
+/*
+ * May the task be left on disk?  Only if its row alone says what it is: not
+ * once it has been leased, and not once its time has come.
+ */
+static bool
+task_is_evictable(const Task *task)
+{
+	return (task->flags & TASK_FLAG_UNTOUCHED) != 0 &&
+		(task->state == TASK_SCHEDULED ||
+		 (task->state == TASK_READY && (task->flags & TASK_FLAG_TIMED) == 0));
+}
+
+/* Leave the last of the window's tasks on disk; false if there is none that may be. */
+static bool
+window_evict_last(Window *window)
+{
+	OrderNode  *node = window->set.last;
+
+	for (int tries = 0; node != NULL && tries < 64; tries++, node = order_previous(node))
+	{
+		Task	   *task = order_container(Task, node, node);
+
+		if (!task_is_evictable(task))
+			continue;
+		order_remove(&window->set, node);
+		window_leave_on_disk(window, node->key, node->id);
+		database_of(queue_of(task))->evictions++;
+		task_free(task);
+		return true;
+	}
+	return false;
+}
+
+static bool
+queue_evict_last(Queue *queue)
+{
+	Window	   *larger = &queue->ready;
+	Window	   *smaller = &queue->scheduled;
+
+	if (larger->set.count < smaller->set.count)
+	{
+		larger = &queue->scheduled;
+		smaller = &queue->ready;
+	}
+	return window_evict_last(larger) || window_evict_last(smaller);
+}
+
+/* Make room in the pool at the cost of the queue that has most; false if that has no more than "queue". */
+static bool
+evict_for(const Queue *queue)
+{
+	Queue	   *largest = NULL;
+	int64		largest_count = queue_in_memory(queue) + 1;
+
+	for (int i = 0; i < fanout_shared->queue_high; i++)
+	{
+		Queue	   *candidate = &fanout_queues[i];
+
+		if (candidate->state != QUEUE_FREE &&
+			candidate->ready.set.count + candidate->scheduled.set.count > largest_count)
+		{
+			largest = candidate;
+			largest_count = candidate->ready.set.count + candidate->scheduled.set.count;
+		}
+	}
+	return largest != NULL && queue_evict_last(largest);
+}
+
+/* Has the queue room in memory for one more waiting task, at no other queue's cost? */
+bool
+queue_room(Queue *queue)
+{
+	return queue_in_memory(queue) < queue_window_limit() &&
+		(fanout_shared->free_tasks > 0 || evict_for(queue));
+}
+
+/* Would a task at this place get a turn before one that is in the window? */
+static bool
+comes_before_last(const Window *window, int64 key, int64 id)
+{
+	return window->set.last != NULL && order_less(key, id, window->set.last->key, window->set.last->id);
+}
+
+/* Has the queue room for this task, maybe in the place of a later one? */
+static bool
+make_room(Queue *queue, Window *window, int64 key, int64 id)
+{
+	if (window_is_beyond(window, key, id))
+		return false;
+	if (queue_room(queue))
+		return true;
+	return comes_before_last(window, key, id) && window_evict_last(window);
+}
+
+static bool
+seed_is_due(const TaskSeed *seed, TimestampTz now)
+{
+	return !seed->timed || seed->run_at <= now;
+}
+
+static Task *
+enter_from_seed(Queue *queue, const TaskSeed *seed)
+{
+	Task	   *task = task_enter(queue->db, seed->task);
+
+	if (task == NULL)
+		return NULL;
+	task->queue = queue_index(queue);
+	task->batch = seed->batch;
+	task->priority = seed->priority;
+	task->max_attempts = seed->max_attempts;
+	task->node.key = seed->timed ? seed->run_at : seed->priority;
+	task->flags = (seed->timed ? TASK_FLAG_TIMED : 0) | (seed->early_join ? TASK_FLAG_EARLY_JOIN : 0);
+	return task;
+}
+
+/* Insert a task that waits into the window of its state. */
+static void
+insert_ready(Queue *queue, Task *task)
+{
+	task->state = TASK_READY;
+	task->node.key = task->priority;
+	order_insert(&queue->ready.set, &task->node);
+}
+
+static void
+insert_scheduled(Queue *queue, Task *task, TimestampTz due)
+{
+	task->state = TASK_SCHEDULED;
+	task->node.key = due;
+	order_insert(&queue->scheduled.set, &task->node);
+	keeper_wake_by(database_of(queue), due);
+}
+
+/*
+ * (new) -> ENQUEUED.  NULL if the task is to stay on disk: then it is the
+ * caller's to call queue_leave_on_disk() at commit.
+ */
+Task *
+task_reserve(Queue *queue, const TaskSeed *seed, TimestampTz now)
+{
+	bool		due = seed_is_due(seed, now);
+	Window	   *window = due ? &queue->ready : &queue->scheduled;
+	Task	   *task;
+
+	if (!make_room(queue, window, due ? seed->priority : seed->run_at, seed->task))
+		return NULL;
+
+	task = enter_from_seed(queue, seed);
+	if (task == NULL)
+		return NULL;
+	task->state = TASK_ENQUEUED;
+	task->flags |= TASK_FLAG_UNTOUCHED | TASK_FLAG_FRESH;
+	queue->reserved++;
+	return task;
+}
+
+/* ENQUEUED -> READY or SCHEDULED, or left on disk if that is where its place is by now. */
+void
+task_admit(Task *task, TimestampTz now)
+{
+	Queue	   *queue = queue_of(task);
+	bool		timed = (task->flags & TASK_FLAG_TIMED) != 0;
+	TimestampTz run_at = task->node.key;
+
+	Assert(task->state == TASK_ENQUEUED);
+	queue->reserved--;
+	queue->waiting++;
+	queue->enqueued++;
+
+	if (timed && run_at > now)
+	{
+		queue->timed++;
+		if (!window_is_beyond(&queue->scheduled, run_at, task->key.task))
+		{
+			insert_scheduled(queue, task, run_at);
+			return;
+		}
+		window_leave_on_disk(&queue->scheduled, run_at, task->key.task);
+		task_free(task);
+	}
+	else if (timed || !window_is_beyond(&queue->ready, task->priority, task->key.task))
+		insert_ready(queue, task);
+	else
+	{
+		window_leave_on_disk(&queue->ready, task->priority, task->key.task);
+		task_free(task);
+	}
+}
+
+/* ENQUEUED -> (gone) */
+void
+task_forget(Task *task)
+{
+	Assert(task->state == TASK_ENQUEUED);
+	queue_of(task)->reserved--;
+	task_free(task);
+}
+
+/*
+ * "count" tasks, the first of which is given and whose ids follow on, were
+ * committed and are on disk only.  Timed ones all go by way of the schedule,
+ * even when they are due.
+ */
+void
+queue_leave_on_disk(Queue *queue, const TaskSeed *first, int64 count)
+{
+	queue->waiting += count;
+	queue->enqueued += count;
+	if (first->timed)
+	{
+		queue->timed += count;
+		window_leave_on_disk(&queue->scheduled, first->run_at, first->task);
+	}
+	else
+		window_leave_on_disk(&queue->ready, first->priority, first->task);
+	queue->wants_refill = true;
+	keeper_wake(database_of(queue));
+}
+
+/*
+ * (on disk) -> READY or SCHEDULED, for a refill.  NULL if there is no room
+ * for it.  The task must not be in memory.
+ */
+Task *
+task_load(Queue *queue, const TaskSeed *seed, ItemPointer tid, TimestampTz now)
+{
+	Window	   *window = seed->timed ? &queue->scheduled : &queue->ready;
+	int64		key = seed->timed ? seed->run_at : seed->priority;
+	Task	   *task = NULL;
+
+	if (queue_room(queue) || (comes_before_last(window, key, seed->task) && window_evict_last(window)))
+		task = enter_from_seed(queue, seed);
+	if (task == NULL)
+		return NULL;
+	task->tid = *tid;
+	task->flags |= TASK_FLAG_UNTOUCHED;
+	if (seed_is_due(seed, now))
+	{
+		if (seed->timed && queue->timed > 0)
+			queue->timed--;
+		insert_ready(queue, task);
+	}
+	else
+		insert_scheduled(queue, task, seed->run_at);
+	return task;
+}
+
+/*
+ * (on disk) -> READY or SCHEDULED, for a rebuild, which also counts.  A task
+ * that has been attempted, or whose time was changed, has to be in memory;
+ * NULL if the pool is used up, and for any other one that has no place.
+ */
+Task *
+task_rebuild(Queue *queue, const TaskSeed *seed, ItemPointer tid, int attempts, bool own_due, TimestampTz now)
+{
+	bool		due = seed_is_due(seed, now);
+	Window	   *window = due && (own_due || !seed->timed) ? &queue->ready : &queue->scheduled;
+	int64		key = window == &queue->ready ? seed->priority : seed->run_at;
+	Task	   *task = NULL;
+
+	queue->waiting++;
+	if (own_due ? (fanout_shared->free_tasks > 0 || evict_for(queue)) : make_room(queue, window, key, seed->task))
+		task = enter_from_seed(queue, seed);
+	if (task == NULL)
+	{
+		queue->timed += window == &queue->scheduled;
+		window_leave_on_disk(window, key, seed->task);
+		return NULL;
+	}
+	task->tid = *tid;
+	task->attempts = attempts;
+	task->flags |= own_due ? 0 : TASK_FLAG_UNTOUCHED;
+	if (due)
+		insert_ready(queue, task);
+	else
+	{
+		queue->timed++;
+		insert_scheduled(queue, task, seed->run_at);
+	}
+	return task;
+}
+
+/* SCHEDULED -> READY for what is due; false if there is more than one call should do. */
+bool
+queue_promote_due(Queue *queue, TimestampTz now)
+{
+	for (int i = 0; i < FANOUT_WORK_CHUNK; i++)
+	{
+		OrderNode  *first = window_first(&queue->scheduled);
+		Task	   *task;
+
+		if (first == NULL)
+		{
+			if (queue->scheduled.bounded && queue->scheduled.bound_key <= now)
+				queue->wants_refill = true;
+			return true;
+		}
+		if (first->key > now)
+			return true;
+
+		task = order_container(Task, node, first);
+		Assert(task->state == TASK_SCHEDULED);
+		order_remove(&queue->scheduled.set, first);
+		if (queue->timed > 0)
+			queue->timed--;
+		insert_ready(queue, task);
+	}
+	return false;
+}
+
+/*
+ * Does a limit leave the worker (NULL: any) a permit?  "ending" permits are
+ * those of tasks that the claimant's own transaction ends: the commit that
+ * makes its claim count gives them back.
+ */
+static bool
+permits_left(const Queue *queue, const WorkerUse *use, int ending)
+{
+	const QueueSettings *settings = &queue->settings;
+
+	return (settings->concurrency == 0 || queue->running - ending < settings->concurrency) &&
+		(settings->worker_concurrency == 0 || use == NULL ||
+		 use->running - ending < settings->worker_concurrency);
+}
+
+/* Might the worker get a task of the queue, as far as limits go? */
+bool
+queue_admits(Queue *queue, const char *worker)
+{
+	WorkerUse  *use = NULL;
+
+	if (queue->settings.worker_concurrency > 0)
+	{
+		Worker	   *entry = worker_find(queue->db, worker);
+
+		if (entry != NULL)
+			use = worker_use_find(entry, queue_index(queue));
+	}
+	return permits_left(queue, use, 0);
+}
+
+/* Give the worker's pool entries back when it holds nothing more. */
+static void
+worker_release(Worker *worker, int32 queue)
+{
+	WorkerUse  *use = worker_use_find(worker, queue);
+
+	if (use != NULL && use->running == 0)
+		worker_use_free(use);
+	if (worker->lease_count == 0)
+		worker_free(worker);
+}
+
+/* Attach a new lease to the task and take its permits. */
+static Lease *
+lease_begin(Task *task, int64 number, Worker *worker, WorkerUse *use, TimestampTz claimed_at, TimestampTz until)
+{
+	Queue	   *queue = queue_of(task);
+	Lease	   *lease = lease_enter(queue->db, number);
+
+	if (lease == NULL)
+		return NULL;
+	lease->task = task;
+	lease->task_id = task->key.task;
+	lease->worker = worker;
+	memcpy(lease->worker_name, worker->key.name, FANOUT_NAME_LEN);
+	lease->claimed_at = claimed_at;
+	lease->until = until;
+	dlist_push_tail(&worker->leases, &lease->worker_link);
+	worker->lease_count++;
+	use->running++;
+	queue->running++;
+
+	task->state = TASK_RUNNING;
+	task->lease = lease;
+	task->attempts++;
+	lease->attempt = task->attempts;
+	return lease;
+}
+
+/* Take the lease off its task and give its permits back; it stays only if the journal needs it. */
+static void
+lease_end(Lease *lease)
+{
+	Task	   *task = lease->task;
+	Queue	   *queue = queue_of(task);
+	Worker	   *worker = lease->worker;
+	WorkerUse  *use = worker_use_find(worker, queue_index(queue));
+
+	if (lease->committed)
+		order_remove(&database_of(queue)->expiry, &lease->node);
+	dlist_delete(&lease->worker_link);
+	worker->lease_count--;
+	use->running--;
+	queue->running--;
+	worker_release(worker, queue_index(queue));
+
+	task->lease = NULL;
+	lease->task = NULL;
+	lease->worker = NULL;
+
+	/* a claim or an extension that has ended need not be journaled: its end is on disk */
+	if ((lease->journal & LEASE_JOURNAL_EXPIRE) == 0)
+	{
+		if (lease->journal != 0)
+		{
+			Database   *database = database_of(queue);
+
+			dlist_delete(&lease->journal_link);
+			database->journal_count--;
+		}
+		lease_free(lease);
+	}
+}
+
+/* READY -> RUNNING, with a lease that is not committed yet; false if a pool is used up. */
+static bool
+claim_one(Queue *queue, Task *task, Database *database, const Claimant *claimant, TimestampTz now, Claim *claim)
+{
+	Worker	   *worker = worker_enter(queue->db, claimant->worker);
+	WorkerUse  *use;
+	Lease	   *lease;
+
+	Assert(task->state == TASK_READY);
+	if (worker == NULL)
+		return false;
+	use = worker_use_enter(worker, queue_index(queue));
+	lease = NULL;
+	if (use != NULL && permits_left(queue, use, claimant->ending))
+	{
+		TimestampTz until = now + (claimant->lease > 0 ? claimant->lease : queue->settings.lease);
+
+		lease = lease_begin(task, database->next_lease, worker, use, now, until);
+	}
+	if (lease == NULL)
+	{
+		worker_release(worker, queue_index(queue));
+		return false;
+	}
+	database->next_lease++;
+	lease->holder = MyProc;
+	lease->holder_pid = MyProcPid;
+	lease->bound = claimant->bound;
+
+	order_remove(&queue->ready.set, &task->node);
+	queue->waiting--;
+	queue->dequeued++;
+
+	claim->lease = lease->key.lease;
+	claim->task = task->key.task;
+	claim->batch = task->batch;
+	claim->queue_id = queue->id;
+	claim->priority = task->priority;
+	claim->attempt = task->attempts;
+	claim->max_attempts = task->max_attempts > 0 ? task->max_attempts : queue->settings.max_attempts;
+	claim->tid = task->tid;
+	claim->fresh = (task->flags & TASK_FLAG_FRESH) != 0;
+	claim->synchronous = queue->settings.synchronous_claims;
+	claim->claimed_at = lease->claimed_at;
+	claim->until = lease->until;
+	return true;
+}
+
+/* Ask for a refill when the window runs low. */
+static void
+check_refill(Queue *queue)
+{
+	if (queue->ready.bounded && !queue->wants_refill &&
+		(window_first(&queue->ready) == NULL || queue->ready.set.count < queue_window_limit() / 2))
+	{
+		queue->wants_refill = true;
+		keeper_wake(database_of(queue));
+	}
+}
+
+/*
+ * Claim up to "max" tasks for the claimant, in order; their number.  The
+ * caller must see to it that each is committed or undone.
+ */
+int
+queue_claim(Queue *queue, const Claimant *claimant, int max, TimestampTz now, Claim *claims)
+{
+	Database   *database = database_of(queue);
+	int			count = 0;
+
+	if (queue->state != QUEUE_OPEN || queue->settings.paused || database->state != DATABASE_READY)
+		return 0;
+
+	while (!queue_promote_due(queue, now))
+		;
+	while (count < max && database->next_lease < database->lease_ceiling)
+	{
+		OrderNode  *first = window_first(&queue->ready);
+
+		if (first == NULL ||
+			!claim_one(queue, order_container(Task, node, first), database, claimant, now, &claims[count]))
+			break;
+		count++;
+	}
+	if (queue->wants_refill)
+		keeper_wake(database);
+	check_refill(queue);
+	return count;
+}
+
+/* The claim's transaction has committed: the lease is its worker's now. */
+void
+lease_commit(Lease *lease, bool journaled)
+{
+	Database   *database = database_of(queue_of(lease->task));
+
+	Assert(!lease->committed && lease->task->state == TASK_RUNNING);
+	lease->committed = true;
+	if (!lease->bound)
+	{
+		lease->holder = NULL;
+		lease->holder_pid = 0;
+	}
+	lease->task->flags &= ~(TASK_FLAG_UNTOUCHED | TASK_FLAG_FRESH);
+	lease->node.key = lease->until;
+	order_insert(&database->expiry, &lease->node);
+	if (!journaled)
+		lease_journal(lease, LEASE_JOURNAL_CLAIM);
+	keeper_wake_by(database, lease->until);
+}
+
+/* The claim's transaction has aborted: RUNNING -> READY, in its old place. */
+void
+lease_undo(Lease *lease)
+{
+	Task	   *task = lease->task;
+	Queue	   *queue = queue_of(task);
+
+	Assert(!lease->committed && task->state == TASK_RUNNING);
+	lease_end(lease);
+	task->attempts--;
+	queue->waiting++;
+	queue->dequeued--;
+	insert_ready(queue, task);
+}
+
+/* Rebuild: the task is RUNNING with a lease that the journal knows.  NULL if a pool is used up. */
+Lease *
+lease_restore(Task *task, int64 number, const char *worker_name, TimestampTz claimed_at, TimestampTz until)
+{
+	Queue	   *queue = queue_of(task);
+	Worker	   *worker = worker_enter(queue->db, worker_name);
+	WorkerUse  *use = worker != NULL ? worker_use_enter(worker, queue_index(queue)) : NULL;
+	Lease	   *lease;
+
+	Assert(task->state == TASK_READY);
+	if (use == NULL)
+		return NULL;
+	lease = lease_begin(task, number, worker, use, claimed_at, until);
+	if (lease == NULL)
+	{
+		worker_release(worker, queue_index(queue));
+		return NULL;
+	}
+	order_remove(&queue->ready.set, &task->node);
+	queue->waiting--;
+	lease_commit(lease, true);
+	return lease;
+}
+
+/* Note what the journal is to write of the lease, and let the keeper know. */
+void
+lease_journal(Lease *lease, uint8 what)
+{
+	Database   *database = database_find(lease->key.db);
+
+	if (lease->journal == 0)
+	{
+		dlist_push_tail(&database->journal, &lease->journal_link);
+		database->journal_count++;
+	}
+	lease->journal |= what;
+
+	/* half of the interval to collect, the other half to be written */
+	keeper_wake_by(database, GetCurrentTimestamp() + fanout_journal_interval * INT64CONST(500));
+}
+
+/* The journal has written what it was asked to. */
+void
+lease_journaled(Lease *lease)
+{
+	Database   *database = database_find(lease->key.db);
+
+	Assert(lease->journal != 0);
+	dlist_delete(&lease->journal_link);
+	database->journal_count--;
+	lease->journal = 0;
+	if (lease->task == NULL)
+		lease_free(lease);
+}
+
+/* The lease ends at "until" from now on. */
+void
+lease_extend(Lease *lease, TimestampTz until)
+{
+	Database   *database = database_find(lease->key.db);
+
+	lease->until = until;
+	if (!lease->committed)
+		return;
+	order_remove(&database->expiry, &lease->node);
+	lease->node.key = until;
+	order_insert(&database->expiry, &lease->node);
+	lease_journal(lease, LEASE_JOURNAL_EXTEND);
+	keeper_wake_by(database, until);
+}
+
+/* A transaction writes under the lease, which does not expire until that has ended. */
+void
+lease_pin(Lease *lease)
+{
+	lease->pins++;
+}
+
+void
+lease_unpin(Lease *lease)
+{
+	Assert(lease->pins > 0);
+	lease->pins--;
+
+	/* the keeper passed it by if it was due */
+	if (lease->pins == 0 && lease->committed)
+		keeper_wake_by(database_find(lease->key.db), lease->until);
+}
+
+/* The lease has run out, or its session has gone: RUNNING -> READY, in its old place. */
+void
+lease_expire(Lease *lease, TimestampTz now)
+{
+	Task	   *task = lease->task;
+
+	Assert(lease->committed && lease->pins == 0);
+	database_of(queue_of(task))->expired++;
+	lease->until = now;
+	lease_journal(lease, LEASE_JOURNAL_EXPIRE);
+	task_requeue(task, 0, true, now);
+}
+
+/* RUNNING -> READY, or SCHEDULED if it is due later than now. */
+void
+task_requeue(Task *task, TimestampTz due, bool counts, TimestampTz now)
+{
+	Queue	   *queue = queue_of(task);
+
+	Assert(task->state == TASK_RUNNING);
+	lease_end(task->lease);
+	if (!counts)
+		task->attempts--;
+	queue->waiting++;
+	if (due > now)
+	{
+		queue->timed++;
+		insert_scheduled(queue, task, due);
+	}
+	else
+		insert_ready(queue, task);
+}
+
+/* READY or SCHEDULED -> ENDING: nobody may claim it while a transaction ends it. */
+void
+task_withdraw(Task *task)
+{
+	Queue	   *queue = queue_of(task);
+
+	Assert(task->state == TASK_READY || task->state == TASK_SCHEDULED);
+	if (task->state == TASK_SCHEDULED)
+	{
+		order_remove(&queue->scheduled.set, &task->node);
+		task->flags |= TASK_FLAG_WAS_SCHEDULED;
+	}
+	else
+	{
+		order_remove(&queue->ready.set, &task->node);
+		task->flags &= ~TASK_FLAG_WAS_SCHEDULED;
+	}
+	task->state = TASK_ENDING;
+}
+
+/* (on disk) -> ENDING.  NULL if the pool is used up.  The task must not be in memory. */
+Task *
+task_withdraw_from_disk(Queue *queue, const TaskSeed *seed)
+{
+	Task	   *task;
+
+	if (fanout_shared->free_tasks == 0 && !evict_for(queue) && !queue_evict_last(queue))
+		return NULL;
+	task = enter_from_seed(queue, seed);
+	if (seed->timed)
+		task->flags |= TASK_FLAG_WAS_SCHEDULED;
+	task->state = TASK_ENDING;
+	return task;
+}
+
+/* ENDED -> (gone): the task gets another life. */
+void
+task_forget_ended(Task *task)
+{
+	Assert(task->state == TASK_ENDED);
+	dlist_delete(&task->ended_link);
+	task_free(task);
+}
+
+/* ENDING -> READY or SCHEDULED: the transaction that was to end it has aborted. */
+void
+task_restore(Task *task)
+{
+	Queue	   *queue = queue_of(task);
+
+	Assert(task->state == TASK_ENDING);
+	if (task->flags & TASK_FLAG_WAS_SCHEDULED)
+		insert_scheduled(queue, task, task->node.key);
+	else
+		insert_ready(queue, task);
+}
+
+/*
+ * RUNNING or ENDING -> (gone): the task has its outcome.  While a refill
+ * reads, an ENDED tombstone stays: the refill's snapshot may not show the
+ * outcome yet.
+ */
+void
+task_end(Task *task, Outcome outcome)
+{
+	Queue	   *queue = queue_of(task);
+	Database   *database = database_of(queue);
+
+	Assert(task->state == TASK_RUNNING || task->state == TASK_ENDING);
+	if (task->state == TASK_RUNNING)
+		lease_end(task->lease);
+	else
+	{
+		queue->waiting--;
+		if ((task->flags & TASK_FLAG_WAS_SCHEDULED) && queue->timed > 0)
+			queue->timed--;
+	}
+
+	if (outcome == OUTCOME_SUCCEEDED)
+		queue->succeeded++;
+	else if (outcome == OUTCOME_FAILED)
+		queue->failed++;
+	else
+		queue->cancelled++;
+
+	results_note_end(database, task);
+	if (task->flags & TASK_FLAG_EARLY_JOIN)
+	{
+		if (database->dirty_join_count < FANOUT_DIRTY_JOINS)
+			database->dirty_joins[database->dirty_join_count++] = task->batch;
+		else
+			database->dirty_join_overflow = true;
+		keeper_wake(database);
+	}
+
+	if (queue->ready.refilling || queue->scheduled.refilling)
+	{
+		task->state = TASK_ENDED;
+		dlist_push_tail(&queue->ended, &task->ended_link);
+	}
+	else
+		task_free(task);
+}
+
+/* ENDED -> (gone), for all of the queue: no refill is reading. */
+void
+queue_forget_ended(Queue *queue)
+{
+	while (!dlist_is_empty(&queue->ended))
+		task_free(dlist_container(Task, ended_link, dlist_pop_head_node(&queue->ended)));
+}
+
+/* OPEN -> CLOSED: a transaction drops or purges the queue.  False if another one does already. */
+bool
+queue_close(Queue *queue, bool dropping)
+{
+	if (queue->state == QUEUE_CLOSED)
+		return false;
+	queue->was_new = queue->state == QUEUE_NEW;
+	queue->state = QUEUE_CLOSED;
+	queue->dropping = dropping;
+	queue->epoch++;
+	return true;
+}
+
+/* CLOSED -> what it was before. */
+void
+queue_reopen(Queue *queue)
+{
+	if (queue->state != QUEUE_CLOSED)
+		return;
+	queue->state = queue->was_new ? QUEUE_NEW : QUEUE_OPEN;
+	queue->wants_refill |= queue->ready.bounded || queue->scheduled.bounded;
+	keeper_wake(database_of(queue));
+	queue_wake(queue);
+}
+
+/* Free a task of the queue that is being removed, and its lease with it. */
+static void
+forget_if_of_queue(Task *task, void *arg)
+{
+	Queue	   *queue = arg;
+
+	if (task->queue != queue_index(queue))
+		return;
+	if (task->state == TASK_RUNNING)
+		lease_end(task->lease);
+	task_free(task);
+}
+
+/*
+ * The queue has been dropped, or its creation rolled back: nothing of it
+ * stays in memory.  Who waits for it is woken and will find it gone.
+ */
+void
+queue_remove(Queue *queue)
+{
+	task_iterate(forget_if_of_queue, queue);
+	stop_all_waiting_for(queue);
+	results_wake_all(database_of(queue));
+	queue->state = QUEUE_FREE;
+}

@@ -1,0 +1,102 @@
+/*
+ * dispatch.h
+ *		Who may run next: the transitions of tasks and leases.
+ *
+ * All of it expects the dispatcher lock to be held, and cannot throw.  Times
+ * are the caller's, so that one call sees one time.
+ */
+#ifndef FANOUT_DISPATCH_H
+#define FANOUT_DISPATCH_H
+
+#include "shared_state.h"
+
+typedef enum Outcome
+{
+	OUTCOME_SUCCEEDED = 's',
+	OUTCOME_FAILED = 'f',
+	OUTCOME_CANCELLED = 'c'
+} Outcome;
+
+/* What is needed to enter a task. */
+typedef struct TaskSeed
+{
+	int64		task;
+	int64		batch;
+	int32		priority;
+	int16		max_attempts;
+	bool		timed;
+	bool		early_join;
+	TimestampTz run_at;
+} TaskSeed;
+
+/* What a claim gave, copied out. */
+typedef struct Claim
+{
+	int64		lease;
+	int64		task;
+	int64		batch;
+	int32		queue_id;
+	int32		priority;
+	int32		attempt;
+	int32		max_attempts;
+	ItemPointerData tid;
+	bool		fresh;
+	bool		synchronous;
+	TimestampTz claimed_at;
+	TimestampTz until;
+} Claim;
+
+/* One that asks for work. */
+typedef struct Claimant
+{
+	const char *worker;
+	int64		lease;			/* microseconds; 0: the queue's */
+	bool		bound;
+	int			ending;			/* permits of this queue that its transaction gives back at commit */
+} Claimant;
+
+/* enqueue */
+extern Task *task_reserve(Queue *queue, const TaskSeed *seed, TimestampTz now);
+extern void task_admit(Task *task, TimestampTz now);
+extern void task_forget(Task *task);
+extern void queue_leave_on_disk(Queue *queue, const TaskSeed *first, int64 count);
+
+/* from disk */
+extern Task *task_load(Queue *queue, const TaskSeed *seed, ItemPointer tid, TimestampTz now);
+
+extern Task *task_rebuild(Queue *queue, const TaskSeed *seed, ItemPointer tid, int attempts, bool own_due,
+						  TimestampTz now);
+
+/* dequeue */
+extern int	queue_claim(Queue *queue, const Claimant *claimant, int max, TimestampTz now, Claim *claims);
+extern bool queue_admits(Queue *queue, const char *worker);
+extern void lease_commit(Lease *lease, bool journaled);
+extern void lease_undo(Lease *lease);
+extern Lease *lease_restore(Task *task, int64 number, const char *worker, TimestampTz claimed_at, TimestampTz until);
+
+/* a lease's life */
+extern void lease_extend(Lease *lease, TimestampTz until);
+extern void lease_pin(Lease *lease);
+extern void lease_unpin(Lease *lease);
+extern void lease_expire(Lease *lease, TimestampTz now);
+extern void lease_journal(Lease *lease, uint8 what);
+extern void lease_journaled(Lease *lease);
+
+/* ends */
+extern void task_requeue(Task *task, TimestampTz due, bool counts, TimestampTz now);
+extern void task_withdraw(Task *task);
+extern Task *task_withdraw_from_disk(Queue *queue, const TaskSeed *seed);
+extern void task_forget_ended(Task *task);
+extern void task_restore(Task *task);
+extern void task_end(Task *task, Outcome outcome);
+
+/* time, and memory */
+extern bool queue_promote_due(Queue *queue, TimestampTz now);
+extern void queue_forget_ended(Queue *queue);
+extern bool queue_close(Queue *queue, bool dropping);
+extern void queue_reopen(Queue *queue);
+extern void queue_remove(Queue *queue);
+extern bool queue_room(Queue *queue);
+extern int64 queue_window_limit(void);
+
+#endif							/* FANOUT_DISPATCH_H */

@@ -1,0 +1,398 @@
+/*
+ * enqueue.c
+ *		Adding tasks, in the caller's transaction.
+ *
+ * A call adds any number of tasks that differ in name and args only.  Their
+ * ids follow on, in their order.  The steps are: check the backlog and count
+ * the tasks as pending; take pool entries for as many as have a place in
+ * memory (the rest will be left on disk); insert the rows; note where they
+ * are.  Nobody sees any of it before the commit callback.
+ */
+#include "postgres.h"
+
+#include "catalog/pg_type.h"
+#include "common/hashfn.h"
+#include "funcapi.h"
+#include "miscadmin.h"
+#include "utils/builtins.h"
+#include "utils/timestamp.h"
+
+#include "arguments.h"
+#include "batch.h"
+#include "commit_hooks.h"
+#include "ids.h"
+#include "lease.h"
+#include "queues.h"
+#include "storage.h"
+
+PG_FUNCTION_INFO_V1(fanout_enqueue);
+PG_FUNCTION_INFO_V1(fanout_enqueue_many);
+PG_FUNCTION_INFO_V1(fanout_fan_out);
+PG_FUNCTION_INFO_V1(fanout_fan_out_names);
+
+/* The tasks of one call. */
+typedef struct Request
+{
+	QueueRef	ref;
+	int64		count;
+	Datum	   *names;			/* one for each, or */
+	Datum		name;			/* one for all */
+	Datum	   *args;
+	bool	   *arg_nulls;
+	int64		parent;			/* 0: none */
+	TaskSeed	seed;			/* of the first task */
+	TimestampTz now;
+} Request;
+
+static void
+take_common_args(FunctionCallInfo fcinfo, Request *request, int priority_arg)
+{
+	int			delay_arg = priority_arg + 1;
+	int			run_at_arg = priority_arg + 2;
+	int			max_attempts_arg = priority_arg + 3;
+
+	request->now = GetCurrentTimestamp();
+	require_arg(fcinfo, priority_arg, "priority");
+	request->seed.priority = PG_GETARG_INT32(priority_arg);
+
+	if (!PG_ARGISNULL(delay_arg) && !PG_ARGISNULL(run_at_arg))
+		ereport(ERROR,
+				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
+				 errmsg("delay and run_at cannot both be given")));
+	if (!PG_ARGISNULL(delay_arg))
+		request->seed.run_at = request->now + arg_duration(fcinfo, delay_arg, "delay", 0);
+	if (!PG_ARGISNULL(run_at_arg))
+	{
+		request->seed.run_at = PG_GETARG_TIMESTAMPTZ(run_at_arg);
+		if (TIMESTAMP_NOT_FINITE(request->seed.run_at))
+			ereport(ERROR,
+					(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
+					 errmsg("run_at must be finite")));
+	}
+	/* what is due now is not timed: it costs no index entry */
+	request->seed.timed = (!PG_ARGISNULL(delay_arg) || !PG_ARGISNULL(run_at_arg)) &&
+		request->seed.run_at > request->now;
+
+	if (!PG_ARGISNULL(max_attempts_arg))
+	{
+		int32		max_attempts = PG_GETARG_INT32(max_attempts_arg);
+
+		if (max_attempts < 1 || max_attempts > PG_INT16_MAX)
+			ereport(ERROR,
+					(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
+					 errmsg("max_attempts must be from 1 to %d", PG_INT16_MAX)));
+		request->seed.max_attempts = max_attempts;
+	}
+}
+
+static void
+check_task_name(Datum name)
+{
+	if (VARSIZE_ANY_EXHDR(DatumGetPointer(name)) == 0)
+		ereport(ERROR,
+				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
+				 errmsg("a task's name must not be empty")));
+}
+
+/* Count the tasks against the backlog and among the pending ones; throws FO003 if they are too many. */
+static void
+admit_to_backlog(Request *request)
+{
+	Queue	   *queue = request->ref.queue;
+	int64		limit;
+	int64		backlog;
+	bool		full;
+
+	pending_prepare(1);
+	dispatcher_lock();
+	limit = queue->settings.max_backlog;
+	backlog = queue->waiting + queue->pending;
+	full = limit > 0 && backlog + request->count > limit;
+	if (!full)
+	{
+		queue->pending += request->count;
+		pending_enqueue(queue, &request->seed, request->count, 0);
+	}
+	dispatcher_unlock();
+
+	if (full)
+		ereport(ERROR,
+				(errcode(ERRCODE_BACKLOG_FULL),
+				 errmsg("queue \"%s\" is full", request->ref.name),
+				 errdetail(INT64_FORMAT " tasks wait, " INT64_FORMAT " are to be added, max_backlog is " INT64_FORMAT ".",
+						   backlog, request->count, limit),
+				 errhint("Try again when workers have caught up, or raise max_backlog.")));
+}
+
+/* Take pool entries for the first tasks, as many as have a place in memory; their number. */
+static int64
+reserve_entries(Request *request)
+{
+	TaskSeed	seed = request->seed;
+	int64		reserved = 0;
+	bool		room = true;
+
+	while (room && reserved < request->count)
+	{
+		int64		stop = Min(reserved + FANOUT_WORK_CHUNK, request->count);
+
+		dispatcher_lock();
+		while (room && reserved < stop)
+		{
+			seed.task = request->seed.task + reserved;
+			room = task_reserve(request->ref.queue, &seed, request->now) != NULL;
+			reserved += room;
+		}
+		pending_enqueue_reserved(reserved);
+		dispatcher_unlock();
+	}
+	return reserved;
+}
+
+/* Tell the entries where their rows are. */
+static void
+set_places(const Request *request, const ItemPointerData *tids, int64 count)
+{
+	for (int64 i = 0; i < count;)
+	{
+		int64		stop = Min(i + FANOUT_WORK_CHUNK, count);
+
+		dispatcher_lock();
+		for (; i < stop; i++)
+		{
+			Task	   *task = task_find(MyDatabaseId, request->seed.task + i);
+
+			if (task != NULL)
+				task->tid = tids[i];
+		}
+		dispatcher_unlock();
+	}
+}
+
+static void
+insert_rows(const Request *request, int64 reserved)
+{
+	LogWriter  *writer = log_writer_open(LOG_TASK, request->count);
+	ItemPointerData *tids = palloc_extended(Max(reserved, 1) * sizeof(ItemPointerData), MCXT_ALLOC_HUGE);
+	Datum		values[TASK_COLUMNS];
+	bool		nulls[TASK_COLUMNS] = {0};
+
+	values[TASK_ENQUEUED_AT] = TimestampTzGetDatum(request->now);
+	values[TASK_QUEUE] = Int32GetDatum(request->ref.id);
+	values[TASK_PRIORITY] = Int32GetDatum(request->seed.priority);
+	values[TASK_RUN_AT] = TimestampTzGetDatum(request->seed.run_at);
+	nulls[TASK_RUN_AT] = !request->seed.timed;
+	values[TASK_BATCH] = Int64GetDatum(request->seed.batch);
+	nulls[TASK_BATCH] = request->seed.batch == 0;
+	values[TASK_PARENT] = Int64GetDatum(request->parent);
+	nulls[TASK_PARENT] = request->parent == 0;
+	values[TASK_MAX_ATTEMPTS] = Int16GetDatum(request->seed.max_attempts);
+	nulls[TASK_MAX_ATTEMPTS] = request->seed.max_attempts == 0;
+	for (int64 i = 0; i < request->count; i++)
+	{
+		values[TASK_ID] = Int64GetDatum(request->seed.task + i);
+		values[TASK_NAME] = request->names != NULL ? request->names[i] : request->name;
+		values[TASK_ARGS] = request->args[i];
+		nulls[TASK_ARGS] = request->arg_nulls[i];
+		log_writer_add(writer, values, nulls, i < reserved ? &tids[i] : NULL);
+	}
+	log_writer_close(writer);
+	set_places(request, tids, reserved);
+	pfree(tids);
+}
+
+/* Add the tasks; seed.task is the first one's id then. */
+static void
+enqueue_tasks(Request *request)
+{
+	if (request->count == 0)
+		return;
+	if (request->names == NULL)
+		check_task_name(request->name);
+	for (int64 i = 0; request->names != NULL && i < request->count; i++)
+		check_task_name(request->names[i]);
+
+	queue_lock(request->ref.id, request->ref.name, RowExclusiveLock);
+	request->seed.task = ids_take_tasks(require_database(), request->count);
+	admit_to_backlog(request);
+	insert_rows(request, reserve_entries(request));
+	if (request->seed.batch != 0)
+		batch_add_part(request->seed.batch, request->seed.task, request->count);
+}
+
+static uint64
+hash_datum(uint64 hash, Datum datum, bool isnull)
+{
+	struct varlena *value;
+
+	if (isnull)
+		return hash_combine64(hash, 1);
+	value = PG_DETOAST_DATUM_PACKED(datum);
+	return hash_combine64(hash, hash_bytes_extended((unsigned char *) VARDATA_ANY(value), VARSIZE_ANY_EXHDR(value), 0));
+}
+
+/* A digest of what the call is to do, for one that is repeated under a step name. */
+static uint64
+digest_of(const Request *request, uint64 start)
+{
+	uint64		hash = hash_combine64(start, request->ref.id);
+
+	hash = hash_combine64(hash, request->count);
+	hash = hash_combine64(hash, request->seed.priority);
+	hash = hash_combine64(hash, request->seed.max_attempts);
+	if (request->names == NULL)
+		hash = hash_datum(hash, request->name, false);
+	for (int64 i = 0; i < request->count; i++)
+	{
+		if (request->names != NULL)
+			hash = hash_datum(hash, request->names[i], false);
+		hash = hash_datum(hash, request->args[i], request->arg_nulls[i]);
+	}
+	return hash;
+}
+
+static void
+take_batch_arg(FunctionCallInfo fcinfo, int arg, Request *request)
+{
+	if (PG_ARGISNULL(arg))
+		return;
+	request->seed.batch = PG_GETARG_INT64(arg);
+	batch_open_for_tasks(request->seed.batch, &request->seed.early_join);
+}
+
+/* What enqueue and enqueue_many have in common, from their fourth argument on; false if it was done before. */
+static bool
+enqueue_under_step(FunctionCallInfo fcinfo, Request *request, const char *kind, Spawn *spawn)
+{
+	take_common_args(fcinfo, request, 3);
+	if (spawn_begin(fcinfo, 8, 9, kind,
+					PG_ARGISNULL(8) ? 0 : digest_of(request, PG_ARGISNULL(7) ? 0 : PG_GETARG_INT64(7)), spawn))
+		return false;
+	take_batch_arg(fcinfo, 7, request);
+	request->parent = spawn->parent;
+	enqueue_tasks(request);
+	spawn->batch = request->seed.batch;
+	spawn->first_task = request->seed.task;
+	spawn->tasks = request->count;
+	spawn_end(spawn);
+	return true;
+}
+
+Datum
+fanout_enqueue(PG_FUNCTION_ARGS)
+{
+	Request		request = {0};
+	Datum		args;
+	bool		args_null;
+	Spawn		spawn;
+
+	require_writable("fanout.enqueue()");
+	require_arg(fcinfo, 0, "queue");
+	require_arg(fcinfo, 1, "name");
+	request.ref = registry_queue(PG_GETARG_TEXT_PP(0), PRIVILEGE_ENQUEUE);
+	request.name = PointerGetDatum(PG_GETARG_TEXT_PP(1));
+	request.count = 1;
+	args_null = PG_ARGISNULL(2);
+	args = args_null ? (Datum) 0 : PG_GETARG_DATUM(2);
+	request.args = &args;
+	request.arg_nulls = &args_null;
+	(void) enqueue_under_step(fcinfo, &request, "task", &spawn);
+	PG_RETURN_INT64(spawn.first_task);
+}
+
+static void
+take_args_array(FunctionCallInfo fcinfo, int arg, Request *request)
+{
+	require_arg(fcinfo, arg, "args");
+	request->count = array_elements(PG_GETARG_ARRAYTYPE_P(arg), JSONBOID, "args", &request->args,
+									&request->arg_nulls, true);
+}
+
+Datum
+fanout_enqueue_many(PG_FUNCTION_ARGS)
+{
+	Request		request = {0};
+	Spawn		spawn;
+	ResultSet	set;
+
+	require_writable("fanout.enqueue_many()");
+	require_arg(fcinfo, 0, "queue");
+	require_arg(fcinfo, 1, "name");
+	request.ref = registry_queue(PG_GETARG_TEXT_PP(0), PRIVILEGE_ENQUEUE);
+	request.name = PointerGetDatum(PG_GETARG_TEXT_PP(1));
+	take_args_array(fcinfo, 2, &request);
+	(void) enqueue_under_step(fcinfo, &request, "tasks", &spawn);
+
+	set = result_set_begin(fcinfo);
+	for (int64 i = 0; i < spawn.tasks; i++)
+	{
+		Datum		values[2] = {Int64GetDatum(i + 1), Int64GetDatum(spawn.first_task + i)};
+		bool		nulls[2] = {false, false};
+
+		result_set_add(&set, values, nulls);
+	}
+	return (Datum) 0;
+}
+
+static int64
+fan_out(FunctionCallInfo fcinfo, Request *request)
+{
+	int64		join_count = PG_ARGISNULL(4) ? 0 : PG_GETARG_INT64(4);
+	text	   *join;
+	uint64		digest = 0;
+	Spawn		spawn;
+
+	require_arg(fcinfo, 3, "join");
+	join = PG_GETARG_TEXT_PP(3);
+	if (!PG_ARGISNULL(4) && join_count < 1)
+		ereport(ERROR,
+				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
+				 errmsg("join_count must be at least 1")));
+	take_common_args(fcinfo, request, 5);
+	if (!PG_ARGISNULL(9))
+		digest = digest_of(request, hash_datum(join_count, PointerGetDatum(join), false));
+	if (spawn_begin(fcinfo, 9, 10, "fan_out", digest, &spawn))
+		return spawn.batch;
+
+	request->parent = spawn.parent;
+	spawn.batch = request->seed.batch = batch_create(join, join_count, true, &request->seed.early_join);
+	enqueue_tasks(request);
+	spawn.first_task = request->seed.task;
+	spawn.tasks = request->count;
+	spawn_end(&spawn);
+	return spawn.batch;
+}
+
+Datum
+fanout_fan_out(PG_FUNCTION_ARGS)
+{
+	Request		request = {0};
+
+	require_writable("fanout.fan_out()");
+	require_arg(fcinfo, 0, "queue");
+	require_arg(fcinfo, 1, "name");
+	request.ref = registry_queue(PG_GETARG_TEXT_PP(0), PRIVILEGE_ENQUEUE);
+	request.name = PointerGetDatum(PG_GETARG_TEXT_PP(1));
+	take_args_array(fcinfo, 2, &request);
+	PG_RETURN_INT64(fan_out(fcinfo, &request));
+}
+
+Datum
+fanout_fan_out_names(PG_FUNCTION_ARGS)
+{
+	Request		request = {0};
+	bool	   *nulls;
+	int			names;
+
+	require_writable("fanout.fan_out()");
+	require_arg(fcinfo, 0, "queue");
+	require_arg(fcinfo, 1, "names");
+	request.ref = registry_queue(PG_GETARG_TEXT_PP(0), PRIVILEGE_ENQUEUE);
+	names = array_elements(PG_GETARG_ARRAYTYPE_P(1), TEXTOID, "names", &request.names, &nulls, false);
+	take_args_array(fcinfo, 2, &request);
+	if (names != request.count)
+		ereport(ERROR,
+				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
+				 errmsg("%d names were given for " INT64_FORMAT " args", names, request.count)));
+	PG_RETURN_INT64(fan_out(fcinfo, &request));
+}

@@ -1,0 +1,353 @@
+/*
+ * finish.c
+ *		How an attempt ends by its worker's word: complete, fail, release.
+ *
+ * The order is: take the lease for ending (nobody else can end it now, and it
+ * does not expire), write the row, and let the commit callback change memory.
+ * The unique index on fanout.outcome stands behind: should memory ever err,
+ * it is a duplicate key and no second outcome.
+ */
+#include "postgres.h"
+
+#include <math.h>
+
+#include "catalog/pg_type.h"
+#include "common/pg_prng.h"
+#include "miscadmin.h"
+#include "utils/builtins.h"
+#include "utils/timestamp.h"
+
+#include "arguments.h"
+#include "commit_hooks.h"
+#include "finish.h"
+#include "lease.h"
+#include "spi.h"
+#include "storage.h"
+
+PG_FUNCTION_INFO_V1(fanout_complete);
+PG_FUNCTION_INFO_V1(fanout_complete_many);
+PG_FUNCTION_INFO_V1(fanout_fail);
+PG_FUNCTION_INFO_V1(fanout_fail_many);
+PG_FUNCTION_INFO_V1(fanout_release);
+PG_FUNCTION_INFO_V1(fanout_release_many);
+
+static SpiStatement select_outcome_of_lease = {
+	"SELECT status, (SELECT t.queue FROM fanout.task t WHERE t.id = o.task) FROM fanout.outcome o WHERE o.lease = $1",
+	1, {INT8OID}
+};
+
+void
+write_outcome(LogWriter *writer, int64 task, const HeldLease *held, Outcome outcome, TimestampTz at,
+			  Datum result, bool result_isnull, Datum error, bool error_isnull)
+{
+	Datum		values[OUTCOME_COLUMNS];
+	bool		nulls[OUTCOME_COLUMNS] = {0};
+
+	values[OUTCOME_TASK] = Int64GetDatum(task);
+	values[OUTCOME_FINISHED_AT] = TimestampTzGetDatum(at);
+	values[OUTCOME_STATUS] = CharGetDatum(outcome);
+	values[OUTCOME_RESULT] = result;
+	nulls[OUTCOME_RESULT] = result_isnull;
+	values[OUTCOME_ERROR] = error;
+	nulls[OUTCOME_ERROR] = error_isnull;
+	if (held != NULL)
+	{
+		values[OUTCOME_LEASE] = Int64GetDatum(held->lease);
+		values[OUTCOME_CLAIMED_AT] = TimestampTzGetDatum(held->claimed_at);
+		values[OUTCOME_ATTEMPT] = Int16GetDatum(held->attempt);
+		values[OUTCOME_WORKER] = CStringGetTextDatum(held->worker);
+	}
+	else
+	{
+		values[OUTCOME_ATTEMPT] = Int16GetDatum(0);
+		nulls[OUTCOME_LEASE] = nulls[OUTCOME_CLAIMED_AT] = nulls[OUTCOME_WORKER] = true;
+	}
+	log_writer_add(writer, values, nulls, NULL);
+}
+
+void
+write_attempt(LogWriter *writer, int64 lease, int64 task, char event, TimestampTz at, TimestampTz until,
+			  const char *worker, Datum error, bool error_isnull)
+{
+	Datum		values[ATTEMPT_COLUMNS];
+	bool		nulls[ATTEMPT_COLUMNS] = {0};
+
+	values[ATTEMPT_LEASE] = Int64GetDatum(lease);
+	values[ATTEMPT_TASK] = Int64GetDatum(task);
+	values[ATTEMPT_AT] = TimestampTzGetDatum(at);
+	values[ATTEMPT_UNTIL] = TimestampTzGetDatum(until);
+	nulls[ATTEMPT_UNTIL] = until == 0;
+	values[ATTEMPT_EVENT] = CharGetDatum(event);
+	nulls[ATTEMPT_WORKER] = worker == NULL;
+	values[ATTEMPT_WORKER] = worker != NULL ? CStringGetTextDatum(worker) : (Datum) 0;
+	values[ATTEMPT_ERROR] = error;
+	nulls[ATTEMPT_ERROR] = error_isnull;
+	log_writer_add(writer, values, nulls, NULL);
+}
+
+/* Did this lease complete its task, in this transaction or before? */
+static bool
+completed_before(int64 lease)
+{
+	SpiScope	scope;
+	Datum		values[1] = {Int64GetDatum(lease)};
+	int32		queue_id = 0;
+	QueueRef	ref;
+	bool		completed = false;
+	bool		isnull = true;
+
+	spi_begin(&scope);
+	if (spi_read_latest(&select_outcome_of_lease, values, NULL) == 1)
+	{
+		completed = DatumGetChar(spi_value(0, 1, &isnull)) == OUTCOME_SUCCEEDED;
+		queue_id = DatumGetInt32(spi_value(0, 2, &isnull));
+	}
+	spi_end(&scope);
+	if (completed && !isnull)
+		(void) registry_queue_by_id(queue_id, PRIVILEGE_DEQUEUE, &ref);
+	return completed;
+}
+
+/* Complete one lease if it is live; false if it is not. */
+static bool
+complete_one(LogWriter *writer, int64 lease, Datum result, bool isnull)
+{
+	HeldLease	held;
+
+	if (!lease_hold(lease, LEASE_USE_END, &held))
+		return false;
+	pending_end(lease, OUTCOME_SUCCEEDED);
+	write_outcome(writer, held.task, &held, OUTCOME_SUCCEEDED, GetCurrentTimestamp(), result, isnull, (Datum) 0, true);
+	return true;
+}
+
+bool
+complete_lease(int64 lease, Datum result, bool isnull)
+{
+	LogWriter  *writer = log_writer_open(LOG_OUTCOME, 1);
+	bool		done = complete_one(writer, lease, result, isnull);
+
+	log_writer_close(writer);
+	if (!done && !completed_before(lease))
+		throw_lease_lost(lease);
+	return done;
+}
+
+Datum
+fanout_complete(PG_FUNCTION_ARGS)
+{
+	require_writable("fanout.complete()");
+	require_arg(fcinfo, 0, "lease");
+	PG_RETURN_BOOL(complete_lease(PG_GETARG_INT64(0), PG_ARGISNULL(1) ? (Datum) 0 : PG_GETARG_DATUM(1),
+								  PG_ARGISNULL(1)));
+}
+
+int
+complete_leases(FunctionCallInfo fcinfo, Datum **leases, bool **done)
+{
+	Datum	   *results = NULL;
+	bool	   *nulls = NULL;
+	bool	   *ignored;
+	int			count;
+	int			result_count = 0;
+	LogWriter  *writer;
+
+	require_arg(fcinfo, 0, "leases");
+	count = array_elements(PG_GETARG_ARRAYTYPE_P(0), INT8OID, "leases", leases, &ignored, false);
+	if (!PG_ARGISNULL(1))
+	{
+		result_count = array_elements(PG_GETARG_ARRAYTYPE_P(1), JSONBOID, "results", &results, &nulls, true);
+		if (result_count != count)
+			ereport(ERROR,
+					(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
+					 errmsg("%d results were given for %d leases", result_count, count)));
+	}
+
+	*done = palloc0(Max(count, 1) * sizeof(bool));
+	pending_prepare(count);
+	writer = log_writer_open(LOG_OUTCOME, count);
+	for (int i = 0; i < count; i++)
+		(*done)[i] = complete_one(writer, DatumGetInt64((*leases)[i]), results != NULL ? results[i] : (Datum) 0,
+								  results == NULL || nulls[i]);
+	log_writer_close(writer);
+	return count;
+}
+
+/* Give back those of the leases for which something was done. */
+static void
+return_leases(FunctionCallInfo fcinfo, Datum *leases, bool *done, int count)
+{
+	ResultSet	set = result_set_begin(fcinfo);
+	bool		isnull = false;
+
+	for (int i = 0; i < count; i++)
+	{
+		if (done[i])
+			result_set_add(&set, &leases[i], &isnull);
+	}
+}
+
+Datum
+fanout_complete_many(PG_FUNCTION_ARGS)
+{
+	Datum	   *leases;
+	bool	   *done;
+	int			count;
+
+	require_writable("fanout.complete()");
+	count = complete_leases(fcinfo, &leases, &done);
+	return_leases(fcinfo, leases, done, count);
+	return (Datum) 0;
+}
+
+/*
+ * When the next attempt is due: the queue's backoff, doubled with each attempt
+ * up to its maximum, less up to half of it so that tasks that failed together
+ * do not come back together.
+ */
+static int64
+backoff_after(const HeldLease *held)
+{
+	double		delay = (double) held->backoff * pow(2.0, Min(held->attempt - 1, 60));
+
+	delay = Min(delay, (double) held->backoff_max);
+	return (int64) (delay * (1.0 - pg_prng_double(&pg_global_prng_state) / 2.0));
+}
+
+typedef struct FailOptions
+{
+	Datum		error;
+	bool		error_isnull;
+	int64		retry_in;		/* -1: by the queue's backoff */
+	bool		final;
+} FailOptions;
+
+static FailOptions
+fail_options(FunctionCallInfo fcinfo)
+{
+	FailOptions options;
+
+	options.error_isnull = PG_ARGISNULL(1);
+	options.error = options.error_isnull ? (Datum) 0 : PG_GETARG_DATUM(1);
+	options.retry_in = arg_duration(fcinfo, 2, "retry_in", -1);
+	options.final = !PG_ARGISNULL(3) && PG_GETARG_BOOL(3);
+	return options;
+}
+
+/* Fail one attempt if its lease is live; "due" is 0 if that was the last one. */
+static bool
+fail_one(int64 lease, const FailOptions *options, TimestampTz *due)
+{
+	TimestampTz now = GetCurrentTimestamp();
+	HeldLease	held;
+	LogWriter  *writer;
+
+	if (!lease_hold(lease, LEASE_USE_END, &held))
+		return false;
+
+	if (options->final || held.attempt >= held.max_attempts)
+	{
+		*due = 0;
+		pending_end(lease, OUTCOME_FAILED);
+		writer = log_writer_open(LOG_OUTCOME, 1);
+		write_outcome(writer, held.task, &held, OUTCOME_FAILED, now, (Datum) 0, true,
+					  options->error, options->error_isnull);
+	}
+	else
+	{
+		*due = now + (options->retry_in >= 0 ? options->retry_in : backoff_after(&held));
+		pending_requeue(lease, *due, true);
+		writer = log_writer_open(LOG_ATTEMPT, 1);
+		write_attempt(writer, lease, held.task, 'f', now, *due, held.worker, options->error, options->error_isnull);
+	}
+	log_writer_close(writer);
+	return true;
+}
+
+Datum
+fanout_fail(PG_FUNCTION_ARGS)
+{
+	FailOptions options;
+	TimestampTz due;
+
+	require_writable("fanout.fail()");
+	require_arg(fcinfo, 0, "lease");
+	options = fail_options(fcinfo);
+	if (!fail_one(PG_GETARG_INT64(0), &options, &due))
+		throw_lease_lost(PG_GETARG_INT64(0));
+	if (due == 0)
+		PG_RETURN_NULL();
+	PG_RETURN_TIMESTAMPTZ(due);
+}
+
+Datum
+fanout_fail_many(PG_FUNCTION_ARGS)
+{
+	FailOptions options;
+	Datum	   *leases;
+	bool	   *nulls;
+	bool	   *done;
+	int			count;
+
+	require_writable("fanout.fail()");
+	require_arg(fcinfo, 0, "leases");
+	options = fail_options(fcinfo);
+	count = array_elements(PG_GETARG_ARRAYTYPE_P(0), INT8OID, "leases", &leases, &nulls, false);
+	done = palloc0(Max(count, 1) * sizeof(bool));
+	for (int i = 0; i < count; i++)
+	{
+		TimestampTz due;
+
+		done[i] = fail_one(DatumGetInt64(leases[i]), &options, &due);
+	}
+	return_leases(fcinfo, leases, done, count);
+	return (Datum) 0;
+}
+
+/* Give one task back if its lease is live. */
+static bool
+release_one(int64 lease, int64 delay)
+{
+	TimestampTz now = GetCurrentTimestamp();
+	TimestampTz due = delay > 0 ? now + delay : 0;
+	HeldLease	held;
+	LogWriter  *writer;
+
+	if (!lease_hold(lease, LEASE_USE_END, &held))
+		return false;
+	pending_requeue(lease, due, false);
+	writer = log_writer_open(LOG_ATTEMPT, 1);
+	write_attempt(writer, lease, held.task, 'r', now, due, held.worker, (Datum) 0, true);
+	log_writer_close(writer);
+	return true;
+}
+
+Datum
+fanout_release(PG_FUNCTION_ARGS)
+{
+	require_writable("fanout.release()");
+	require_arg(fcinfo, 0, "lease");
+	if (!release_one(PG_GETARG_INT64(0), arg_duration(fcinfo, 1, "delay", 0)))
+		throw_lease_lost(PG_GETARG_INT64(0));
+	PG_RETURN_BOOL(true);
+}
+
+Datum
+fanout_release_many(PG_FUNCTION_ARGS)
+{
+	Datum	   *leases;
+	bool	   *nulls;
+	bool	   *done;
+	int			count;
+	int64		delay;
+
+	require_writable("fanout.release()");
+	require_arg(fcinfo, 0, "leases");
+	delay = arg_duration(fcinfo, 1, "delay", 0);
+	count = array_elements(PG_GETARG_ARRAYTYPE_P(0), INT8OID, "leases", &leases, &nulls, false);
+	done = palloc0(Max(count, 1) * sizeof(bool));
+	for (int i = 0; i < count; i++)
+		done[i] = release_one(DatumGetInt64(leases[i]), delay);
+	return_leases(fcinfo, leases, done, count);
+	return (Datum) 0;
+}

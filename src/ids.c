@@ -1,0 +1,120 @@
+/*
+ * ids.c
+ *		Numbers of tasks and leases.
+ *
+ * Numbers are handed out by counters in memory, in blocks that follow on.
+ * What makes them unique for ever is a ceiling on disk, the last value of a
+ * sequence: numbers are handed out only below it, and the keeper has it
+ * flushed before memory knows of it.  After a crash the counters go on from
+ * the ceiling, so a number that was lost with memory is not given again.
+ *
+ * (A claim takes a number without writing anything, which nextval() cannot
+ * do; and a sequence gives no blocks without giving up the order.)
+ */
+#include "postgres.h"
+
+#include "access/xact.h"
+#include "catalog/pg_type.h"
+#include "miscadmin.h"
+#include "pgstat.h"
+#include "utils/builtins.h"
+#include "utils/timestamp.h"
+
+#include "ids.h"
+#include "spi.h"
+#include "wait.h"
+
+#define IDS_AHEAD	INT64CONST(1048576)
+
+static SpiStatement select_ceilings = {
+	"SELECT t.last_value + t.is_called::int, l.last_value + l.is_called::int FROM fanout.task_id t, fanout.lease_id l", 0, {0}
+};
+static SpiStatement set_ceilings = {
+	"SELECT setval('fanout.task_id', $1), setval('fanout.lease_id', $2)", 2, {INT8OID, INT8OID}
+};
+
+int64
+ids_take_tasks(Database *database, int64 count)
+{
+	int64		first = 0;
+
+	for (;;)
+	{
+		dispatcher_lock();
+		if (database->next_task + count <= database->task_ceiling)
+		{
+			first = database->next_task;
+			database->next_task += count;
+		}
+		else
+			database->task_need = Max(database->task_need, count);
+		if (first == 0 || database->task_ceiling - database->next_task < IDS_AHEAD / 2)
+			keeper_wake(database);
+		dispatcher_unlock();
+
+		if (first > 0)
+		{
+			ConditionVariableCancelSleep();
+			return first;
+		}
+		(void) ConditionVariableTimedSleep(&fanout_shared->changed, 100, PG_WAIT_EXTENSION);
+	}
+}
+
+void
+ids_load(Database *database)
+{
+	SpiScope	scope;
+	int64		task;
+	int64		lease;
+
+	spi_begin(&scope);
+	if (spi_read_latest(&select_ceilings, NULL, NULL) != 1)
+		elog(ERROR, "could not read the sequences of pg_fanout");
+	task = spi_int64(0, 1);
+	lease = spi_int64(0, 2);
+	spi_end(&scope);
+
+	dispatcher_lock();
+	database->next_task = database->task_ceiling = task;
+	database->next_lease = database->lease_ceiling = lease;
+	dispatcher_unlock();
+}
+
+/* Is less than half of the numbers left?  Under the lock, or for a hint without it. */
+bool
+ids_want_ceiling(const Database *database)
+{
+	return database->task_ceiling - database->next_task < Max(IDS_AHEAD / 2, database->task_need) ||
+		database->lease_ceiling - database->next_lease < IDS_AHEAD / 2;
+}
+
+/* Commits the transaction that it is called in, and begins none. */
+void
+ids_raise_ceilings(Database *database)
+{
+	SpiScope	scope;
+	Datum		values[2];
+	int64		task_ceiling;
+	int64		lease_ceiling;
+
+	dispatcher_lock();
+	task_ceiling = database->next_task + IDS_AHEAD + database->task_need;
+	lease_ceiling = database->next_lease + IDS_AHEAD;
+	dispatcher_unlock();
+
+	values[0] = Int64GetDatum(task_ceiling);
+	values[1] = Int64GetDatum(lease_ceiling);
+	spi_begin(&scope);
+	(void) spi_run(&set_ceilings, values, NULL);
+	spi_end(&scope);
+	ForceSyncCommit();
+	CommitTransactionCommand();
+
+	dispatcher_lock();
+	database->task_ceiling = Max(database->task_ceiling, task_ceiling);
+	database->lease_ceiling = Max(database->lease_ceiling, lease_ceiling);
+	database->task_need = 0;
+	dispatcher_unlock();
+	ConditionVariableBroadcast(&fanout_shared->changed);
+}

@@ -1,0 +1,18 @@
+/*
+ * ids.h
+ *		Numbers of tasks and leases.
+ */
+#ifndef FANOUT_IDS_H
+#define FANOUT_IDS_H
+
+#include "shared_state.h"
+
+/* Take numbers for so many tasks, that follow on; the first.  May wait for the keeper. */
+extern int64 ids_take_tasks(Database *database, int64 count);
+
+/* For the keeper, in a transaction: read where to go on, and move the ceilings ahead if it is time. */
+extern void ids_load(Database *database);
+extern bool ids_want_ceiling(const Database *database);
+extern void ids_raise_ceilings(Database *database);
+
+#endif							/* FANOUT_IDS_H */

@@ -1,0 +1,13 @@
+/*
+ * journal.h
+ *		Claims and their unspoken ends, written behind.
+ */
+#ifndef FANOUT_JOURNAL_H
+#define FANOUT_JOURNAL_H
+
+#include "shared_state.h"
+
+/* Write what there is, in a transaction of its own; false if there was nothing. */
+extern bool journal_flush(Database *database);
+
+#endif							/* FANOUT_JOURNAL_H */

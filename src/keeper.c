@@ -1,0 +1,518 @@
+/*
+ * keeper.c
+ *		The process that looks after one database: rebuild, journal, timers,
+ *		refill, joins.
+ *
+ * It is started by the launcher, says so in the database's slot, fills memory
+ * if nothing is in it yet, and then sleeps until the next thing is due or
+ * somebody wakes it.  An error ends the process, and the launcher starts
+ * another one, which finds memory as this one left it.
+ */
+#include "postgres.h"
+
+#include "access/xact.h"
+#include "catalog/pg_type.h"
+#include "libpq/pqsignal.h"
+#include "miscadmin.h"
+#include "pgstat.h"
+#include "postmaster/bgworker.h"
+#include "postmaster/interrupt.h"
+#include "storage/ipc.h"
+#include "storage/latch.h"
+#include "storage/procarray.h"
+#include "utils/builtins.h"
+#include "utils/guc.h"
+#include "utils/memutils.h"
+#include "utils/snapmgr.h"
+#include "utils/timestamp.h"
+
+#include "cancel.h"
+#include "commit_hooks.h"
+#include "finish.h"
+#include "ids.h"
+#include "journal.h"
+#include "rebuild.h"
+#include "spi.h"
+#include "wait.h"
+#include "worker.h"
+
+#define RETRY_REFILL	(50 * INT64CONST(1000))	/* microseconds, when the pool had no room */
+#define DRAIN_PATIENCE	1000	/* milliseconds */
+
+static SpiStatement select_undecided = {
+	"SELECT id FROM fanout.batch WHERE join_policy <> 'all' AND ended_at IS NULL", 0, {0}
+};
+static SpiStatement end_decided = {
+	"UPDATE fanout.batch b SET ended_at = clock_timestamp() FROM"
+	" (SELECT coalesce(sum(p.tasks), 0) AS tasks,"
+	"   coalesce(sum((SELECT count(*) FROM fanout.outcome o WHERE o.task >= p.first_task AND o.task < p.first_task + p.tasks)), 0) AS ended,"
+	"   coalesce(sum((SELECT count(*) FROM fanout.outcome o WHERE o.task >= p.first_task AND o.task < p.first_task + p.tasks AND o.status = 's')), 0) AS succeeded,"
+	"   coalesce(sum((SELECT count(*) FROM fanout.outcome o WHERE o.task >= p.first_task AND o.task < p.first_task + p.tasks AND o.status = 'f')), 0) AS failed"
+	"  FROM fanout.batch_part p WHERE p.batch = $1) AS c"
+	" WHERE b.id = $1 AND b.ended_at IS NULL AND (b.sealed AND c.ended = c.tasks"
+	"  OR b.join_policy = 'any' AND c.succeeded >= 1"
+	"  OR b.join_policy = 'n' AND c.succeeded >= b.join_count"
+	"  OR b.join_policy = 'fail_fast' AND c.failed >= 1)",
+	1, {INT8OID}
+};
+static SpiStatement select_unfinished = {
+	"SELECT t.id FROM fanout.batch_part p JOIN fanout.task t ON t.id >= p.first_task AND t.id < p.first_task + p.tasks"
+	" WHERE p.batch = $1 AND NOT EXISTS (SELECT FROM fanout.outcome o WHERE o.task = t.id)", 1, {INT8OID}
+};
+
+static Database *database = NULL;
+
+/* Say that this database has no keeper any more. */
+static void
+sign_off(int code, Datum arg)
+{
+	dispatcher_lock();
+	if (database->keeper == MyProc)
+	{
+		database->keeper = NULL;
+		database->keeper_pid = 0;
+	}
+	if (fanout_shared->launcher != NULL)
+		SetLatch(&fanout_shared->launcher->procLatch);
+	dispatcher_unlock();
+	ConditionVariableBroadcast(&fanout_shared->changed);
+}
+
+/* Take the database's slot; false if there is nothing to keep or somebody keeps it already. */
+static bool
+sign_on(void)
+{
+	Oid			anchor;
+	bool		mine = false;
+
+	StartTransactionCommand();
+	if (!registry_extension_exists())
+	{
+		CommitTransactionCommand();
+		dispatcher_lock();
+		database = database_find(MyDatabaseId);
+		if (database != NULL && database->keeper == NULL)
+		{
+			database_clear(database);
+			database->state = DATABASE_FREE;
+		}
+		dispatcher_unlock();
+		return false;
+	}
+	anchor = registry_relation(LOG_QUEUE);
+	CommitTransactionCommand();
+
+	dispatcher_lock();
+	database = database_enter(MyDatabaseId);
+	if (database != NULL && database->keeper == NULL && database->held_by == 0)
+	{
+		mine = true;
+		database->keeper = MyProc;
+		database->keeper_pid = MyProcPid;
+		database->keeper_wakes_at = DT_NOBEGIN;
+		if (database->state != DATABASE_READY || database->anchor != anchor)
+			database_clear(database);
+		database->anchor = anchor;
+	}
+	dispatcher_unlock();
+
+	if (database == NULL)
+		ereport(WARNING,
+				(errmsg("too many databases use pg_fanout"),
+				 errhint("Raise pg_fanout.max_databases and restart the server.")));
+	if (mine)
+		before_shmem_exit(sign_off, (Datum) 0);
+	return mine;
+}
+
+/* Has the extension been dropped, or dropped and created again? */
+static bool
+extension_has_gone(void)
+{
+	bool		gone;
+
+	StartTransactionCommand();
+	gone = !registry_extension_exists() || registry_relation(LOG_QUEUE) != database->anchor;
+	CommitTransactionCommand();
+	return gone;
+}
+
+/* Has somebody asked for a keeper, although there is one? */
+static bool
+told_to_check(void)
+{
+	bool		result;
+
+	dispatcher_lock();
+	result = database->keeper_wanted;
+	database->keeper_wanted = false;
+	dispatcher_unlock();
+	return result;
+}
+
+static int32
+max_attempts_of(const Task *task)
+{
+	return task->max_attempts > 0 ? task->max_attempts : fanout_queues[task->queue].settings.max_attempts;
+}
+
+/*
+ * End leases that have run out.  Those of tasks that have no attempt left are
+ * returned, as their tasks get an outcome; true if there may be more.
+ */
+static bool
+expire_leases(TimestampTz now, int64 *exhausted, int *exhausted_count)
+{
+	OrderNode  *node;
+	int			looked = 0;
+
+	*exhausted_count = 0;
+	dispatcher_lock();
+	for (node = database->expiry.first; node != NULL && node->key <= now && looked < FANOUT_WORK_CHUNK; looked++)
+	{
+		Lease	   *lease = order_container(Lease, node, node);
+
+		node = order_next(node);
+		if (lease->pins > 0)
+			continue;
+		if (lease->task->attempts >= max_attempts_of(lease->task))
+			exhausted[(*exhausted_count)++] = lease->key.lease;
+		else
+		{
+			Queue	   *queue = &fanout_queues[lease->task->queue];
+
+			lease_expire(lease, now);
+			queue_wake(queue);
+		}
+	}
+	dispatcher_unlock();
+	return looked == FANOUT_WORK_CHUNK;
+}
+
+/* Fail a task whose last attempt has expired. */
+static void
+fail_exhausted(int64 lease)
+{
+	TimestampTz now = GetCurrentTimestamp();
+	HeldLease	held;
+
+	StartTransactionCommand();
+	PushActiveSnapshot(GetTransactionSnapshot());
+	if (lease_hold(lease, LEASE_USE_END, &held))
+	{
+		LogWriter  *writer;
+
+		pending_end(lease, OUTCOME_FAILED);
+		writer = log_writer_open(LOG_OUTCOME, 1);
+		write_outcome(writer, held.task, &held, OUTCOME_FAILED, now, (Datum) 0, true,
+					  CStringGetTextDatum("the lease expired, and no attempt was left"), false);
+		log_writer_close(writer);
+		writer = log_writer_open(LOG_ATTEMPT, 1);
+		write_attempt(writer, lease, held.task, 'x', now, 0, held.worker, (Datum) 0, true);
+		log_writer_close(writer);
+	}
+	PopActiveSnapshot();
+	CommitTransactionCommand();
+}
+
+static void
+run_expiry(TimestampTz now)
+{
+	static int64 exhausted[FANOUT_WORK_CHUNK];
+	int			count;
+	bool		more;
+
+	do
+	{
+		more = expire_leases(now, exhausted, &count);
+		for (int i = 0; i < count; i++)
+			fail_exhausted(exhausted[i]);
+		CHECK_FOR_INTERRUPTS();
+	} while (more && count > 0);
+}
+
+/* Let due tasks be ready, and refill windows.  False if a refill found no room. */
+static bool
+run_queues(TimestampTz now)
+{
+	bool		headway = true;
+
+	for (int i = 0; i < fanout_shared->queue_high; i++)
+	{
+		Queue	   *queue = &fanout_queues[i];
+		bool		refill;
+
+		dispatcher_lock();
+		refill = queue->state == QUEUE_OPEN && queue->db == MyDatabaseId;
+		if (refill)
+		{
+			while (!queue_promote_due(queue, now))
+				;
+			queue_wake(queue);
+			refill = queue->wants_refill;
+		}
+		dispatcher_unlock();
+
+		if (refill)
+			headway &= refill_queue(queue);
+		CHECK_FOR_INTERRUPTS();
+	}
+	return headway;
+}
+
+/* The waiting tasks of a batch whose join has been decided are not needed any more. */
+static void
+cancel_rest(int64 batch)
+{
+	SpiScope	scope;
+	Datum		values[1] = {Int64GetDatum(batch)};
+	int64	   *tasks;
+	uint64		rows;
+
+	spi_begin(&scope);
+	rows = spi_read_latest(&select_unfinished, values, NULL);
+	tasks = SPI_palloc(Max(rows, 1) * sizeof(int64));
+	for (uint64 i = 0; i < rows; i++)
+		tasks[i] = spi_int64(i, 1);
+	spi_end(&scope);
+
+	for (uint64 i = 0; i < rows; i++)
+		(void) cancel_task(tasks[i], "the join of its batch was decided", false);
+	pending_prepare(1);
+	pending_batch_change(batch);
+}
+
+/* Look whether the batch has ended by its join. */
+static void
+run_join(int64 batch)
+{
+	SpiScope	scope;
+	Datum		values[1] = {Int64GetDatum(batch)};
+	bool		decided;
+
+	StartTransactionCommand();
+	PushActiveSnapshot(GetTransactionSnapshot());
+	spi_begin(&scope);
+	decided = spi_run(&end_decided, values, NULL) == 1;
+	spi_end(&scope);
+	if (decided)
+		cancel_rest(batch);
+	PopActiveSnapshot();
+	CommitTransactionCommand();
+}
+
+/* Copy the batches that want a look; all that are undecided if memory lost track. */
+static int64 *
+take_dirty_joins(int *count)
+{
+	int64	   *batches = palloc(FANOUT_DIRTY_JOINS * sizeof(int64));
+	bool		overflow;
+
+	dispatcher_lock();
+	*count = database->dirty_join_count;
+	memcpy(batches, database->dirty_joins, *count * sizeof(int64));
+	overflow = database->dirty_join_overflow;
+	database->dirty_join_count = 0;
+	database->dirty_join_overflow = false;
+	dispatcher_unlock();
+
+	if (overflow)
+	{
+		MemoryContext context = CurrentMemoryContext;
+		SpiScope	scope;
+
+		StartTransactionCommand();
+		PushActiveSnapshot(GetTransactionSnapshot());
+		spi_begin(&scope);
+		*count = spi_read_latest(&select_undecided, NULL, NULL);
+		batches = MemoryContextAlloc(context, Max(*count, 1) * sizeof(int64));
+		for (int i = 0; i < *count; i++)
+			batches[i] = spi_int64(i, 1);
+		spi_end(&scope);
+		PopActiveSnapshot();
+		CommitTransactionCommand();
+	}
+	return batches;
+}
+
+static void
+run_joins(void)
+{
+	int			count;
+	int64	   *batches = take_dirty_joins(&count);
+
+	for (int i = 0; i < count; i++)
+	{
+		bool		repeated = false;
+
+		for (int j = 0; j < i && !repeated; j++)
+			repeated = batches[j] == batches[i];
+		if (!repeated)
+			run_join(batches[i]);
+		CHECK_FOR_INTERRUPTS();
+	}
+}
+
+/* The first lease that is not pinned. */
+static TimestampTz
+next_expiry(void)
+{
+	OrderNode  *node = database->expiry.first;
+
+	while (node != NULL && order_container(Lease, node, node)->pins > 0)
+		node = order_next(node);
+	return node != NULL ? node->key : DT_NOEND;
+}
+
+/* When the keeper has to look next, if nobody wakes it before; noted in the slot. */
+static TimestampTz
+plan_next_look(TimestampTz last_flush, bool headway)
+{
+	TimestampTz next;
+
+	dispatcher_lock();
+	next = next_expiry();
+	if (database->journal_count > 0)
+		next = Min(next, last_flush + fanout_journal_interval * INT64CONST(500));
+	if (database->dirty_join_count > 0 || database->dirty_join_overflow || ids_want_ceiling(database))
+		next = 0;
+	for (int i = 0; i < fanout_shared->queue_high; i++)
+	{
+		Queue	   *queue = &fanout_queues[i];
+
+		if (queue->state != QUEUE_OPEN || queue->db != MyDatabaseId)
+			continue;
+		if (queue->scheduled.set.first != NULL)
+			next = Min(next, queue->scheduled.set.first->key);
+		if (queue->scheduled.bounded)
+			next = Min(next, queue->scheduled.bound_key);
+		if (queue->wants_refill)
+			next = headway ? 0 : Min(next, GetCurrentTimestamp() + RETRY_REFILL);
+	}
+	if (!headway)
+		next = Max(next, GetCurrentTimestamp() + 1000);
+	database->keeper_wakes_at = next;
+	dispatcher_unlock();
+	return next;
+}
+
+/* Sleep until then, or until somebody wakes us. */
+static void
+sleep_until(TimestampTz next)
+{
+	long		timeout = -1;
+	int			events = WL_LATCH_SET | WL_EXIT_ON_PM_DEATH;
+
+	if (next != DT_NOEND)
+	{
+		timeout = TimestampDifferenceMilliseconds(GetCurrentTimestamp(), next);
+		timeout = Min(timeout, 3600 * 1000L);
+		events |= WL_TIMEOUT;
+	}
+	(void) WaitLatch(MyLatch, events, timeout, PG_WAIT_EXTENSION);
+	ResetLatch(MyLatch);
+}
+
+/*
+ * The server shuts down: what others still claim is journaled, until they
+ * have gone.  If it is only us who are to go, that ends soon as well.
+ */
+static void
+drain_journal(void)
+{
+	TimestampTz deadline = TimestampTzPlusMilliseconds(GetCurrentTimestamp(), DRAIN_PATIENCE);
+
+	do
+	{
+		while (journal_flush(database))
+			;
+		if (CountDBConnections(MyDatabaseId) == 0)
+			break;
+		(void) WaitLatch(MyLatch, WL_TIMEOUT | WL_EXIT_ON_PM_DEATH, 10, PG_WAIT_EXTENSION);
+	} while (GetCurrentTimestamp() < deadline);
+	while (journal_flush(database))
+		;
+}
+
+/* Does somebody want the database to itself (DROP DATABASE, ...)? */
+static bool
+must_leave(void)
+{
+	bool		result;
+
+	dispatcher_lock();
+	result = database->held_by != 0;
+	dispatcher_unlock();
+	return result;
+}
+
+static void
+keep(void)
+{
+	TimestampTz last_flush = 0;
+	MemoryContext context = AllocSetContextCreate(TopMemoryContext, "pg_fanout keeper", ALLOCSET_DEFAULT_SIZES);
+
+	while (!ShutdownRequestPending && !must_leave())
+	{
+		TimestampTz now = GetCurrentTimestamp();
+		bool		headway;
+
+		CHECK_FOR_INTERRUPTS();
+		if (ConfigReloadPending)
+		{
+			ConfigReloadPending = false;
+			ProcessConfigFile(PGC_SIGHUP);
+		}
+		if (told_to_check() && extension_has_gone())
+			return;
+
+		MemoryContextSwitchTo(context);
+		if (ids_want_ceiling(database))
+		{
+			StartTransactionCommand();
+			PushActiveSnapshot(GetTransactionSnapshot());
+			ids_raise_ceilings(database);
+			MemoryContextSwitchTo(context);
+		}
+		if (now >= last_flush + fanout_journal_interval * INT64CONST(500))
+		{
+			(void) journal_flush(database);
+			last_flush = now;
+		}
+		run_expiry(now);
+		headway = run_queues(now);
+		run_joins();
+		MemoryContextSwitchTo(context);
+		MemoryContextReset(context);
+
+		sleep_until(plan_next_look(last_flush, headway));
+	}
+}
+
+void
+fanout_keeper_main(Datum arg)
+{
+	Oid			db = DatumGetObjectId(arg);
+
+	pqsignal(SIGTERM, SignalHandlerForShutdownRequest);
+	pqsignal(SIGHUP, SignalHandlerForConfigReload);
+	BackgroundWorkerUnblockSignals();
+	BackgroundWorkerInitializeConnectionByOid(db, InvalidOid, 0);
+	pgstat_report_activity(STATE_IDLE, NULL);
+	(void) set_config_option("statement_timeout", "0", PGC_USERSET, PGC_S_OVERRIDE, GUC_ACTION_SET, true, 0, false);
+	(void) set_config_option("synchronous_commit", "on", PGC_USERSET, PGC_S_OVERRIDE, GUC_ACTION_SET, true, 0, false);
+	(void) set_config_option("default_transaction_read_only", "off", PGC_USERSET, PGC_S_OVERRIDE, GUC_ACTION_SET, true, 0, false);
+	(void) set_config_option("default_transaction_isolation", "read committed", PGC_USERSET, PGC_S_OVERRIDE, GUC_ACTION_SET, true, 0, false);
+
+	if (!sign_on())
+		proc_exit(0);
+	if (database->state != DATABASE_READY)
+		rebuild(database);
+	else
+		refill_reset(database);
+	ConditionVariableBroadcast(&fanout_shared->changed);
+	keep();
+	if (ShutdownRequestPending || must_leave())
+		drain_journal();
+	proc_exit(0);
+}

@@ -1,0 +1,269 @@
+/*
+ * lease.c
+ *		What a worker does under its lease: hold it, extend it.
+ *
+ * A lease number is the fencing token.  Whatever is done under it looks it up
+ * in memory, where it is found as long as it is live; what writes to the log
+ * pins it as well, so that it does not expire, and the task is not given to
+ * somebody else, before the fate of what was written is known.
+ */
+#include "postgres.h"
+
+#include "access/xact.h"
+#include "catalog/pg_type.h"
+#include "miscadmin.h"
+#include "storage/lmgr.h"
+#include "utils/builtins.h"
+#include "utils/timestamp.h"
+
+#include "arguments.h"
+#include "commit_hooks.h"
+#include "lease.h"
+
+PG_FUNCTION_INFO_V1(fanout_extend);
+PG_FUNCTION_INFO_V1(fanout_extend_many);
+PG_FUNCTION_INFO_V1(fanout_heartbeat);
+
+void
+throw_lease_lost(int64 lease)
+{
+	ereport(ERROR,
+			(errcode(ERRCODE_LEASE_LOST),
+			 errmsg("lease " INT64_FORMAT " is lost", lease),
+			 errdetail("It has expired, has been ended, or was never given out."),
+			 errhint("Stop working on the task: another worker may have it.")));
+}
+
+/* The lease if it is live for this backend, or NULL.  Under the lock. */
+static Lease *
+find_live(int64 number)
+{
+	Lease	   *lease = lease_find(MyDatabaseId, number);
+
+	if (lease == NULL || lease->task == NULL)
+		return NULL;
+	if (!lease->committed && lease->holder != MyProc)
+		return NULL;
+	if (fanout_queues[lease->task->queue].state == QUEUE_CLOSED && lease->pins == 0 &&
+		fanout_queues[lease->task->queue].dropping)
+		return NULL;
+	return lease;
+}
+
+static void
+copy_out(const Lease *lease, HeldLease *held)
+{
+	const Task *task = lease->task;
+	const QueueSettings *settings = &fanout_queues[task->queue].settings;
+
+	held->lease = lease->key.lease;
+	held->task = task->key.task;
+	held->queue_id = fanout_queues[task->queue].id;
+	held->attempt = lease->attempt;
+	held->max_attempts = task->max_attempts > 0 ? task->max_attempts : settings->max_attempts;
+	held->claimed_at = lease->claimed_at;
+	held->lease_duration = settings->lease;
+	held->backoff = settings->backoff;
+	held->backoff_max = settings->backoff_max;
+	memcpy(held->worker, lease->worker_name, FANOUT_NAME_LEN);
+}
+
+/* The id of the queue that the lease belongs to; false if it is not live. */
+static bool
+find_queue_of_lease(int64 number, int32 *queue_id)
+{
+	Lease	   *lease;
+
+	dispatcher_lock();
+	lease = find_live(number);
+	if (lease != NULL)
+		*queue_id = fanout_queues[lease->task->queue].id;
+	dispatcher_unlock();
+	return lease != NULL;
+}
+
+bool
+lease_hold(int64 number, LeaseUse use, HeldLease *held)
+{
+	int32		queue_id;
+	QueueRef	ref;
+	TransactionId me = InvalidTransactionId;
+
+	(void) require_database();
+	if (!find_queue_of_lease(number, &queue_id) ||
+		!registry_queue_by_id(queue_id, PRIVILEGE_DEQUEUE, &ref))
+		return false;
+	if (use != LEASE_USE_EXTEND)
+	{
+		me = GetTopTransactionId();
+		pending_prepare(1);
+	}
+
+	for (;;)
+	{
+		Lease	   *lease;
+		TransactionId ender;
+
+		dispatcher_lock();
+		lease = find_live(number);
+		ender = lease != NULL ? lease->ender : InvalidTransactionId;
+		if (lease != NULL && !TransactionIdIsValid(ender))
+		{
+			copy_out(lease, held);
+			if (use != LEASE_USE_EXTEND)
+				lease_pin(lease);
+			if (use == LEASE_USE_END)
+				lease->ender = me;
+			else if (use == LEASE_USE_WRITE)
+				pending_pin(number);
+		}
+		dispatcher_unlock();
+
+		if (!TransactionIdIsValid(ender))
+			return lease != NULL;
+		if (TransactionIdEquals(ender, GetTopTransactionIdIfAny()))
+			return false;
+
+		/* The ender's commit callback has run by the time its lock on itself is released. */
+		XactLockTableWait(ender, NULL, NULL, XLTW_None);
+	}
+}
+
+bool
+lease_ended_by_us(int64 number)
+{
+	TransactionId me = GetTopTransactionIdIfAny();
+	Lease	   *lease;
+	bool		result;
+
+	dispatcher_lock();
+	lease = lease_find(MyDatabaseId, number);
+	result = lease != NULL && TransactionIdIsValid(me) && TransactionIdEquals(lease->ender, me);
+	dispatcher_unlock();
+	return result;
+}
+
+/* Have the lease end so long from now (0: the queue's lease); false if it is not live. */
+static bool
+extend_one(int64 number, int64 by, TimestampTz *until)
+{
+	HeldLease	held;
+	Lease	   *lease;
+
+	if (!lease_hold(number, LEASE_USE_EXTEND, &held))
+		return false;
+
+	dispatcher_lock();
+	lease = find_live(number);
+	if (lease != NULL)
+	{
+		*until = GetCurrentTimestamp() + (by > 0 ? by : held.lease_duration);
+		lease_extend(lease, *until);
+	}
+	dispatcher_unlock();
+	return lease != NULL;
+}
+
+static int64
+extension_of(FunctionCallInfo fcinfo)
+{
+	int64		by = arg_duration(fcinfo, 1, "by", 0);
+
+	if (by == 0 && !PG_ARGISNULL(1))
+		ereport(ERROR,
+				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
+				 errmsg("by must be longer than 0"),
+				 errhint("Use fanout.release() to give the task back.")));
+	return by;
+}
+
+Datum
+fanout_extend(PG_FUNCTION_ARGS)
+{
+	TimestampTz until;
+
+	require_writable("fanout.extend()");
+	require_arg(fcinfo, 0, "lease");
+	if (!extend_one(PG_GETARG_INT64(0), extension_of(fcinfo), &until))
+		throw_lease_lost(PG_GETARG_INT64(0));
+	PG_RETURN_TIMESTAMPTZ(until);
+}
+
+Datum
+fanout_extend_many(PG_FUNCTION_ARGS)
+{
+	Datum	   *leases;
+	bool	   *nulls;
+	int			count;
+	int64		by;
+	TimestampTz until;
+	ResultSet	set;
+
+	require_writable("fanout.extend()");
+	require_arg(fcinfo, 0, "leases");
+	count = array_elements(PG_GETARG_ARRAYTYPE_P(0), INT8OID, "leases", &leases, &nulls, false);
+	by = extension_of(fcinfo);
+	set = result_set_begin(fcinfo);
+	for (int i = 0; i < count; i++)
+	{
+		bool		isnull = false;
+
+		if (extend_one(DatumGetInt64(leases[i]), by, &until))
+			result_set_add(&set, &leases[i], &isnull);
+	}
+	return (Datum) 0;
+}
+
+/* The numbers of the worker's leases, into a fresh array. */
+static int64 *
+leases_of_worker(const char *name, int *count)
+{
+	int64	   *leases = NULL;
+	int			room = 0;
+
+	for (;;)
+	{
+		Worker	   *worker;
+		dlist_iter	iter;
+		int			needed;
+
+		*count = 0;
+		dispatcher_lock();
+		worker = worker_find(MyDatabaseId, name);
+		needed = worker != NULL ? worker->lease_count : 0;
+		if (worker != NULL && needed <= room)
+		{
+			dlist_foreach(iter, &worker->leases)
+				leases[(*count)++] = dlist_container(Lease, worker_link, iter.cur)->key.lease;
+		}
+		dispatcher_unlock();
+		if (needed <= room)
+			return leases;
+		room = needed * 2;
+		leases = palloc(room * sizeof(int64));
+	}
+}
+
+Datum
+fanout_heartbeat(PG_FUNCTION_ARGS)
+{
+	char		worker[FANOUT_NAME_LEN];
+	int64	   *leases;
+	int			count;
+	int			extended = 0;
+	int64		by;
+
+	require_writable("fanout.heartbeat()");
+	require_arg(fcinfo, 0, "worker");
+	arg_worker(fcinfo, 0, worker);
+	by = extension_of(fcinfo);
+	(void) require_database();
+	leases = leases_of_worker(worker, &count);
+	for (int i = 0; i < count; i++)
+	{
+		TimestampTz until;
+
+		extended += extend_one(leases[i], by, &until);
+	}
+	PG_RETURN_INT32(extended);
+}

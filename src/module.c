@@ -1,0 +1,109 @@
+/*
+ * module.c
+ *		Loading of the library: settings, shared memory, hooks, workers.
+ */
+#include "postgres.h"
+
+#include "access/htup_details.h"
+#include "fmgr.h"
+#include "miscadmin.h"
+#include "storage/ipc.h"
+#include "utils/guc.h"
+
+#include "commit_hooks.h"
+#include "registry.h"
+#include "shared_state.h"
+#include "worker.h"
+
+PG_MODULE_MAGIC;
+
+extern PGDLLEXPORT void _PG_init(void);
+
+PG_FUNCTION_INFO_V1(fanout_register);
+
+int			fanout_max_tracked_tasks;
+int			fanout_max_queues;
+int			fanout_max_databases;
+int			fanout_max_workers;
+int			fanout_journal_interval;
+int			fanout_max_wait;
+
+static shmem_request_hook_type previous_shmem_request_hook = NULL;
+static shmem_startup_hook_type previous_shmem_startup_hook = NULL;
+
+static void
+shmem_request(void)
+{
+	if (previous_shmem_request_hook != NULL)
+		previous_shmem_request_hook();
+	shared_state_request();
+}
+
+static void
+shmem_startup(void)
+{
+	if (previous_shmem_startup_hook != NULL)
+		previous_shmem_startup_hook();
+	shared_state_startup();
+}
+
+static void
+define_settings(void)
+{
+	DefineCustomIntVariable("pg_fanout.max_tracked_tasks",
+							"Unfinished tasks that are kept in memory; further ones wait on disk.",
+							NULL, &fanout_max_tracked_tasks, 131072, 64, 64 * 1024 * 1024,
+							PGC_POSTMASTER, 0, NULL, NULL, NULL);
+	DefineCustomIntVariable("pg_fanout.max_queues",
+							"Queues of all databases together.",
+							NULL, &fanout_max_queues, 1024, 1, 65536,
+							PGC_POSTMASTER, 0, NULL, NULL, NULL);
+	DefineCustomIntVariable("pg_fanout.max_databases",
+							"Databases that can have the extension.",
+							NULL, &fanout_max_databases, 64, 1, 4096,
+							PGC_POSTMASTER, 0, NULL, NULL, NULL);
+	DefineCustomIntVariable("pg_fanout.max_workers",
+							"Workers that can hold leases at one time.",
+							NULL, &fanout_max_workers, 4096, 16, 1024 * 1024,
+							PGC_POSTMASTER, 0, NULL, NULL, NULL);
+	DefineCustomIntVariable("pg_fanout.journal_interval",
+							"Time within which a lease is journaled.",
+							"A lease that was given less than this before a crash may be redelivered.",
+							&fanout_journal_interval, 10, 2, 10000,
+							PGC_SIGHUP, GUC_UNIT_MS, NULL, NULL, NULL);
+	DefineCustomIntVariable("pg_fanout.max_wait",
+							"Longest time that a function waits, whatever it is told.",
+							"A function that waits holds the snapshot of its statement; procedures do not, and are not bound by this.",
+							&fanout_max_wait, 30000, 0, 24 * 3600 * 1000,
+							PGC_USERSET, GUC_UNIT_MS, NULL, NULL, NULL);
+	MarkGUCPrefixReserved("pg_fanout");
+}
+
+void
+_PG_init(void)
+{
+	/* without a preload, functions say so in words when they are called */
+	if (!process_shared_preload_libraries_in_progress || IsBinaryUpgrade)
+		return;
+
+	define_settings();
+	previous_shmem_request_hook = shmem_request_hook;
+	shmem_request_hook = shmem_request;
+	previous_shmem_startup_hook = shmem_startup_hook;
+	shmem_startup_hook = shmem_startup;
+
+	commit_hooks_init();
+	registry_init();
+	database_commands_init();
+	launcher_register();
+}
+
+/* Called by the install script: have the launcher start a keeper once the extension is committed. */
+Datum
+fanout_register(PG_FUNCTION_ARGS)
+{
+	require_preload();
+	pending_prepare(1);
+	pending_register();
+	PG_RETURN_VOID();
+}

@@ -1,0 +1,617 @@
+/*
+ * queues.c
+ *		Creating, changing and dropping queues, and who may use them.
+ *
+ * The catalogue row is the durable side, changed by ordinary statements; the
+ * slot in shared memory follows at commit.  Two that change one queue wait
+ * for each other at its row, so memory sees the changes in the order of their
+ * commits.
+ */
+#include "postgres.h"
+
+#include "catalog/pg_type.h"
+#include "miscadmin.h"
+#include "storage/lmgr.h"
+#include "utils/acl.h"
+#include "utils/builtins.h"
+#include "utils/inval.h"
+#include "utils/timestamp.h"
+
+#include "arguments.h"
+#include "commit_hooks.h"
+#include "queues.h"
+#include "registry.h"
+#include "spi.h"
+#include "wait.h"
+
+PG_FUNCTION_INFO_V1(fanout_create_queue);
+PG_FUNCTION_INFO_V1(fanout_alter_queue);
+PG_FUNCTION_INFO_V1(fanout_drop_queue);
+PG_FUNCTION_INFO_V1(fanout_pause_queue);
+PG_FUNCTION_INFO_V1(fanout_resume_queue);
+PG_FUNCTION_INFO_V1(fanout_purge_queue);
+PG_FUNCTION_INFO_V1(fanout_grant_queue);
+PG_FUNCTION_INFO_V1(fanout_revoke_queue);
+PG_FUNCTION_INFO_V1(fanout_grant_usage);
+
+static SpiStatement insert_queue = {
+	"INSERT INTO fanout.queue (name, owner, concurrency, worker_concurrency, lease, max_attempts, backoff, backoff_max,"
+	" max_backlog, synchronous_claims) VALUES ($1, $2::regrole, $3, $4, $5, $6, $7, $8, $9, $10)"
+	" ON CONFLICT (name) DO NOTHING RETURNING id, " QUEUE_SETTINGS_COLUMNS,
+	10, {TEXTOID, OIDOID, INT4OID, INT4OID, INTERVALOID, INT4OID, INTERVALOID, INTERVALOID, INT8OID, BOOLOID}
+};
+static SpiStatement update_queue = {
+	"UPDATE fanout.queue SET"
+	" concurrency = CASE WHEN 'concurrency' = ANY ($10) THEN NULL ELSE coalesce($2, concurrency) END,"
+	" worker_concurrency = CASE WHEN 'worker_concurrency' = ANY ($10) THEN NULL ELSE coalesce($3, worker_concurrency) END,"
+	" lease = coalesce($4, lease), max_attempts = coalesce($5, max_attempts), backoff = coalesce($6, backoff),"
+	" backoff_max = coalesce($7, backoff_max),"
+	" max_backlog = CASE WHEN 'max_backlog' = ANY ($10) THEN NULL ELSE coalesce($8, max_backlog) END,"
+	" synchronous_claims = coalesce($9, synchronous_claims)"
+	" WHERE id = $1 RETURNING " QUEUE_SETTINGS_COLUMNS,
+	10, {INT4OID, INT4OID, INT4OID, INTERVALOID, INT4OID, INTERVALOID, INTERVALOID, INT8OID, BOOLOID, TEXTARRAYOID}
+};
+static SpiStatement update_paused = {
+	"UPDATE fanout.queue SET paused = $2 WHERE id = $1 AND paused <> $2 RETURNING " QUEUE_SETTINGS_COLUMNS,
+	2, {INT4OID, BOOLOID}
+};
+static SpiStatement delete_queue = {
+	"DELETE FROM fanout.queue WHERE id = $1", 1, {INT4OID}
+};
+static SpiStatement cancel_unfinished = {
+	"INSERT INTO fanout.outcome (task, finished_at, attempt, status, error)"
+	" SELECT t.id, clock_timestamp(), 0, 'c', $2 FROM fanout.task t"
+	" WHERE t.queue = $1 AND NOT EXISTS (SELECT FROM fanout.outcome o WHERE o.task = t.id)"
+	" AND NOT EXISTS (SELECT FROM unnest($3) AS running (task) WHERE running.task = t.id)"
+	" ON CONFLICT (task) DO NOTHING",
+	3, {INT4OID, TEXTOID, INT8ARRAYOID}
+};
+static SpiStatement insert_grant = {
+	"INSERT INTO fanout.queue_grant (queue, grantee, privilege) VALUES ($1, $2::regrole, $3) ON CONFLICT DO NOTHING",
+	3, {INT4OID, OIDOID, TEXTOID}
+};
+static SpiStatement delete_grant = {
+	"DELETE FROM fanout.queue_grant WHERE queue = $1 AND grantee = $2::regrole AND privilege = $3",
+	3, {INT4OID, OIDOID, TEXTOID}
+};
+static SpiStatement usage_statements = {
+	"SELECT 'GRANT USAGE ON SCHEMA fanout TO ' || quote_ident($1)"
+	" UNION ALL"
+	" SELECT format('GRANT EXECUTE ON ROUTINE %s TO %I', p.oid::regprocedure, $1) FROM pg_catalog.pg_proc p"
+	" WHERE p.pronamespace = 'fanout'::regnamespace AND p.proname NOT IN ('grant_usage', '_register')"
+	" AND (p.proname <> 'create_queue' OR $2) AND NOT has_function_privilege($1::name, p.oid, 'EXECUTE')"
+	" UNION ALL"
+	" SELECT format('GRANT SELECT ON %s TO %I', c.oid::regclass, $1) FROM pg_catalog.pg_class c"
+	" WHERE c.relnamespace = 'fanout'::regnamespace AND c.relkind = 'v'"
+	" AND NOT has_table_privilege($1::name, c.oid, 'SELECT')",
+	2, {TEXTOID, BOOLOID}
+};
+
+static int32
+nullable_int(uint64 row, int column)
+{
+	bool		isnull;
+	Datum		value = spi_value(row, column, &isnull);
+
+	return isnull ? 0 : DatumGetInt32(value);
+}
+
+static int64
+duration_column(uint64 row, int column, const char *name)
+{
+	bool		isnull;
+	Datum		value = spi_value(row, column, &isnull);
+
+	return duration_of(DatumGetIntervalP(value), name);
+}
+
+QueueSettings
+queue_settings_read(uint64 row, int first_column)
+{
+	QueueSettings settings = {0};
+	bool		isnull;
+	Datum		backlog = spi_value(row, first_column + 2, &isnull);
+
+	settings.max_backlog = isnull ? 0 : DatumGetInt64(backlog);
+	settings.concurrency = nullable_int(row, first_column);
+	settings.worker_concurrency = nullable_int(row, first_column + 1);
+	settings.lease = duration_column(row, first_column + 3, "lease");
+	settings.backoff = duration_column(row, first_column + 4, "backoff");
+	settings.backoff_max = duration_column(row, first_column + 5, "backoff_max");
+	settings.max_attempts = nullable_int(row, first_column + 6);
+	settings.synchronous_claims = DatumGetBool(spi_value(row, first_column + 7, &isnull));
+	settings.paused = DatumGetBool(spi_value(row, first_column + 8, &isnull));
+	return settings;
+}
+
+void
+queue_lock(int32 id, const char *name, LOCKMODE mode)
+{
+	Oid			anchor = registry_relation(LOG_QUEUE);
+	Queue	   *queue;
+
+	LockDatabaseObject(anchor, (Oid) id, 0, mode);
+	AcceptInvalidationMessages();
+
+	dispatcher_lock();
+	queue = queue_find(MyDatabaseId, id);
+	dispatcher_unlock();
+	if (queue == NULL)
+		ereport(ERROR,
+				(errcode(ERRCODE_UNDEFINED_OBJECT),
+				 errmsg("queue \"%s\" does not exist", name),
+				 errdetail("It was dropped a moment ago.")));
+}
+
+static void
+check_queue_name(text *name)
+{
+	char	   *chars = VARDATA_ANY(name);
+	int			length = VARSIZE_ANY_EXHDR(name);
+	bool		valid = length > 0 && length < FANOUT_NAME_LEN && chars[0] != ' ' && chars[length - 1] != ' ';
+
+	for (int i = 0; i < length && valid; i++)
+		valid = (unsigned char) chars[i] >= ' ' && chars[i] != 0x7f;
+	if (!valid)
+		ereport(ERROR,
+				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
+				 errmsg("invalid queue name"),
+				 errdetail("A queue's name must have from 1 to %d bytes, no control characters, and no blank at its ends.",
+						   FANOUT_NAME_LEN - 1)));
+}
+
+static void
+check_at_least_one(FunctionCallInfo fcinfo, int arg, int64 value, const char *name, int64 most)
+{
+	if (!PG_ARGISNULL(arg) && (value < 1 || value > most))
+		ereport(ERROR,
+				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
+				 errmsg("%s must be from 1 to " INT64_FORMAT, name, most),
+				 errhint("Leave it out, or unset it, for no limit; pause the queue to stop it.")));
+}
+
+/* The arguments from concurrency to max_backlog stand at the same places in create_queue and alter_queue. */
+static void
+check_settings(FunctionCallInfo fcinfo)
+{
+	if (arg_duration(fcinfo, 3, "lease", 1) < 1)
+		ereport(ERROR,
+				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
+				 errmsg("lease must be longer than 0")));
+	(void) arg_duration(fcinfo, 5, "backoff", 0);
+	(void) arg_duration(fcinfo, 6, "backoff_max", 0);
+	check_at_least_one(fcinfo, 1, PG_GETARG_INT32(1), "concurrency", PG_INT32_MAX);
+	check_at_least_one(fcinfo, 2, PG_GETARG_INT32(2), "worker_concurrency", PG_INT32_MAX);
+	check_at_least_one(fcinfo, 4, PG_GETARG_INT32(4), "max_attempts", PG_INT16_MAX);
+	if (!PG_ARGISNULL(7))
+		check_at_least_one(fcinfo, 7, PG_GETARG_INT64(7), "max_backlog", PG_INT64_MAX);
+}
+
+/* Copy arguments to the values of a statement. */
+static void
+take_args(FunctionCallInfo fcinfo, int first, int count, Datum *values, char *nulls)
+{
+	for (int i = 0; i < count; i++)
+	{
+		values[i] = PG_ARGISNULL(first + i) ? (Datum) 0 : PG_GETARG_DATUM(first + i);
+		nulls[i] = PG_ARGISNULL(first + i) ? 'n' : ' ';
+	}
+}
+
+/* A slot for the new queue, which opens when the transaction commits. */
+static void
+add_slot(int32 id, const QueueSettings *settings)
+{
+	Queue	   *queue;
+
+	pending_prepare(1);
+	dispatcher_lock();
+	queue = queue_enter(MyDatabaseId, id);
+	if (queue != NULL)
+	{
+		queue->settings = *settings;
+		pending_queue_create(queue);
+	}
+	dispatcher_unlock();
+	if (queue == NULL)
+		ereport(ERROR,
+				(errcode(ERRCODE_CONFIGURATION_LIMIT_EXCEEDED),
+				 errmsg("too many queues"),
+				 errhint("Raise pg_fanout.max_queues and restart the server.")));
+}
+
+Datum
+fanout_create_queue(PG_FUNCTION_ARGS)
+{
+	static const char *const names[] = {"queue", NULL, NULL, "lease", "max_attempts", "backoff", "backoff_max"};
+	SpiScope	scope;
+	Datum		values[10];
+	char		nulls[11] = "          ";
+	Oid			owner = GetUserId();
+	bool		created;
+	bool		in_memory;
+
+	require_writable("fanout.create_queue()");
+	for (int i = 0; i < lengthof(names); i++)
+	{
+		if (names[i] != NULL)
+			require_arg(fcinfo, i, names[i]);
+	}
+	require_arg(fcinfo, 8, "synchronous_claims");
+	check_queue_name(PG_GETARG_TEXT_PP(0));
+	check_settings(fcinfo);
+
+	/* before the extension itself is committed there is no keeper yet; it will find the row */
+	in_memory = !registry_extension_is_ours();
+	if (in_memory)
+		(void) require_database();
+
+	values[0] = PG_GETARG_DATUM(0);
+	values[1] = ObjectIdGetDatum(owner);
+	take_args(fcinfo, 1, 8, &values[2], &nulls[2]);
+
+	spi_begin(&scope);
+	created = spi_run(&insert_queue, values, nulls) == 1;
+	if (created && in_memory)
+	{
+		QueueSettings settings = queue_settings_read(0, 2);
+		bool		isnull;
+
+		add_slot(DatumGetInt32(spi_value(0, 1, &isnull)), &settings);
+		registry_invalidate();
+	}
+	spi_end(&scope);
+
+	if (!created && (PG_ARGISNULL(9) || !PG_GETARG_BOOL(9)))
+		ereport(ERROR,
+				(errcode(ERRCODE_DUPLICATE_OBJECT),
+				 errmsg("queue \"%s\" already exists", text_to_cstring(PG_GETARG_TEXT_PP(0))),
+				 errhint("Use if_not_exists => true if that is fine, or fanout.alter_queue() to change it.")));
+	PG_RETURN_BOOL(created);
+}
+
+/* Refuse names that cannot be unset, or that are given a value at the same time. */
+static void
+check_unset(FunctionCallInfo fcinfo, ArrayType *unset)
+{
+	static const struct
+	{
+		const char *name;
+		int			arg;
+	}			limits[] = {{"concurrency", 1}, {"worker_concurrency", 2}, {"max_backlog", 7}};
+	Datum	   *names;
+	bool	   *nulls;
+	int			count = array_elements(unset, TEXTOID, "unset", &names, &nulls, false);
+
+	for (int i = 0; i < count; i++)
+	{
+		char	   *name = TextDatumGetCString(names[i]);
+		bool		fits = false;
+
+		for (int j = 0; j < lengthof(limits); j++)
+			fits |= strcmp(name, limits[j].name) == 0 && PG_ARGISNULL(limits[j].arg);
+		if (!fits)
+			ereport(ERROR,
+					(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
+					 errmsg("cannot unset \"%s\"", name),
+					 errdetail("Only concurrency, worker_concurrency and max_backlog can be unset, each unless it is given a value.")));
+	}
+}
+
+/* Have memory follow the row that the statement in "scope" has just returned. */
+static void
+alter_slot(Queue *queue)
+{
+	QueueSettings settings = queue_settings_read(0, 1);
+
+	pending_prepare(1);
+	pending_queue_alter(queue, &settings);
+	registry_invalidate();
+}
+
+Datum
+fanout_alter_queue(PG_FUNCTION_ARGS)
+{
+	SpiScope	scope;
+	Datum		values[10];
+	char		nulls[11] = "          ";
+	QueueRef	ref;
+
+	require_writable("fanout.alter_queue()");
+	require_arg(fcinfo, 0, "queue");
+	require_arg(fcinfo, 9, "unset");
+	check_settings(fcinfo);
+	check_unset(fcinfo, PG_GETARG_ARRAYTYPE_P(9));
+	ref = registry_queue(PG_GETARG_TEXT_PP(0), PRIVILEGE_MANAGE);
+
+	values[0] = Int32GetDatum(ref.id);
+	take_args(fcinfo, 1, 9, &values[1], &nulls[1]);
+	spi_begin(&scope);
+	if (spi_run(&update_queue, values, nulls) == 1)
+		alter_slot(ref.queue);
+	spi_end(&scope);
+	PG_RETURN_VOID();
+}
+
+static bool
+set_paused(FunctionCallInfo fcinfo, bool paused)
+{
+	SpiScope	scope;
+	Datum		values[2];
+	QueueRef	ref;
+	bool		changed;
+
+	require_arg(fcinfo, 0, "queue");
+	ref = registry_queue(PG_GETARG_TEXT_PP(0), PRIVILEGE_MANAGE);
+	values[0] = Int32GetDatum(ref.id);
+	values[1] = BoolGetDatum(paused);
+	spi_begin(&scope);
+	changed = spi_run(&update_paused, values, NULL) == 1;
+	if (changed)
+		alter_slot(ref.queue);
+	spi_end(&scope);
+	return changed;
+}
+
+Datum
+fanout_pause_queue(PG_FUNCTION_ARGS)
+{
+	require_writable("fanout.pause_queue()");
+	PG_RETURN_BOOL(set_paused(fcinfo, true));
+}
+
+Datum
+fanout_resume_queue(PG_FUNCTION_ARGS)
+{
+	require_writable("fanout.resume_queue()");
+	PG_RETURN_BOOL(set_paused(fcinfo, false));
+}
+
+/* Give every unfinished task of the queue, but the running ones, a cancelled outcome; their number. */
+static int64
+cancel_all(int32 id, const char *reason, Datum *running, int running_count)
+{
+	SpiScope	scope;
+	Datum		values[3];
+	int64		cancelled;
+
+	values[0] = Int32GetDatum(id);
+	values[1] = CStringGetTextDatum(reason);
+	values[2] = PointerGetDatum(construct_array(running, running_count, INT8OID, 8, FLOAT8PASSBYVAL, TYPALIGN_DOUBLE));
+	spi_begin(&scope);
+	cancelled = spi_run(&cancel_unfinished, values, NULL);
+	spi_end(&scope);
+	return cancelled;
+}
+
+/*
+ * Close the queue to dequeue and refill until this transaction ends.  Whoever
+ * enqueues has been waited for, by the queue's lock.
+ */
+static void
+close_queue(const QueueRef *ref, bool dropping, bool only_if_empty)
+{
+	int64		waiting;
+	int64		running;
+	bool		closed = false;
+
+	dispatcher_lock();
+	waiting = ref->queue->waiting + ref->queue->pending;
+	running = ref->queue->running;
+	if (!only_if_empty || (waiting == 0 && running == 0))
+		closed = queue_close(ref->queue, dropping);
+	dispatcher_unlock();
+
+	if (closed)
+		return;
+	if (only_if_empty && (waiting > 0 || running > 0))
+		ereport(ERROR,
+				(errcode(ERRCODE_OBJECT_IN_USE),
+				 errmsg("queue \"%s\" has unfinished tasks", ref->name),
+				 errdetail(INT64_FORMAT " wait and " INT64_FORMAT " run.", waiting, running),
+				 errhint("Use force => true to cancel them.")));
+	ereport(ERROR,
+			(errcode(ERRCODE_OBJECT_IN_USE),
+			 errmsg("queue \"%s\" is being purged or dropped by this transaction already", ref->name)));
+}
+
+Datum
+fanout_drop_queue(PG_FUNCTION_ARGS)
+{
+	bool		force = !PG_ARGISNULL(1) && PG_GETARG_BOOL(1);
+	SpiScope	scope;
+	Datum		values[1];
+	QueueRef	ref;
+
+	require_writable("fanout.drop_queue()");
+	require_arg(fcinfo, 0, "queue");
+	ref = registry_queue(PG_GETARG_TEXT_PP(0), PRIVILEGE_MANAGE);
+	queue_lock(ref.id, ref.name, AccessExclusiveLock);
+
+	pending_prepare(1);
+	close_queue(&ref, true, !force);
+	pending_queue_drop(ref.queue);
+
+	if (force)
+		(void) cancel_all(ref.id, "the queue was dropped", NULL, 0);
+	values[0] = Int32GetDatum(ref.id);
+	spi_begin(&scope);
+	(void) spi_run(&delete_queue, values, NULL);
+	registry_invalidate();
+	spi_end(&scope);
+	PG_RETURN_VOID();
+}
+
+typedef struct PurgeList
+{
+	Queue	   *queue;
+	int			room;
+	int			waiting_count;
+	int64	   *waiting;
+	int			running_count;
+	Datum	   *running;
+} PurgeList;
+
+static void
+list_for_purge(Task *task, void *arg)
+{
+	PurgeList  *list = arg;
+
+	if (task->queue != list->queue - fanout_queues)
+		return;
+	if (task->state == TASK_READY || task->state == TASK_SCHEDULED)
+		list->waiting[list->waiting_count++] = task->key.task;
+	else if (task->state != TASK_ENQUEUED && list->running_count < list->room)
+		list->running[list->running_count++] = Int64GetDatum(task->key.task);
+}
+
+/*
+ * Withdraw every waiting task of the closed queue that is in memory, and list
+ * those that run or that other transactions are ending: they are let be.
+ */
+static void
+withdraw_all(PurgeList *list)
+{
+	list->room = fanout_max_tracked_tasks;
+	list->waiting = MemoryContextAllocHuge(CurrentMemoryContext, list->room * sizeof(int64));
+	list->running = MemoryContextAllocHuge(CurrentMemoryContext, list->room * sizeof(Datum));
+	pending_prepare(list->room + 1);
+
+	dispatcher_lock();
+	task_iterate(list_for_purge, list);
+	for (int i = 0; i < list->waiting_count; i++)
+	{
+		task_withdraw(task_find(MyDatabaseId, list->waiting[i]));
+		pending_withdraw(list->waiting[i]);
+	}
+	dispatcher_unlock();
+}
+
+Datum
+fanout_purge_queue(PG_FUNCTION_ARGS)
+{
+	PurgeList	list = {0};
+	QueueRef	ref;
+	int64		cancelled;
+
+	require_writable("fanout.purge_queue()");
+	require_arg(fcinfo, 0, "queue");
+	ref = registry_queue(PG_GETARG_TEXT_PP(0), PRIVILEGE_MANAGE);
+	queue_lock(ref.id, ref.name, AccessExclusiveLock);
+	list.queue = ref.queue;
+
+	pending_prepare(1);
+	close_queue(&ref, false, false);
+	/* noted first, so that an error on the way reopens the queue; what was on disk is told below */
+	pending_queue_purge(ref.queue, 0);
+	withdraw_all(&list);
+	cancelled = cancel_all(ref.id, "the queue was purged", list.running, list.running_count);
+	pending_queue_purge(ref.queue, cancelled - list.waiting_count);
+	PG_RETURN_INT64(cancelled);
+}
+
+/* Let the role use the schema; "create" adds the right to have queues of its own. */
+static void
+give_usage(Oid role, bool create)
+{
+	SpiScope	scope;
+	Datum		values[2];
+	uint64		rows;
+	char	  **statements;
+
+	LockRelationOid(registry_relation(LOG_QUEUE), ShareUpdateExclusiveLock);
+	spi_begin(&scope);
+	values[0] = CStringGetTextDatum(GetUserNameFromId(role, false));
+	values[1] = BoolGetDatum(create);
+	rows = spi_run(&usage_statements, values, NULL);
+	statements = palloc(Max(rows, 1) * sizeof(char *));
+	for (uint64 i = 0; i < rows; i++)
+		statements[i] = SPI_getvalue(SPI_tuptable->vals[i], SPI_tuptable->tupdesc, 1);
+	for (uint64 i = 0; i < rows && (rows > 1 || create); i++)
+	{
+		if (SPI_execute(statements[i], false, 0) != SPI_OK_UTILITY)
+			elog(ERROR, "could not execute \"%s\"", statements[i]);
+	}
+	spi_end(&scope);
+}
+
+static void
+check_role(FunctionCallInfo fcinfo, int arg)
+{
+	require_arg(fcinfo, arg, "role");
+	(void) GetUserNameFromId(PG_GETARG_OID(arg), false);
+}
+
+/* Run the statement for each of the privileges named. */
+static void
+change_grants(FunctionCallInfo fcinfo, const QueueRef *ref, SpiStatement *statement)
+{
+	SpiScope	scope;
+	Datum		values[3];
+	Datum	   *names;
+	bool	   *nulls;
+	int			count = array_elements(PG_GETARG_ARRAYTYPE_P(2), TEXTOID, "privileges", &names, &nulls, false);
+
+	for (int i = 0; i < count; i++)
+	{
+		char	   *name = TextDatumGetCString(names[i]);
+
+		if (strcmp(name, "enqueue") != 0 && strcmp(name, "dequeue") != 0 && strcmp(name, "manage") != 0)
+			ereport(ERROR,
+					(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
+					 errmsg("unknown privilege \"%s\"", name),
+					 errhint("Privileges are enqueue, dequeue and manage.")));
+	}
+	spi_begin(&scope);
+	for (int i = 0; i < count; i++)
+	{
+		values[0] = Int32GetDatum(ref->id);
+		values[1] = PG_GETARG_DATUM(1);
+		values[2] = names[i];
+		(void) spi_run(statement, values, NULL);
+	}
+	registry_invalidate();
+	spi_end(&scope);
+}
+
+Datum
+fanout_grant_queue(PG_FUNCTION_ARGS)
+{
+	QueueRef	ref;
+
+	require_writable("fanout.grant_queue()");
+	require_arg(fcinfo, 0, "queue");
+	check_role(fcinfo, 1);
+	require_arg(fcinfo, 2, "privileges");
+	ref = registry_queue(PG_GETARG_TEXT_PP(0), PRIVILEGE_MANAGE);
+	change_grants(fcinfo, &ref, &insert_grant);
+	give_usage(PG_GETARG_OID(1), false);
+	PG_RETURN_VOID();
+}
+
+Datum
+fanout_revoke_queue(PG_FUNCTION_ARGS)
+{
+	QueueRef	ref;
+
+	require_writable("fanout.revoke_queue()");
+	require_arg(fcinfo, 0, "queue");
+	check_role(fcinfo, 1);
+	require_arg(fcinfo, 2, "privileges");
+	ref = registry_queue(PG_GETARG_TEXT_PP(0), PRIVILEGE_MANAGE);
+	change_grants(fcinfo, &ref, &delete_grant);
+	PG_RETURN_VOID();
+}
+
+Datum
+fanout_grant_usage(PG_FUNCTION_ARGS)
+{
+	require_writable("fanout.grant_usage()");
+	check_role(fcinfo, 0);
+	if (!superuser())
+		ereport(ERROR,
+				(errcode(ERRCODE_INSUFFICIENT_PRIVILEGE),
+				 errmsg("must be superuser to grant the use of pg_fanout")));
+	give_usage(PG_GETARG_OID(0), true);
+	PG_RETURN_VOID();
+}

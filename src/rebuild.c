@@ -1,0 +1,585 @@
+/*
+ * rebuild.c
+ *		Memory from the tables: all of it at start, windows later on.
+ *
+ * At start nobody else uses the database's part of memory: every function
+ * waits until it is ready.  So a rebuild is three plain scans: queues; the
+ * attempts of unfinished tasks, from which follow leases, counts and times;
+ * the unfinished tasks themselves.
+ *
+ * A refill happens while everybody works; window.c says what makes that safe.
+ * Three things may be met on the way: a task that is in memory (it is left
+ * alone), one that has ended since the snapshot was taken (there is a
+ * tombstone of it in memory), and a queue that was purged or dropped
+ * meanwhile (its epoch has changed, and what was read is thrown away).
+ */
+#include "postgres.h"
+
+#include "access/xact.h"
+#include "catalog/pg_type.h"
+#include "miscadmin.h"
+#include "utils/builtins.h"
+#include "utils/guc.h"
+#include "utils/hsearch.h"
+#include "utils/snapmgr.h"
+#include "utils/timestamp.h"
+
+#include "dispatch.h"
+#include "ids.h"
+#include "queues.h"
+#include "rebuild.h"
+#include "registry.h"
+#include "spi.h"
+#include "wait.h"
+#include "window.h"
+
+#define REBUILD_FETCH	10000
+#define REFILL_LEAST	64
+#define REFILL_MOST		8192
+
+#define UNFINISHED " NOT EXISTS (SELECT FROM fanout.outcome o WHERE o.task = t.id) "
+#define EARLY_JOIN " (t.batch IS NOT NULL AND EXISTS (SELECT FROM fanout.batch b WHERE b.id = t.batch AND b.join_policy <> 'all')) "
+#define SEED_COLUMNS " t.id, t.ctid, t.priority, t.run_at, t.batch, t.max_attempts," EARLY_JOIN
+
+static SpiStatement select_queues = {
+	"SELECT id, " QUEUE_SETTINGS_COLUMNS " FROM fanout.queue", 0, {0}
+};
+static SpiStatement select_attempts = {
+	"SELECT a.task, a.lease, a.event, a.at, a.until, a.worker FROM fanout.attempt a"
+	" WHERE NOT EXISTS (SELECT FROM fanout.outcome o WHERE o.task = a.task)"
+	" ORDER BY a.task, a.at, a.lease", 0, {0}
+};
+static SpiStatement select_unfinished = {
+	"SELECT" SEED_COLUMNS ", t.queue FROM fanout.task t WHERE" UNFINISHED, 0, {0}
+};
+
+/* The order of a lane is that of three scans: priorities below, at and above the usual one. */
+static SpiStatement refill_below = {
+	"SELECT" SEED_COLUMNS "FROM fanout.task t WHERE t.queue = $1 AND t.priority <> 0 AND t.priority < 0"
+	" AND (t.priority, t.id) >= ($2, $3) AND t.run_at IS NULL AND" UNFINISHED
+	"ORDER BY t.priority, t.id LIMIT $4", 4, {INT4OID, INT4OID, INT8OID, INT8OID}
+};
+static SpiStatement refill_usual = {
+	"SELECT" SEED_COLUMNS "FROM fanout.task t WHERE t.queue = $1 AND t.priority = 0 AND $2 = 0"
+	" AND t.id >= $3 AND t.run_at IS NULL AND" UNFINISHED
+	"ORDER BY t.id LIMIT $4", 4, {INT4OID, INT4OID, INT8OID, INT8OID}
+};
+static SpiStatement refill_above = {
+	"SELECT" SEED_COLUMNS "FROM fanout.task t WHERE t.queue = $1 AND t.priority <> 0 AND t.priority > 0"
+	" AND (t.priority, t.id) >= ($2, $3) AND t.run_at IS NULL AND" UNFINISHED
+	"ORDER BY t.priority, t.id LIMIT $4", 4, {INT4OID, INT4OID, INT8OID, INT8OID}
+};
+static SpiStatement refill_timed = {
+	"SELECT" SEED_COLUMNS "FROM fanout.task t WHERE t.queue = $1"
+	" AND t.run_at IS NOT NULL AND (t.run_at, t.id) >= ($2, $3) AND" UNFINISHED
+	"ORDER BY t.run_at, t.id LIMIT $4", 4, {INT4OID, TIMESTAMPTZOID, INT8OID, INT8OID}
+};
+
+/* What the journal says of an unfinished task. */
+typedef struct History
+{
+	int64		task;			/* the key */
+	int			attempts;
+	int64		last_lease;		/* the one that was counted last */
+	int64		running;		/* 0: no lease is open */
+	bool		bound;
+	TimestampTz claimed_at;
+	TimestampTz until;
+	TimestampTz due;			/* 0: at once */
+	char		worker[FANOUT_NAME_LEN];
+} History;
+
+static void
+load_queues(Database *database)
+{
+	SpiScope	scope;
+	uint64		rows;
+
+	spi_begin(&scope);
+	rows = spi_read_latest(&select_queues, NULL, NULL);
+	for (uint64 i = 0; i < rows; i++)
+	{
+		bool		isnull;
+		int32		id = DatumGetInt32(spi_value(i, 1, &isnull));
+		QueueSettings settings = queue_settings_read(i, 2);
+		Queue	   *queue;
+
+		dispatcher_lock();
+		queue = queue_enter(database->db, id);
+		if (queue != NULL)
+		{
+			queue->settings = settings;
+			queue->state = QUEUE_OPEN;
+		}
+		dispatcher_unlock();
+		if (queue == NULL)
+			ereport(WARNING,
+					(errmsg("pg_fanout has no place in memory for a queue"),
+					 errhint("Raise pg_fanout.max_queues and restart the server.")));
+	}
+	spi_end(&scope);
+}
+
+/* Fold one row of the journal into the task's history; rows come in the order of time. */
+static void
+fold(History *history, int64 lease, char event, TimestampTz at, TimestampTz until, const char *worker)
+{
+	if (event == 'n')
+	{
+		history->attempts = 0;
+		history->running = 0;
+		history->due = 0;
+		return;
+	}
+	if (event == 'e')
+	{
+		if (history->running == lease)
+			history->until = until;
+		return;
+	}
+
+	if (history->last_lease != lease)
+		history->attempts++;
+	history->last_lease = lease;
+	history->running = 0;
+	if (event == 'c' || event == 'b')
+	{
+		history->running = lease;
+		history->bound = event == 'b';
+		history->claimed_at = at;
+		history->until = until;
+		strlcpy(history->worker, worker != NULL ? worker : "", FANOUT_NAME_LEN);
+	}
+	else
+		history->due = until;
+	if (event == 'r')
+		history->attempts--;
+}
+
+static void
+fold_rows(HTAB *histories, uint64 rows)
+{
+	for (uint64 i = 0; i < rows; i++)
+	{
+		bool		isnull;
+		bool		found;
+		int64		task = spi_int64(i, 1);
+		Datum		until;
+		TimestampTz until_time;
+		char	   *worker = SPI_getvalue(SPI_tuptable->vals[i], SPI_tuptable->tupdesc, 6);
+		History    *history = hash_search(histories, &task, HASH_ENTER, &found);
+
+		if (!found)
+			memset((char *) history + sizeof(int64), 0, sizeof(History) - sizeof(int64));
+		until = spi_value(i, 5, &isnull);
+		until_time = isnull ? 0 : DatumGetTimestampTz(until);
+		fold(history, spi_int64(i, 2), DatumGetChar(spi_value(i, 3, &isnull)),
+			 DatumGetTimestampTz(spi_value(i, 4, &isnull)), until_time, worker);
+	}
+}
+
+/* Run a query to its end, some rows at a time. */
+static void
+for_each_chunk(SpiStatement *statement, void (*handle) (void *arg, uint64 rows), void *arg)
+{
+	SpiScope	scope;
+	SPIPlanPtr	plan;
+	Portal		portal;
+
+	spi_begin(&scope);
+	plan = SPI_prepare(statement->sql, 0, NULL);
+	if (plan == NULL)
+		elog(ERROR, "SPI_prepare failed: %s", SPI_result_code_string(SPI_result));
+	portal = SPI_cursor_open(NULL, plan, NULL, NULL, true);
+	for (;;)
+	{
+		SPI_cursor_fetch(portal, true, REBUILD_FETCH);
+		if (SPI_processed == 0)
+			break;
+		handle(arg, SPI_processed);
+		SPI_freetuptable(SPI_tuptable);
+		CHECK_FOR_INTERRUPTS();
+	}
+	SPI_cursor_close(portal);
+	spi_end(&scope);
+}
+
+static void
+handle_attempts(void *arg, uint64 rows)
+{
+	fold_rows((HTAB *) arg, rows);
+}
+
+/* The columns of SEED_COLUMNS. */
+static void
+read_seed(uint64 row, TaskSeed *seed, ItemPointer tid)
+{
+	bool		isnull;
+	Datum		value;
+
+	memset(seed, 0, sizeof(TaskSeed));
+	seed->task = spi_int64(row, 1);
+	*tid = *(ItemPointer) DatumGetPointer(spi_value(row, 2, &isnull));
+	seed->priority = DatumGetInt32(spi_value(row, 3, &isnull));
+	value = spi_value(row, 4, &isnull);
+	seed->timed = !isnull;
+	seed->run_at = isnull ? 0 : DatumGetTimestampTz(value);
+	value = spi_value(row, 5, &isnull);
+	seed->batch = isnull ? 0 : DatumGetInt64(value);
+	value = spi_value(row, 6, &isnull);
+	seed->max_attempts = isnull ? 0 : DatumGetInt16(value);
+	seed->early_join = DatumGetBool(spi_value(row, 7, &isnull));
+}
+
+/*
+ * Give the task back to the worker that had it.  The server was away for a
+ * while, so the lease lasts at least for the queue's usual time from now; one
+ * that was bound to a session has ended with it.
+ */
+static bool
+restore_lease(Queue *queue, Task *task, const History *history, TimestampTz now)
+{
+	TimestampTz until = Max(history->until, now + queue->settings.lease);
+
+	task->attempts = history->attempts - 1;
+	if (history->bound)
+		until = now;
+	return lease_restore(task, history->running, history->worker, history->claimed_at, until) != NULL;
+}
+
+/* Enter one unfinished task; false if there was no memory for what is known of it.  Under the lock. */
+static bool
+enter_unfinished(Queue *queue, TaskSeed *seed, ItemPointer tid, const History *history, TimestampTz now)
+{
+	Task	   *task;
+
+	if (history == NULL)
+	{
+		(void) task_rebuild(queue, seed, tid, 0, false, now);
+		return true;
+	}
+
+	/* what is running is ready for a moment, before its lease is restored */
+	seed->run_at = history->running != 0 ? now : history->due;
+	seed->timed = true;
+	task = task_rebuild(queue, seed, tid, history->attempts, true, now);
+	if (task == NULL)
+		return false;
+	return history->running == 0 || restore_lease(queue, task, history, now);
+}
+
+typedef struct RebuildState
+{
+	HTAB	   *histories;
+	TimestampTz now;
+	int64		forgotten;
+} RebuildState;
+
+static void
+handle_unfinished(void *arg, uint64 rows)
+{
+	RebuildState *state = arg;
+	Queue	   *queue = NULL;
+
+	for (uint64 i = 0; i < rows; i++)
+	{
+		TaskSeed	seed;
+		ItemPointerData tid;
+		History    *history;
+		bool		isnull;
+		int32		queue_id = DatumGetInt32(spi_value(i, 8, &isnull));
+
+		read_seed(i, &seed, &tid);
+		history = hash_search(state->histories, &seed.task, HASH_FIND, NULL);
+
+		dispatcher_lock();
+		if (queue == NULL || queue->id != queue_id)
+			queue = queue_find(MyDatabaseId, queue_id);
+		if (queue != NULL && !enter_unfinished(queue, &seed, &tid, history, state->now))
+			state->forgotten++;
+		dispatcher_unlock();
+	}
+}
+
+static HTAB *
+load_histories(void)
+{
+	HASHCTL		info = {0};
+	HTAB	   *histories;
+
+	info.keysize = sizeof(int64);
+	info.entrysize = sizeof(History);
+	info.hcxt = CurrentMemoryContext;
+	histories = hash_create("pg_fanout histories", 1024, &info, HASH_ELEM | HASH_BLOBS | HASH_CONTEXT);
+	for_each_chunk(&select_attempts, handle_attempts, histories);
+	return histories;
+}
+
+void
+rebuild(Database *database)
+{
+	RebuildState state = {.now = GetCurrentTimestamp()};
+	TimestampTz end;
+
+	StartTransactionCommand();
+	PushActiveSnapshot(GetTransactionSnapshot());
+	ids_load(database);
+	load_queues(database);
+	state.histories = load_histories();
+	for_each_chunk(&select_unfinished, handle_unfinished, &state);
+	PopActiveSnapshot();
+	CommitTransactionCommand();
+
+	StartTransactionCommand();
+	PushActiveSnapshot(GetTransactionSnapshot());
+	ids_raise_ceilings(database);
+
+	if (state.forgotten > 0)
+		ereport(WARNING,
+				(errmsg("pg_fanout has no memory for the attempts of " INT64_FORMAT " tasks", state.forgotten),
+				 errdetail("They will be given out as if they had not been attempted."),
+				 errhint("Raise pg_fanout.max_tracked_tasks and restart the server.")));
+
+	end = GetCurrentTimestamp();
+	dispatcher_lock();
+	database->rebuild_time = end - state.now;
+	database->ready_since = end;
+	database->state = DATABASE_READY;
+	database->dirty_join_overflow = true;
+	dispatcher_unlock();
+}
+
+/* One row that a refill has read. */
+typedef struct RefillRow
+{
+	TaskSeed	seed;
+	ItemPointerData tid;
+} RefillRow;
+
+typedef struct Refill
+{
+	Queue	   *queue;
+	Window	   *window;
+	int32		queue_id;
+	int64		epoch;
+	int64		key;			/* the bound it starts from */
+	int64		id;
+	int64		limit;
+	int64		row_count;
+	int64		loaded;
+	RefillRow  *rows;
+} Refill;
+
+/* Read on with one statement. */
+static void
+read_rows(Refill *refill, SpiStatement *statement, int64 key, int64 id)
+{
+	Datum		values[4];
+	uint64		rows;
+
+	if (refill->row_count == refill->limit)
+		return;
+	values[0] = Int32GetDatum(refill->queue_id);
+	values[1] = statement == &refill_timed ? TimestampTzGetDatum(key) : Int32GetDatum((int32) key);
+	values[2] = Int64GetDatum(id);
+	values[3] = Int64GetDatum(refill->limit - refill->row_count);
+	rows = spi_read_latest(statement, values, NULL);
+	for (uint64 i = 0; i < rows; i++)
+	{
+		RefillRow  *row = &refill->rows[refill->row_count++];
+
+		read_seed(i, &row->seed, &row->tid);
+	}
+	SPI_freetuptable(SPI_tuptable);
+}
+
+/*
+ * Have the statements read along an index and stop at their limit, whatever
+ * the planner believes of tables that were never analyzed.  Lasts as long as
+ * the SpiScope.
+ */
+static void
+follow_the_order(void)
+{
+	static const char *const off[] = {
+		"enable_seqscan", "enable_bitmapscan", "enable_sort", "enable_hashjoin", "enable_mergejoin"
+	};
+
+	for (int i = 0; i < lengthof(off); i++)
+		(void) set_config_option(off[i], "off", PGC_USERSET, PGC_S_SESSION, GUC_ACTION_SAVE, true, 0, false);
+}
+
+/* Read from the bound on, in the order of the window. */
+static void
+read_from_bound(Refill *refill)
+{
+	SpiScope	scope;
+
+	StartTransactionCommand();
+	PushActiveSnapshot(GetTransactionSnapshot());
+	spi_begin(&scope);
+	follow_the_order();
+	if (refill->window == &refill->queue->scheduled)
+		read_rows(refill, &refill_timed, refill->key, refill->id);
+	else
+	{
+		if (refill->key < 0)
+			read_rows(refill, &refill_below, refill->key, refill->id);
+		if (refill->key <= 0)
+			read_rows(refill, &refill_usual, 0, refill->key == 0 ? refill->id : 0);
+		read_rows(refill, &refill_above, Max(refill->key, 1), refill->key > 0 ? refill->id : 0);
+	}
+	spi_end(&scope);
+	PopActiveSnapshot();
+	CommitTransactionCommand();
+}
+
+/* Note the begin of the refill; false if the window needs none. */
+static bool
+begin_refill(Refill *refill)
+{
+	Queue	   *queue = refill->queue;
+	bool		wanted;
+
+	dispatcher_lock();
+	wanted = queue->state == QUEUE_OPEN && queue->db == MyDatabaseId && refill->window->bounded;
+	if (wanted)
+	{
+		refill->queue_id = queue->id;
+		refill->epoch = queue->epoch;
+		refill->key = refill->window->bound_key;
+		refill->id = refill->window->bound_id;
+		window_begin_refill(refill->window);
+	}
+	dispatcher_unlock();
+	return wanted;
+}
+
+/* Has the queue been dropped or purged since the refill began?  Under the lock. */
+static bool
+refill_is_void(const Refill *refill)
+{
+	const Queue *queue = refill->queue;
+
+	return queue->state != QUEUE_OPEN || queue->db != MyDatabaseId || queue->id != refill->queue_id ||
+		queue->epoch != refill->epoch;
+}
+
+static int64
+place_of(const Refill *refill, const TaskSeed *seed)
+{
+	return refill->window == &refill->queue->scheduled ? seed->run_at : seed->priority;
+}
+
+/* Put what was read into memory, as far as there is room, and end the refill. */
+static void
+load_rows(Refill *refill)
+{
+	Queue	   *queue = refill->queue;
+	TimestampTz now = GetCurrentTimestamp();
+	bool		full = false;
+	int64		i = 0;
+
+	dispatcher_lock();
+	for (; i < refill->row_count && !full && !refill_is_void(refill); i++)
+	{
+		RefillRow  *row = &refill->rows[i];
+
+		if (task_find(MyDatabaseId, row->seed.task) == NULL)
+		{
+			if (task_load(queue, &row->seed, &row->tid, now) == NULL)
+			{
+				full = true;
+				break;
+			}
+			refill->loaded++;
+		}
+		if (i % FANOUT_WORK_CHUNK == FANOUT_WORK_CHUNK - 1)
+		{
+			dispatcher_unlock();
+			dispatcher_lock();
+		}
+	}
+
+	if (queue->state != QUEUE_FREE && queue->id == refill->queue_id && queue->db == MyDatabaseId)
+	{
+		if (refill_is_void(refill))
+			window_end_refill(refill->window, true, refill->key, refill->id);
+		else if (full)
+			window_end_refill(refill->window, true, place_of(refill, &refill->rows[i].seed), refill->rows[i].seed.task);
+		else if (refill->row_count == refill->limit)
+			window_end_refill(refill->window, true, place_of(refill, &refill->rows[i - 1].seed),
+							  refill->rows[i - 1].seed.task + 1);
+		else
+			window_end_refill(refill->window, false, 0, 0);
+		if (!queue->ready.refilling && !queue->scheduled.refilling)
+			queue_forget_ended(queue);
+		queue_wake(queue);
+	}
+	database_of(queue)->refills++;
+	dispatcher_unlock();
+}
+
+/* Refill one window; false if there is more to read but no headway was made. */
+static bool
+refill_window(Queue *queue, Window *window)
+{
+	Refill		refill = {.queue = queue, .window = window};
+	bool		stuck;
+
+	if (!begin_refill(&refill))
+		return true;
+	refill.limit = Max(REFILL_LEAST, Min(REFILL_MOST, queue_window_limit()));
+	refill.rows = palloc(refill.limit * sizeof(RefillRow));
+	read_from_bound(&refill);
+	load_rows(&refill);
+	stuck = refill.loaded == 0 && refill.row_count > 0 && window->bounded &&
+		window->bound_key == refill.key && window->bound_id == refill.id;
+	pfree(refill.rows);
+	return !stuck;
+}
+
+bool
+refill_queue(Queue *queue)
+{
+	bool		again;
+	bool		headway;
+
+	dispatcher_lock();
+	queue->wants_refill = false;
+	dispatcher_unlock();
+
+	headway = refill_window(queue, &queue->scheduled);
+	headway &= refill_window(queue, &queue->ready);
+
+	/* what was read may all have been in memory, or done */
+	dispatcher_lock();
+	again = queue->state == QUEUE_OPEN && queue->db == MyDatabaseId &&
+		queue->ready.bounded && window_first(&queue->ready) == NULL;
+	if (again)
+		queue->wants_refill = true;
+	dispatcher_unlock();
+	return headway;
+}
+
+void
+refill_reset(Database *database)
+{
+	dispatcher_lock();
+	for (int i = 0; i < fanout_shared->queue_high; i++)
+	{
+		Queue	   *queue = &fanout_queues[i];
+		Window	   *windows[2] = {&queue->ready, &queue->scheduled};
+
+		if (queue->state == QUEUE_FREE || queue->db != database->db)
+			continue;
+		for (int j = 0; j < 2; j++)
+		{
+			if (windows[j]->refilling)
+				window_end_refill(windows[j], true, windows[j]->bound_key, windows[j]->bound_id);
+		}
+		queue_forget_ended(queue);
+		queue->wants_refill |= queue->ready.bounded || queue->scheduled.bounded;
+	}
+	dispatcher_unlock();
+}

@@ -1,0 +1,64 @@
+/*
+ * registry.h
+ *		What this backend knows of the extension's catalogues: relations,
+ *		queues, who may use them.
+ */
+#ifndef FANOUT_REGISTRY_H
+#define FANOUT_REGISTRY_H
+
+#include "shared_state.h"
+
+typedef enum LogRelation
+{
+	LOG_TASK,
+	LOG_ATTEMPT,
+	LOG_CHECKPOINT,
+	LOG_OUTCOME,
+	LOG_QUEUE,					/* not of the log: the anchor of the extension */
+	LOG_RELATIONS
+} LogRelation;
+
+typedef enum QueuePrivilege
+{
+	PRIVILEGE_ENQUEUE,
+	PRIVILEGE_DEQUEUE,
+	PRIVILEGE_MANAGE
+} QueuePrivilege;
+
+/* A queue that was looked up. */
+typedef struct QueueRef
+{
+	int32		id;
+	Queue	   *queue;			/* its slot; look at it under the dispatcher lock */
+	char		name[FANOUT_NAME_LEN];
+} QueueRef;
+
+extern void registry_init(void);
+extern void registry_invalidate(void);
+
+/* The OID of a relation of the log; throws if the extension is not there. */
+extern Oid	registry_relation(LogRelation which);
+extern bool registry_extension_exists(void);
+
+/* Was the extension created by the transaction that is open? */
+extern bool registry_extension_is_ours(void);
+extern Oid	registry_owner(void);
+
+/* Throws unless the server can take changes and the library fits the catalogue. */
+extern void require_writable(const char *function);
+
+/* This database's slot, once its keeper has memory ready; waits for that, and throws if it takes too long. */
+extern Database *require_database(void);
+
+/* A queue by its name; throws 42704 if there is none and 42501 if the caller may not use it so. */
+extern QueueRef registry_queue(text *name, QueuePrivilege privilege);
+
+/* The same by id, for the task of a lease; a queue that has been dropped meanwhile is false. */
+extern bool registry_queue_by_id(int32 id, QueuePrivilege privilege, QueueRef *ref);
+
+/* May the caller see the queue, that is, has it any privilege on it? */
+extern bool registry_queue_visible(int32 id);
+
+extern bool role_is_mine(Oid role);
+
+#endif							/* FANOUT_REGISTRY_H */

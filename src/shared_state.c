@@ -1,0 +1,456 @@
+/*
+ * shared_state.c
+ *		The layout of shared memory, and its pools.
+ *
+ * All of it is allocated at server start and has a fixed size.  The pools of
+ * tasks, leases and workers are the server's own hash tables of fixed size:
+ * their elements never move, so other structures point to them.  What is
+ * looked for is looked for by number, what is ordered is linked by its own
+ * nodes.
+ */
+#include "postgres.h"
+
+#include "miscadmin.h"
+#include "storage/ipc.h"
+#include "storage/latch.h"
+#include "storage/shmem.h"
+#include "utils/hsearch.h"
+
+#include "shared_state.h"
+
+SharedState *fanout_shared = NULL;
+Queue	   *fanout_queues = NULL;
+Database   *fanout_databases = NULL;
+
+static HTAB *task_pool = NULL;
+static HTAB *lease_pool = NULL;
+static HTAB *worker_pool = NULL;
+static HTAB *worker_use_pool = NULL;
+static Waiter *waiters = NULL;
+
+/* An auxiliary process never waits in our functions; the margin is for what servers after 15 add. */
+#define WAITER_COUNT	(MaxBackends + 64)
+
+static Size
+queues_size(void)
+{
+	return mul_size(fanout_max_queues, sizeof(Queue));
+}
+
+static Size
+databases_size(void)
+{
+	return mul_size(fanout_max_databases, sizeof(Database));
+}
+
+static Size
+waiters_size(void)
+{
+	return mul_size(WAITER_COUNT, sizeof(Waiter));
+}
+
+/* Ask for memory and the lock: for shmem_request_hook. */
+void
+shared_state_request(void)
+{
+	Size		size = sizeof(SharedState);
+
+	size = add_size(size, queues_size());
+	size = add_size(size, databases_size());
+	size = add_size(size, waiters_size());
+	size = add_size(size, hash_estimate_size(fanout_max_tracked_tasks, sizeof(Task)));
+	size = add_size(size, hash_estimate_size(fanout_max_tracked_tasks, sizeof(Lease)));
+	size = add_size(size, hash_estimate_size(fanout_max_workers, sizeof(Worker)));
+	size = add_size(size, hash_estimate_size(mul_size(fanout_max_workers, 2), sizeof(WorkerUse)));
+	RequestAddinShmemSpace(size);
+	RequestNamedLWLockTranche("pg_fanout", 1);
+}
+
+static HTAB *
+create_pool(const char *name, int64 count, Size keysize, Size entrysize)
+{
+	HASHCTL		info;
+
+	memset(&info, 0, sizeof(info));
+	info.keysize = keysize;
+	info.entrysize = entrysize;
+	return ShmemInitHash(name, count, count, &info, HASH_ELEM | HASH_BLOBS | HASH_FIXED_SIZE);
+}
+
+/* Lay the memory out, or attach to it: for shmem_startup_hook. */
+void
+shared_state_startup(void)
+{
+	bool		found;
+
+	LWLockAcquire(AddinShmemInitLock, LW_EXCLUSIVE);
+
+	fanout_shared = ShmemInitStruct("pg_fanout state", sizeof(SharedState), &found);
+	fanout_queues = ShmemInitStruct("pg_fanout queues", queues_size(), &found);
+	fanout_databases = ShmemInitStruct("pg_fanout databases", databases_size(), &found);
+	waiters = ShmemInitStruct("pg_fanout waiters", waiters_size(), &found);
+	task_pool = create_pool("pg_fanout tasks", fanout_max_tracked_tasks, sizeof(TaskKey), sizeof(Task));
+	lease_pool = create_pool("pg_fanout leases", fanout_max_tracked_tasks, sizeof(LeaseKey), sizeof(Lease));
+	worker_pool = create_pool("pg_fanout workers", fanout_max_workers, sizeof(WorkerKey), sizeof(Worker));
+	worker_use_pool = create_pool("pg_fanout worker uses", (int64) fanout_max_workers * 2,
+								  sizeof(WorkerUseKey), sizeof(WorkerUse));
+
+	if (!found)
+	{
+		memset(fanout_shared, 0, sizeof(SharedState));
+		memset(fanout_queues, 0, queues_size());
+		memset(fanout_databases, 0, databases_size());
+		memset(waiters, 0, waiters_size());
+		fanout_shared->lock = &(GetNamedLWLockTranche("pg_fanout"))->lock;
+		ConditionVariableInit(&fanout_shared->changed);
+		fanout_shared->free_tasks = fanout_max_tracked_tasks;
+		fanout_shared->free_leases = fanout_max_tracked_tasks;
+		fanout_shared->free_workers = fanout_max_workers;
+		fanout_shared->free_uses = (int64) fanout_max_workers * 2;
+	}
+
+	LWLockRelease(AddinShmemInitLock);
+}
+
+/* Throw unless the library was preloaded. */
+void
+require_preload(void)
+{
+	if (fanout_shared == NULL)
+		ereport(ERROR,
+				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
+				 errmsg("pg_fanout is not preloaded"),
+				 errhint("Add pg_fanout to shared_preload_libraries and restart the server.")));
+}
+
+Database *
+database_find(Oid db)
+{
+	for (int i = 0; i < fanout_shared->database_high; i++)
+	{
+		if (fanout_databases[i].state != DATABASE_FREE && fanout_databases[i].db == db)
+			return &fanout_databases[i];
+	}
+	return NULL;
+}
+
+/* The database's slot, made if there is none yet; NULL if all are taken. */
+Database *
+database_enter(Oid db)
+{
+	Database   *database = database_find(db);
+
+	if (database != NULL)
+		return database;
+
+	for (int i = 0; i < fanout_max_databases; i++)
+	{
+		database = &fanout_databases[i];
+		if (database->state != DATABASE_FREE)
+			continue;
+
+		memset(database, 0, sizeof(Database));
+		database->state = DATABASE_STARTING;
+		database->db = db;
+		order_init(&database->expiry);
+		dlist_init(&database->journal);
+		dlist_init(&database->result_waiters);
+		fanout_shared->database_high = Max(fanout_shared->database_high, i + 1);
+		return database;
+	}
+	return NULL;
+}
+
+/* Free everything in memory that belongs to the database; its slot stays, as STARTING. */
+void
+database_clear(Database *database)
+{
+	HASH_SEQ_STATUS scan;
+	Task	   *task;
+	Lease	   *lease;
+	WorkerUse  *use;
+	Worker	   *worker;
+
+	database->state = DATABASE_STARTING;
+	order_init(&database->expiry);
+	dlist_init(&database->journal);
+	dlist_init(&database->result_waiters);
+	database->journal_count = 0;
+	database->dirty_join_count = 0;
+	database->dirty_join_overflow = false;
+
+	hash_seq_init(&scan, lease_pool);
+	while ((lease = hash_seq_search(&scan)) != NULL)
+	{
+		if (lease->key.db == database->db)
+			lease_free(lease);
+	}
+	hash_seq_init(&scan, task_pool);
+	while ((task = hash_seq_search(&scan)) != NULL)
+	{
+		if (task->key.db == database->db)
+			task_free(task);
+	}
+	hash_seq_init(&scan, worker_use_pool);
+	while ((use = hash_seq_search(&scan)) != NULL)
+	{
+		if (use->key.worker->key.db == database->db)
+			worker_use_free(use);
+	}
+	hash_seq_init(&scan, worker_pool);
+	while ((worker = hash_seq_search(&scan)) != NULL)
+	{
+		if (worker->key.db == database->db)
+			worker_free(worker);
+	}
+
+	for (int i = 0; i < WAITER_COUNT; i++)
+	{
+		Waiter	   *waiter = &waiters[i];
+
+		if (waiter->db != database->db || waiter->proc == NULL)
+			continue;
+		waiter->link_count = 0;
+		waiter->woken_by = NULL;
+		waiter->waits_for_results = false;
+		SetLatch(&waiter->proc->procLatch);
+	}
+	for (int i = 0; i < fanout_shared->queue_high; i++)
+	{
+		if (fanout_queues[i].db == database->db)
+			fanout_queues[i].state = QUEUE_FREE;
+	}
+}
+
+Queue *
+queue_find(Oid db, int32 id)
+{
+	for (int i = 0; i < fanout_shared->queue_high; i++)
+	{
+		Queue	   *queue = &fanout_queues[i];
+
+		if (queue->state != QUEUE_FREE && queue->id == id && queue->db == db)
+			return queue;
+	}
+	return NULL;
+}
+
+/* A new slot for the queue, as NEW; NULL if all are taken.  Settings are the caller's to fill in. */
+Queue *
+queue_enter(Oid db, int32 id)
+{
+	for (int i = 0; i < fanout_max_queues; i++)
+	{
+		Queue	   *queue = &fanout_queues[i];
+
+		if (queue->state != QUEUE_FREE)
+			continue;
+
+		memset(queue, 0, sizeof(Queue));
+		queue->state = QUEUE_NEW;
+		queue->db = db;
+		queue->id = id;
+		dlist_init(&queue->waiters);
+		dlist_init(&queue->ended);
+		fanout_shared->queue_high = Max(fanout_shared->queue_high, i + 1);
+		return queue;
+	}
+	return NULL;
+}
+
+/*
+ * The keys of tasks and leases are padded with a zero by hand, and worker
+ * names are filled up with zeros: the hash tables compare bytes.
+ */
+static TaskKey
+task_key(Oid db, int64 task)
+{
+	return (TaskKey) {.task = task, .db = db, .zero = 0};
+}
+
+Task *
+task_find(Oid db, int64 task)
+{
+	TaskKey		key = task_key(db, task);
+
+	return hash_search(task_pool, &key, HASH_FIND, NULL);
+}
+
+/* A pool entry for a task that is not in memory, zeroed but for its key; NULL if the pool is used up. */
+Task *
+task_enter(Oid db, int64 task)
+{
+	TaskKey		key = task_key(db, task);
+	Task	   *entry;
+	bool		found;
+
+	if (fanout_shared->free_tasks == 0)
+		return NULL;
+	entry = hash_search(task_pool, &key, HASH_ENTER_NULL, &found);
+	Assert(entry != NULL && !found);
+	memset((char *) entry + sizeof(TaskKey), 0, sizeof(Task) - sizeof(TaskKey));
+	entry->node.id = task;
+	fanout_shared->free_tasks--;
+	return entry;
+}
+
+void
+task_free(Task *task)
+{
+	TaskKey		key = task->key;
+
+	hash_search(task_pool, &key, HASH_REMOVE, NULL);
+	fanout_shared->free_tasks++;
+}
+
+/* Call "visit" for every task in memory; it may free the task that it is given. */
+void
+task_iterate(void (*visit) (Task *task, void *arg), void *arg)
+{
+	HASH_SEQ_STATUS scan;
+	Task	   *task;
+
+	hash_seq_init(&scan, task_pool);
+	while ((task = hash_seq_search(&scan)) != NULL)
+		visit(task, arg);
+}
+
+static LeaseKey
+lease_key(Oid db, int64 lease)
+{
+	return (LeaseKey) {.lease = lease, .db = db, .zero = 0};
+}
+
+Lease *
+lease_find(Oid db, int64 lease)
+{
+	LeaseKey	key = lease_key(db, lease);
+
+	return hash_search(lease_pool, &key, HASH_FIND, NULL);
+}
+
+Lease *
+lease_enter(Oid db, int64 lease)
+{
+	LeaseKey	key = lease_key(db, lease);
+	Lease	   *entry;
+	bool		found;
+
+	if (fanout_shared->free_leases == 0)
+		return NULL;
+	entry = hash_search(lease_pool, &key, HASH_ENTER_NULL, &found);
+	Assert(entry != NULL && !found);
+	memset((char *) entry + sizeof(LeaseKey), 0, sizeof(Lease) - sizeof(LeaseKey));
+	entry->node.id = lease;
+	fanout_shared->free_leases--;
+	return entry;
+}
+
+void
+lease_free(Lease *lease)
+{
+	LeaseKey	key = lease->key;
+
+	hash_search(lease_pool, &key, HASH_REMOVE, NULL);
+	fanout_shared->free_leases++;
+}
+
+/* Call "visit" for every lease of the server; it may free the lease that it is given. */
+void
+lease_iterate(void (*visit) (Lease *lease, void *arg), void *arg)
+{
+	HASH_SEQ_STATUS scan;
+	Lease	   *lease;
+
+	hash_seq_init(&scan, lease_pool);
+	while ((lease = hash_seq_search(&scan)) != NULL)
+		visit(lease, arg);
+}
+
+static WorkerKey
+worker_key(Oid db, const char *name)
+{
+	WorkerKey	key;
+
+	memset(&key, 0, sizeof(key));
+	strlcpy(key.name, name, sizeof(key.name));
+	key.db = db;
+	return key;
+}
+
+Worker *
+worker_find(Oid db, const char *name)
+{
+	WorkerKey	key = worker_key(db, name);
+
+	return hash_search(worker_pool, &key, HASH_FIND, NULL);
+}
+
+/* The worker, entered if it is not known yet; NULL if the pool is used up. */
+Worker *
+worker_enter(Oid db, const char *name)
+{
+	WorkerKey	key = worker_key(db, name);
+	Worker	   *worker = hash_search(worker_pool, &key, HASH_FIND, NULL);
+
+	if (worker != NULL || fanout_shared->free_workers == 0)
+		return worker;
+	worker = hash_search(worker_pool, &key, HASH_ENTER_NULL, NULL);
+	dlist_init(&worker->leases);
+	worker->lease_count = 0;
+	fanout_shared->free_workers--;
+	return worker;
+}
+
+void
+worker_free(Worker *worker)
+{
+	WorkerKey	key = worker->key;
+
+	hash_search(worker_pool, &key, HASH_REMOVE, NULL);
+	fanout_shared->free_workers++;
+}
+
+static WorkerUseKey
+worker_use_key(Worker *worker, int32 queue)
+{
+	return (WorkerUseKey) {.worker = worker, .queue = queue, .zero = 0};
+}
+
+WorkerUse *
+worker_use_find(Worker *worker, int32 queue)
+{
+	WorkerUseKey key = worker_use_key(worker, queue);
+
+	return hash_search(worker_use_pool, &key, HASH_FIND, NULL);
+}
+
+WorkerUse *
+worker_use_enter(Worker *worker, int32 queue)
+{
+	WorkerUseKey key = worker_use_key(worker, queue);
+	WorkerUse  *use = hash_search(worker_use_pool, &key, HASH_FIND, NULL);
+
+	if (use != NULL || fanout_shared->free_uses == 0)
+		return use;
+	use = hash_search(worker_use_pool, &key, HASH_ENTER_NULL, NULL);
+	use->running = 0;
+	fanout_shared->free_uses--;
+	return use;
+}
+
+void
+worker_use_free(WorkerUse *use)
+{
+	WorkerUseKey key = use->key;
+
+	hash_search(worker_use_pool, &key, HASH_REMOVE, NULL);
+	fanout_shared->free_uses++;
+}
+
+/* The waiter of this backend. */
+Waiter *
+waiter_of_backend(void)
+{
+	return &waiters[MyProc - ProcGlobal->allProcs];
+}

@@ -1,0 +1,347 @@
+/*
+ * shared_state.h
+ *		What the dispatcher keeps in shared memory.
+ *
+ * One LWLock, the dispatcher lock, protects all of it; see README.md for why
+ * one is enough and for the rules of what may run under it.
+ */
+#ifndef FANOUT_SHARED_STATE_H
+#define FANOUT_SHARED_STATE_H
+
+#include "datatype/timestamp.h"
+#include "lib/ilist.h"
+#include "storage/condition_variable.h"
+#include "storage/itemptr.h"
+#include "storage/lwlock.h"
+#include "storage/proc.h"
+
+#include "order.h"
+
+#define FANOUT_NAME_LEN			64	/* of a queue's or a worker's name, with the final NUL */
+#define FANOUT_WAIT_QUEUES		16	/* queues that one dequeue may name */
+#define FANOUT_DIRTY_JOINS		64
+#define FANOUT_WORK_CHUNK		256 /* tasks handled in one hold of the lock */
+
+/*
+ * A window: the part of an order that is in memory.  Every waiting task of
+ * the order that comes before the bound is in the set; from the bound on
+ * tasks may be on disk only.  Without a bound, nothing is on disk only.
+ */
+typedef struct Window
+{
+	OrderedSet	set;
+	bool		bounded;
+	int64		bound_key;
+	int64		bound_id;
+
+	/* While the keeper reads from the bound on: the first task left on disk meanwhile. */
+	bool		refilling;
+	bool		missed;
+	int64		missed_key;
+	int64		missed_id;
+} Window;
+
+typedef struct QueueSettings
+{
+	int32		concurrency;	/* 0: no limit, here and below */
+	int32		worker_concurrency;
+	int64		max_backlog;
+	int64		lease;			/* microseconds, here and below */
+	int64		backoff;
+	int64		backoff_max;
+	int32		max_attempts;
+	bool		synchronous_claims;
+	bool		paused;
+} QueueSettings;
+
+typedef enum QueueState
+{
+	QUEUE_FREE,
+	QUEUE_NEW,					/* created by a transaction that is open */
+	QUEUE_OPEN,
+	QUEUE_CLOSED				/* being dropped or purged by a transaction that is open */
+} QueueState;
+
+typedef struct Queue
+{
+	QueueState	state;
+	bool		was_new;		/* what CLOSED goes back to */
+	bool		dropping;		/* CLOSED to be dropped, not purged: its leases are lost */
+	Oid			db;
+	int32		id;
+	QueueSettings settings;
+
+	/* The queue's one lane, and its timed tasks: ordered by (priority, id) and by (due, id). */
+	Window		ready;
+	Window		scheduled;
+
+	int64		waiting;		/* ready and scheduled ones, on disk too */
+	int64		timed;			/* those of them that are scheduled */
+	int64		pending;		/* enqueued by transactions that are open */
+	int64		reserved;		/* pool entries of the pending ones */
+	int64		running;		/* permits held, uncommitted claims included */
+	bool		wants_refill;
+	int64		epoch;			/* counts the times it was closed */
+	dlist_head	ended;			/* tombstones, kept while a window refills */
+
+	dlist_head	waiters;		/* WaitLink.node, first come first */
+	int32		waiter_count;
+	int32		woken;			/* waiters that were woken and have not looked yet */
+
+	int64		enqueued;		/* counters since the server started */
+	int64		dequeued;
+	int64		succeeded;
+	int64		failed;
+	int64		cancelled;
+} Queue;
+
+typedef enum TaskState
+{
+	TASK_ENQUEUED,				/* its enqueuer is yet to commit */
+	TASK_SCHEDULED,
+	TASK_READY,
+	TASK_RUNNING,
+	TASK_ENDING,				/* waited; a transaction that is open ends it */
+	TASK_ENDED					/* tombstone: a refill may still see it as unfinished */
+} TaskState;
+
+typedef struct TaskKey
+{
+	int64		task;
+	Oid			db;
+	uint32		zero;			/* keys are compared as bytes */
+} TaskKey;
+
+#define TASK_FLAG_TIMED			0x01	/* has a run_at of its own */
+#define TASK_FLAG_UNTOUCHED		0x02	/* not leased in this life: its row says all */
+#define TASK_FLAG_WAS_SCHEDULED	0x04	/* what an ENDING task goes back to */
+#define TASK_FLAG_EARLY_JOIN	0x08	/* its batch may end before all tasks have */
+#define TASK_FLAG_FRESH			0x10	/* never leased: it has no checkpoints */
+
+/* An unfinished task that is in memory: an element of the pool. */
+typedef struct Task
+{
+	TaskKey		key;
+	OrderNode	node;			/* in the queue's ready or scheduled window */
+	struct Lease *lease;		/* RUNNING */
+	int64		batch;			/* 0: none */
+	int32		priority;
+	int32		queue;			/* index of its Queue */
+	int16		attempts;		/* begun ones, the running one included */
+	int16		max_attempts;	/* 0: the queue's */
+	ItemPointerData tid;
+	uint8		state;
+	uint8		flags;
+	dlist_node	ended_link;		/* ENDED */
+} Task;
+
+typedef struct WorkerKey
+{
+	char		name[FANOUT_NAME_LEN];
+	Oid			db;
+} WorkerKey;
+
+/* A worker, known from its leases. */
+typedef struct Worker
+{
+	WorkerKey	key;
+	dlist_head	leases;
+	int32		lease_count;
+} Worker;
+
+/* How many tasks of one queue one worker runs. */
+typedef struct WorkerUseKey
+{
+	Worker	   *worker;
+	int32		queue;
+	uint32		zero;
+} WorkerUseKey;
+
+typedef struct WorkerUse
+{
+	WorkerUseKey key;
+	int32		running;
+} WorkerUse;
+
+typedef struct LeaseKey
+{
+	int64		lease;
+	Oid			db;
+	uint32		zero;
+} LeaseKey;
+
+#define LEASE_JOURNAL_CLAIM		0x01	/* what the journal is yet to write of a lease */
+#define LEASE_JOURNAL_EXTEND	0x02
+#define LEASE_JOURNAL_EXPIRE	0x04
+
+typedef struct Lease
+{
+	LeaseKey	key;
+	OrderNode	node;			/* in Database.expiry, by until, once committed */
+	Task	   *task;			/* NULL once it has ended and only the journal needs it */
+	int64		task_id;
+	Worker	   *worker;
+	dlist_node	worker_link;
+	dlist_node	journal_link;
+	PGPROC	   *holder;			/* the backend whose open transaction claimed it, or to which it is bound */
+	int32		holder_pid;
+	TransactionId ender;		/* the open transaction that is ending it */
+	TimestampTz claimed_at;
+	TimestampTz until;
+	uint16		pins;			/* transactions that wrote under it: it does not expire under them */
+	int16		attempt;
+	uint8		journal;		/* LEASE_JOURNAL_ bits; not 0: in Database.journal */
+	bool		committed;
+	bool		bound;			/* ends with the holder's session */
+	bool		revoked;		/* its task was dropped with the queue */
+	char		worker_name[FANOUT_NAME_LEN];
+} Lease;
+
+typedef enum DatabaseState
+{
+	DATABASE_FREE,
+	DATABASE_STARTING,			/* known; memory is not to be relied on yet */
+	DATABASE_READY
+} DatabaseState;
+
+typedef struct Database
+{
+	DatabaseState state;
+	Oid			db;
+	Oid			anchor;			/* OID of fanout.queue: tells one life of the extension from the next */
+
+	PGPROC	   *keeper;			/* to wake it; NULL while there is none */
+	int32		keeper_pid;
+	TimestampTz keeper_wakes_at;	/* it will look by itself then */
+	bool		keeper_wanted;
+	int32		held_by;		/* pid of the backend whose command wants the database free of keepers */
+
+	/* Numbers below the ceiling may be handed out; the ceiling is durable. */
+	int64		next_task;
+	int64		task_ceiling;
+	int64		task_need;
+	int64		next_lease;
+	int64		lease_ceiling;
+
+	OrderedSet	expiry;			/* committed leases, by their end */
+	dlist_head	journal;		/* leases with something for the journal to write */
+	int64		journal_count;
+	dlist_head	result_waiters; /* Waiter.result_link */
+
+	int64		dirty_joins[FANOUT_DIRTY_JOINS];	/* batches whose join wants a look */
+	int32		dirty_join_count;
+	bool		dirty_join_overflow;
+
+	int64		refills;
+	int64		evictions;
+	int64		journaled;
+	int64		expired;
+	TimestampTz ready_since;
+	int64		rebuild_time;	/* microseconds */
+} Database;
+
+/* A backend's place in the list of one queue's waiters. */
+typedef struct WaitLink
+{
+	dlist_node	node;
+	struct Waiter *waiter;
+	int32		queue;			/* index of the Queue */
+} WaitLink;
+
+/* A backend that waits: for work of queues, or for results. */
+typedef struct Waiter
+{
+	PGPROC	   *proc;
+	Oid			db;
+	WaitLink	links[FANOUT_WAIT_QUEUES];
+	int32		link_count;		/* 0: stands in no queue's list */
+	char		worker[FANOUT_NAME_LEN];
+	Queue	   *woken_by;		/* it was woken for this queue and has not looked yet */
+
+	bool		waits_for_results;
+	dlist_node	result_link;
+	int64		batch;			/* 0: for the tasks from first to last */
+	int64		first_task;
+	int64		last_task;
+	int64		hits;
+	int64		hits_wanted;
+} Waiter;
+
+typedef struct SharedState
+{
+	LWLock	   *lock;			/* the dispatcher lock */
+	PGPROC	   *launcher;
+	ConditionVariable changed;	/* a database became ready or lost its keeper, a ceiling moved, a queue is open */
+	int64		free_tasks;
+	int64		free_leases;
+	int64		free_workers;
+	int64		free_uses;
+	int32		queue_high;		/* queues at or above this index were never used */
+	int32		database_high;
+} SharedState;
+
+extern SharedState *fanout_shared;
+extern Queue *fanout_queues;
+extern Database *fanout_databases;
+
+/* settings */
+extern int	fanout_max_tracked_tasks;
+extern int	fanout_max_queues;
+extern int	fanout_max_databases;
+extern int	fanout_max_workers;
+extern int	fanout_journal_interval;
+extern int	fanout_max_wait;
+
+extern void shared_state_request(void);
+extern void shared_state_startup(void);
+extern void require_preload(void);
+
+static inline void
+dispatcher_lock(void)
+{
+	LWLockAcquire(fanout_shared->lock, LW_EXCLUSIVE);
+}
+
+static inline void
+dispatcher_unlock(void)
+{
+	LWLockRelease(fanout_shared->lock);
+}
+
+#define dispatcher_lock_held() LWLockHeldByMeInMode(fanout_shared->lock, LW_EXCLUSIVE)
+
+/* Everything below expects the dispatcher lock to be held, and cannot throw. */
+
+extern Database *database_find(Oid db);
+extern Database *database_enter(Oid db);
+extern void database_clear(Database *database);
+
+extern Queue *queue_find(Oid db, int32 id);
+extern Queue *queue_enter(Oid db, int32 id);
+
+static inline Database *
+database_of(const Queue *queue)
+{
+	return database_find(queue->db);
+}
+
+extern Task *task_find(Oid db, int64 task);
+extern Task *task_enter(Oid db, int64 task);
+extern void task_free(Task *task);
+extern void task_iterate(void (*visit) (Task *task, void *arg), void *arg);
+
+extern Lease *lease_find(Oid db, int64 lease);
+extern Lease *lease_enter(Oid db, int64 lease);
+extern void lease_free(Lease *lease);
+extern void lease_iterate(void (*visit) (Lease *lease, void *arg), void *arg);
+
+extern Worker *worker_find(Oid db, const char *name);
+extern Worker *worker_enter(Oid db, const char *name);
+extern void worker_free(Worker *worker);
+extern WorkerUse *worker_use_find(Worker *worker, int32 queue);
+extern WorkerUse *worker_use_enter(Worker *worker, int32 queue);
+extern void worker_use_free(WorkerUse *use);
+
+extern Waiter *waiter_of_backend(void);
+
+#endif							/* FANOUT_SHARED_STATE_H */

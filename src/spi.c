@@ -1,0 +1,105 @@
+/*
+ * spi.c
+ *		SQL of our own, run as the extension's owner and out of reach of the
+ *		caller's search_path.
+ *
+ * The caller's rights are checked before, in C, against the role that calls.
+ * An error on the way restores role and settings with the transaction.
+ */
+#include "postgres.h"
+
+#include "access/xact.h"
+#include "miscadmin.h"
+#include "utils/guc.h"
+#include "utils/snapmgr.h"
+
+#include "registry.h"
+#include "spi.h"
+
+void
+spi_begin(SpiScope *scope)
+{
+	Oid			owner = registry_owner();
+
+	GetUserIdAndSecContext(&scope->user, &scope->security_context);
+	SetUserIdAndSecContext(owner, scope->security_context | SECURITY_LOCAL_USERID_CHANGE);
+	scope->guc_level = NewGUCNestLevel();
+	(void) set_config_option("search_path", "pg_catalog, pg_temp", PGC_USERSET, PGC_S_SESSION,
+							 GUC_ACTION_SAVE, true, 0, false);
+	if (SPI_connect() != SPI_OK_CONNECT)
+		elog(ERROR, "SPI_connect failed");
+}
+
+void
+spi_end(SpiScope *scope)
+{
+	SPI_finish();
+	AtEOXact_GUC(false, scope->guc_level);
+	SetUserIdAndSecContext(scope->user, scope->security_context);
+}
+
+static void
+prepare(SpiStatement *statement)
+{
+	SPIPlanPtr	plan;
+
+	if (statement->plan != NULL)
+		return;
+	plan = SPI_prepare(statement->sql, statement->nargs, statement->types);
+	if (plan == NULL)
+		elog(ERROR, "SPI_prepare failed: %s", SPI_result_code_string(SPI_result));
+	if (SPI_keepplan(plan) != 0)
+		elog(ERROR, "SPI_keepplan failed");
+	statement->plan = plan;
+}
+
+static uint64
+execute(SpiStatement *statement, Datum *values, const char *nulls, bool read_only)
+{
+	int			result;
+
+	result = SPI_execute_plan(statement->plan, values, nulls, read_only, 0);
+	if (result < 0)
+		elog(ERROR, "SPI_execute_plan failed: %s", SPI_result_code_string(result));
+	return SPI_processed;
+}
+
+uint64
+spi_run(SpiStatement *statement, Datum *values, const char *nulls)
+{
+	uint64		processed;
+
+	prepare(statement);
+	processed = execute(statement, values, nulls, false);
+	CommandCounterIncrement();
+	return processed;
+}
+
+uint64
+spi_read_latest(SpiStatement *statement, Datum *values, const char *nulls)
+{
+	uint64		processed;
+
+	prepare(statement);
+	PushActiveSnapshot(GetLatestSnapshot());
+	processed = execute(statement, values, nulls, true);
+	PopActiveSnapshot();
+	return processed;
+}
+
+Datum
+spi_value(uint64 row, int column, bool *isnull)
+{
+	return SPI_getbinval(SPI_tuptable->vals[row], SPI_tuptable->tupdesc, column, isnull);
+}
+
+/* A column that is not NULL. */
+int64
+spi_int64(uint64 row, int column)
+{
+	bool		isnull;
+	Datum		value = spi_value(row, column, &isnull);
+
+	Assert(!isnull);
+	return DatumGetInt64(value);
+}

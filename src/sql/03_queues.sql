@@ -1,0 +1,37 @@
+CREATE FUNCTION fanout.create_queue(
+    queue text, concurrency int DEFAULT NULL, worker_concurrency int DEFAULT NULL, lease interval DEFAULT '60 s',
+    max_attempts int DEFAULT 5, backoff interval DEFAULT '1 s', backoff_max interval DEFAULT '5 min',
+    max_backlog bigint DEFAULT NULL, synchronous_claims boolean DEFAULT false, if_not_exists boolean DEFAULT false)
+    RETURNS boolean AS 'MODULE_PATHNAME', 'fanout_create_queue' LANGUAGE C VOLATILE;
+COMMENT ON FUNCTION fanout.create_queue IS 'creates a queue, owned by the current role; true if it was created';
+
+CREATE FUNCTION fanout.alter_queue(
+    queue text, concurrency int DEFAULT NULL, worker_concurrency int DEFAULT NULL, lease interval DEFAULT NULL,
+    max_attempts int DEFAULT NULL, backoff interval DEFAULT NULL, backoff_max interval DEFAULT NULL,
+    max_backlog bigint DEFAULT NULL, synchronous_claims boolean DEFAULT NULL, unset text[] DEFAULT '{}')
+    RETURNS void AS 'MODULE_PATHNAME', 'fanout_alter_queue' LANGUAGE C VOLATILE;
+COMMENT ON FUNCTION fanout.alter_queue IS 'changes the settings that are given; unset names limits to take away';
+
+CREATE FUNCTION fanout.drop_queue(queue text, force boolean DEFAULT false) RETURNS void
+    AS 'MODULE_PATHNAME', 'fanout_drop_queue' LANGUAGE C VOLATILE;
+COMMENT ON FUNCTION fanout.drop_queue IS 'drops a queue without unfinished tasks; forced, cancels those first';
+
+CREATE FUNCTION fanout.pause_queue(queue text) RETURNS boolean
+    AS 'MODULE_PATHNAME', 'fanout_pause_queue' LANGUAGE C VOLATILE;
+COMMENT ON FUNCTION fanout.pause_queue IS 'stops giving out tasks of the queue; true if it was not paused before';
+
+CREATE FUNCTION fanout.resume_queue(queue text) RETURNS boolean
+    AS 'MODULE_PATHNAME', 'fanout_resume_queue' LANGUAGE C VOLATILE;
+COMMENT ON FUNCTION fanout.resume_queue IS 'gives out tasks of the queue again; true if it was paused before';
+
+CREATE FUNCTION fanout.purge_queue(queue text) RETURNS bigint
+    AS 'MODULE_PATHNAME', 'fanout_purge_queue' LANGUAGE C VOLATILE;
+COMMENT ON FUNCTION fanout.purge_queue IS 'cancels every task of the queue that waits; the number of them';
+
+CREATE FUNCTION fanout.grant_queue(queue text, role regrole, privileges text[] DEFAULT '{enqueue,dequeue}') RETURNS void
+    AS 'MODULE_PATHNAME', 'fanout_grant_queue' LANGUAGE C VOLATILE;
+COMMENT ON FUNCTION fanout.grant_queue IS 'lets a role enqueue to, dequeue from or manage the queue';
+
+CREATE FUNCTION fanout.revoke_queue(queue text, role regrole, privileges text[] DEFAULT '{enqueue,dequeue,manage}') RETURNS void
+    AS 'MODULE_PATHNAME', 'fanout_revoke_queue' LANGUAGE C VOLATILE;
+COMMENT ON FUNCTION fanout.revoke_queue IS 'takes privileges on the queue away from a role';

@@ -1,0 +1,55 @@
+CREATE FUNCTION fanout.enqueue(
+    queue text, name text, args jsonb DEFAULT NULL, priority int DEFAULT 0, delay interval DEFAULT NULL,
+    run_at timestamptz DEFAULT NULL, max_attempts int DEFAULT NULL, batch bigint DEFAULT NULL,
+    lease bigint DEFAULT NULL, step text DEFAULT NULL)
+    RETURNS bigint AS 'MODULE_PATHNAME', 'fanout_enqueue' LANGUAGE C VOLATILE;
+COMMENT ON FUNCTION fanout.enqueue IS 'adds one task to a queue, in the caller''s transaction; its id';
+
+CREATE FUNCTION fanout.enqueue_many(
+    queue text, name text, args jsonb[], priority int DEFAULT 0, delay interval DEFAULT NULL,
+    run_at timestamptz DEFAULT NULL, max_attempts int DEFAULT NULL, batch bigint DEFAULT NULL,
+    lease bigint DEFAULT NULL, step text DEFAULT NULL,
+    OUT ordinal bigint, OUT task bigint)
+    RETURNS SETOF record AS 'MODULE_PATHNAME', 'fanout_enqueue_many' LANGUAGE C VOLATILE ROWS 1000;
+COMMENT ON FUNCTION fanout.enqueue_many IS 'adds one task for each element of args; their ids in order';
+
+CREATE FUNCTION fanout.fan_out(
+    queue text, name text, args jsonb[], "join" text DEFAULT 'all', join_count bigint DEFAULT NULL,
+    priority int DEFAULT 0, delay interval DEFAULT NULL, run_at timestamptz DEFAULT NULL,
+    max_attempts int DEFAULT NULL, lease bigint DEFAULT NULL, step text DEFAULT NULL)
+    RETURNS bigint AS 'MODULE_PATHNAME', 'fanout_fan_out' LANGUAGE C VOLATILE;
+COMMENT ON FUNCTION fanout.fan_out(text, text, jsonb[], text, bigint, int, interval, timestamptz, int, bigint, text)
+    IS 'adds one task for each element of args as a sealed batch; the batch''s id';
+
+CREATE FUNCTION fanout.fan_out(
+    queue text, names text[], args jsonb[], "join" text DEFAULT 'all', join_count bigint DEFAULT NULL,
+    priority int DEFAULT 0, delay interval DEFAULT NULL, run_at timestamptz DEFAULT NULL,
+    max_attempts int DEFAULT NULL, lease bigint DEFAULT NULL, step text DEFAULT NULL)
+    RETURNS bigint AS 'MODULE_PATHNAME', 'fanout_fan_out_names' LANGUAGE C VOLATILE;
+COMMENT ON FUNCTION fanout.fan_out(text, text[], jsonb[], text, bigint, int, interval, timestamptz, int, bigint, text)
+    IS 'as the other fan_out, with a name for each task';
+
+CREATE FUNCTION fanout.create_batch("join" text DEFAULT 'all', join_count bigint DEFAULT NULL,
+    lease bigint DEFAULT NULL, step text DEFAULT NULL)
+    RETURNS bigint AS 'MODULE_PATHNAME', 'fanout_create_batch' LANGUAGE C VOLATILE;
+COMMENT ON FUNCTION fanout.create_batch IS 'opens a batch to which enqueue and enqueue_many add until it is sealed';
+
+CREATE FUNCTION fanout.seal_batch(batch bigint) RETURNS boolean
+    AS 'MODULE_PATHNAME', 'fanout_seal_batch' LANGUAGE C VOLATILE;
+COMMENT ON FUNCTION fanout.seal_batch IS 'closes a batch to further tasks; false if it was sealed before';
+
+CREATE FUNCTION fanout.cancel(tasks bigint[], reason text DEFAULT NULL) RETURNS SETOF bigint
+    AS 'MODULE_PATHNAME', 'fanout_cancel_many' LANGUAGE C VOLATILE;
+COMMENT ON FUNCTION fanout.cancel(bigint[], text) IS 'cancels those of the tasks that wait; the ids of these';
+
+CREATE FUNCTION fanout.cancel(task bigint, reason text DEFAULT NULL) RETURNS boolean
+    AS 'MODULE_PATHNAME', 'fanout_cancel' LANGUAGE C VOLATILE;
+COMMENT ON FUNCTION fanout.cancel(bigint, text) IS 'cancels a task that waits; false if it runs or has ended';
+
+CREATE FUNCTION fanout.retry(tasks bigint[]) RETURNS SETOF bigint
+    AS 'MODULE_PATHNAME', 'fanout_retry_many' LANGUAGE C VOLATILE;
+COMMENT ON FUNCTION fanout.retry(bigint[]) IS 'gives those of the tasks that failed or were cancelled another life; the ids of these';
+
+CREATE FUNCTION fanout.retry(task bigint) RETURNS boolean
+    AS 'MODULE_PATHNAME', 'fanout_retry' LANGUAGE C VOLATILE;
+COMMENT ON FUNCTION fanout.retry(bigint) IS 'gives a failed or cancelled task another life, with its checkpoints';

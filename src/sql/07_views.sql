@@ -1,0 +1,93 @@
+-- Views run as their owner on the tables and as the caller in functions: each filters by what the caller may see.
+
+CREATE FUNCTION fanout._queue_visible(queue_id int) RETURNS boolean
+    AS 'MODULE_PATHNAME', 'fanout_queue_visible' LANGUAGE C STABLE STRICT COST 5;
+CREATE FUNCTION fanout._role_visible(role oid) RETURNS boolean
+    AS 'MODULE_PATHNAME', 'fanout_role_visible' LANGUAGE C STABLE STRICT COST 5;
+
+-- The live side of a task that has no outcome: memory's word, without a look at the tables.
+CREATE FUNCTION fanout._live_task(task bigint, queue_id int, run_at timestamptz,
+    OUT state text, OUT due timestamptz, OUT attempt int, OUT lease bigint, OUT worker text, OUT lease_until timestamptz)
+    RETURNS record AS 'MODULE_PATHNAME', 'fanout_live_task' LANGUAGE C VOLATILE;
+
+CREATE FUNCTION fanout._live_queues(
+    OUT queue_id int, OUT scheduled bigint, OUT ready bigint, OUT running bigint, OUT in_memory bigint,
+    OUT oldest_ready timestamptz, OUT waiting_workers int, OUT enqueued bigint, OUT dequeued bigint, OUT succeeded bigint, OUT failed bigint, OUT cancelled bigint,
+    OUT enqueued_per_second float8, OUT dequeued_per_second float8, OUT finished_per_second float8)
+    RETURNS SETOF record AS 'MODULE_PATHNAME', 'fanout_live_queues' LANGUAGE C VOLATILE ROWS 10;
+
+CREATE FUNCTION fanout._live_leases(
+    OUT lease bigint, OUT task bigint, OUT queue_id int, OUT worker text, OUT attempt int,
+    OUT claimed_at timestamptz, OUT lease_until timestamptz, OUT session_pid int, OUT committed boolean)
+    RETURNS SETOF record AS 'MODULE_PATHNAME', 'fanout_live_leases' LANGUAGE C VOLATILE ROWS 100;
+
+CREATE FUNCTION fanout.status(OUT item text, OUT value text) RETURNS SETOF record
+    AS 'MODULE_PATHNAME', 'fanout_status' LANGUAGE C VOLATILE ROWS 20;
+COMMENT ON FUNCTION fanout.status IS 'what the extension is doing in this database: versions, processes, use of memory';
+
+CREATE VIEW fanout.queues WITH (security_barrier) AS
+    SELECT q.name AS queue, q.owner::text AS owner, q.paused,
+           l.scheduled, l.ready, l.running, l.oldest_ready, now() - l.oldest_ready AS oldest_ready_age,
+           q.concurrency, q.worker_concurrency, q.max_backlog,
+           q.lease, q.max_attempts, q.backoff, q.backoff_max, q.synchronous_claims,
+           l.waiting_workers, l.in_memory,
+           l.enqueued, l.dequeued, l.succeeded, l.failed, l.cancelled,
+           l.enqueued_per_second, l.dequeued_per_second, l.finished_per_second,
+           q.created_at
+      FROM fanout.queue q LEFT JOIN fanout._live_queues() l ON l.queue_id = q.id
+     WHERE fanout._queue_visible(q.id);
+COMMENT ON VIEW fanout.queues IS 'queues with their settings and live counts; counters and rates are since the server started';
+
+CREATE VIEW fanout.tasks WITH (security_barrier) AS
+    SELECT t.id AS task, q.name AS queue, t.name, t.args,
+           CASE o.status WHEN 's' THEN 'succeeded' WHEN 'f' THEN 'failed' WHEN 'c' THEN 'cancelled' ELSE l.state END AS state,
+           t.priority, t.batch, t.parent, t.enqueued_at, CASE WHEN o.task IS NULL THEN coalesce(l.due, t.run_at) ELSE t.run_at END AS run_at,
+           coalesce(o.attempt::int, l.attempt) AS attempt, coalesce(t.max_attempts::int, q.max_attempts) AS max_attempts,
+           coalesce(o.lease, l.lease) AS lease, coalesce(o.worker, l.worker) AS worker, l.lease_until,
+           o.finished_at, o.result, o.error
+      FROM fanout.task t
+      JOIN fanout.queue q ON q.id = t.queue
+      LEFT JOIN fanout.outcome o ON o.task = t.id
+      LEFT JOIN LATERAL fanout._live_task(t.id, t.queue, t.run_at) l ON o.task IS NULL
+     WHERE fanout._queue_visible(t.queue);
+COMMENT ON VIEW fanout.tasks IS 'every task that is kept, with its state and outcome';
+
+CREATE VIEW fanout.batches WITH (security_barrier) AS
+    SELECT b.id AS batch, b.owner::text AS owner, b.join_policy AS "join", b.join_count, b.sealed, b.created_at, b.ended_at,
+           (SELECT coalesce(sum(p.tasks), 0)::bigint FROM fanout.batch_part p WHERE p.batch = b.id) AS tasks,
+           (SELECT count(*) FROM fanout.batch_part p JOIN fanout.outcome o
+               ON o.task >= p.first_task AND o.task < p.first_task + p.tasks WHERE p.batch = b.id) AS finished
+      FROM fanout.batch b
+     WHERE fanout._role_visible(b.owner::oid);
+COMMENT ON VIEW fanout.batches IS 'batches with the number of their tasks and of those that have ended';
+
+CREATE VIEW fanout.leases WITH (security_barrier) AS
+    SELECT l.lease, l.task, q.name AS queue, l.worker, l.attempt, l.claimed_at, l.lease_until, l.session_pid, l.committed
+      FROM fanout._live_leases() l JOIN fanout.queue q ON q.id = l.queue_id
+     WHERE fanout._queue_visible(l.queue_id);
+COMMENT ON VIEW fanout.leases IS 'leases that are held now, those not yet committed included';
+
+CREATE VIEW fanout.workers WITH (security_barrier) AS
+    SELECT worker, count(*) AS leases, array_agg(DISTINCT queue) AS queues,
+           min(claimed_at) AS oldest_claim, min(lease_until) AS next_lease_end
+      FROM fanout.leases GROUP BY worker;
+COMMENT ON VIEW fanout.workers IS 'workers that hold leases';
+
+-- A lease that ended well before the journal came to it is known from its outcome alone.
+CREATE VIEW fanout.attempts WITH (security_barrier) AS
+    SELECT a.task, q.name AS queue, a.lease,
+           max(a.worker) AS worker, min(a.at) FILTER (WHERE a.event IN ('c', 'b')) AS claimed_at,
+           max(a.at) FILTER (WHERE a.event IN ('f', 'r', 'x')) AS ended_at,
+           CASE max(a.event::text) FILTER (WHERE a.event IN ('f', 'r', 'x'))
+               WHEN 'f' THEN 'failed' WHEN 'r' THEN 'released' WHEN 'x' THEN 'expired' ELSE 'running' END AS state,
+           max(a.error) AS error
+      FROM fanout.attempt a JOIN fanout.task t ON t.id = a.task JOIN fanout.queue q ON q.id = t.queue
+     WHERE a.event <> 'n' AND fanout._queue_visible(t.queue)
+       AND NOT EXISTS (SELECT FROM fanout.outcome o WHERE o.task = a.task AND o.lease = a.lease)
+     GROUP BY a.task, q.name, a.lease
+    UNION ALL
+    SELECT o.task, q.name, o.lease, o.worker, o.claimed_at, o.finished_at,
+           CASE o.status WHEN 's' THEN 'completed' WHEN 'f' THEN 'failed' ELSE 'cancelled' END, o.error
+      FROM fanout.outcome o JOIN fanout.task t ON t.id = o.task JOIN fanout.queue q ON q.id = t.queue
+     WHERE o.lease IS NOT NULL AND fanout._queue_visible(t.queue);
+COMMENT ON VIEW fanout.attempts IS 'attempts of tasks, from the journal (some milliseconds behind) and from outcomes';

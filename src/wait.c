@@ -1,0 +1,260 @@
+/*
+ * wait.c
+ *		Waiting for work and for results, by latch.
+ *
+ * A backend that waits for work stands in the list of each queue it waits
+ * for, first come first served.  Whatever may let a task start (a commit, a
+ * permit that is given back, a due time, a raised limit, a resume, a refill)
+ * ends in queue_wake(), which keeps this invariant: as long as a queue has a
+ * task that may start and a waiter whose worker may take it, at least that
+ * many waiters are awake and on their way.  A waiter that was woken first
+ * reports that it has looked (stop_waiting_for_queues()), then tries; if it
+ * gets nothing, or leaves because it was cancelled, queue_wake() runs again,
+ * so that a wake-up is passed on and never lost.
+ *
+ * A backend that waits for results says for which tasks and how many ends of
+ * these it needs to see; it then reads the tables.  Ends that it counts twice
+ * (in memory and in the tables) wake it too early, never too late.
+ */
+#include "postgres.h"
+
+#include "miscadmin.h"
+#include "pgstat.h"
+#include "storage/latch.h"
+#include "utils/timestamp.h"
+
+#include "dispatch.h"
+#include "wait.h"
+#include "window.h"
+
+/* Take the waiter out of the lists of all queues that it waits for. */
+static void
+unlink_waiter(Waiter *waiter)
+{
+	for (int i = 0; i < waiter->link_count; i++)
+	{
+		WaitLink   *link = &waiter->links[i];
+
+		dlist_delete(&link->node);
+		fanout_queues[link->queue].waiter_count--;
+	}
+	waiter->link_count = 0;
+}
+
+/* Wake as many waiters as the queue has tasks that may start. */
+void
+queue_wake(Queue *queue)
+{
+	int64		startable;
+	dlist_mutable_iter iter;
+
+	if (queue->waiter_count == 0 || queue->state != QUEUE_OPEN || queue->settings.paused ||
+		window_first(&queue->ready) == NULL)
+		return;
+
+	startable = queue->ready.set.count;
+	if (queue->settings.concurrency > 0)
+		startable = Min(startable, queue->settings.concurrency - queue->running);
+
+	dlist_foreach_modify(iter, &queue->waiters)
+	{
+		Waiter	   *waiter = dlist_container(WaitLink, node, iter.cur)->waiter;
+
+		if (queue->woken >= startable)
+			break;
+		if (!queue_admits(queue, waiter->worker))
+			continue;
+
+		unlink_waiter(waiter);
+		waiter->woken_by = queue;
+		queue->woken++;
+		SetLatch(&waiter->proc->procLatch);
+	}
+}
+
+/* Put this backend into the lists of the queues, given by their indexes. */
+void
+wait_for_queues(const int32 *queues, int count, const char *worker)
+{
+	Waiter	   *waiter = waiter_of_backend();
+
+	Assert(waiter->link_count == 0 && waiter->woken_by == NULL);
+	Assert(count <= FANOUT_WAIT_QUEUES);
+
+	waiter->proc = MyProc;
+	waiter->db = MyDatabaseId;
+	strlcpy(waiter->worker, worker, sizeof(waiter->worker));
+	for (int i = 0; i < count; i++)
+	{
+		WaitLink   *link = &waiter->links[i];
+		Queue	   *queue = &fanout_queues[queues[i]];
+
+		link->waiter = waiter;
+		link->queue = queues[i];
+		dlist_push_tail(&queue->waiters, &link->node);
+		queue->waiter_count++;
+	}
+	waiter->link_count = count;
+}
+
+/* This backend looks for itself now: it counts as woken no longer. */
+void
+stop_waiting_for_queues(void)
+{
+	Waiter	   *waiter = waiter_of_backend();
+
+	unlink_waiter(waiter);
+	if (waiter->woken_by != NULL && waiter->woken_by->woken > 0)
+		waiter->woken_by->woken--;	/* 0 where the slot has another queue by now */
+	waiter->woken_by = NULL;
+}
+
+/* The queue goes away: its waiters are on their own. */
+void
+stop_all_waiting_for(Queue *queue)
+{
+	dlist_mutable_iter iter;
+
+	dlist_foreach_modify(iter, &queue->waiters)
+	{
+		Waiter	   *waiter = dlist_container(WaitLink, node, iter.cur)->waiter;
+
+		unlink_waiter(waiter);
+		SetLatch(&waiter->proc->procLatch);
+	}
+}
+
+/* A task has got its outcome: tell those who wait for it. */
+void
+results_note_end(Database *database, const Task *task)
+{
+	dlist_iter	iter;
+
+	dlist_foreach(iter, &database->result_waiters)
+	{
+		Waiter	   *waiter = dlist_container(Waiter, result_link, iter.cur);
+
+		if (waiter->batch != 0 ? waiter->batch != task->batch :
+			(task->key.task < waiter->first_task || task->key.task > waiter->last_task))
+			continue;
+		if (++waiter->hits >= waiter->hits_wanted)
+			SetLatch(&waiter->proc->procLatch);
+	}
+}
+
+/* Something about the batch itself has changed (sealed, ended early): let its waiters look. */
+void
+results_wake_batch(Database *database, int64 batch)
+{
+	dlist_iter	iter;
+
+	dlist_foreach(iter, &database->result_waiters)
+	{
+		Waiter	   *waiter = dlist_container(Waiter, result_link, iter.cur);
+
+		if (waiter->batch != batch)
+			continue;
+		waiter->hits = waiter->hits_wanted;
+		SetLatch(&waiter->proc->procLatch);
+	}
+}
+
+/* Many tasks may have ended at once: let every waiter look. */
+void
+results_wake_all(Database *database)
+{
+	dlist_iter	iter;
+
+	dlist_foreach(iter, &database->result_waiters)
+	{
+		Waiter	   *waiter = dlist_container(Waiter, result_link, iter.cur);
+
+		waiter->hits = waiter->hits_wanted;
+		SetLatch(&waiter->proc->procLatch);
+	}
+}
+
+/*
+ * Have the latch set once hits_wanted tasks have ended, of the batch or, if
+ * that is 0, of the range of ids.  To be called before the tables are read.
+ */
+void
+wait_for_results(Database *database, int64 batch, int64 first_task, int64 last_task, int64 hits_wanted)
+{
+	Waiter	   *waiter = waiter_of_backend();
+
+	Assert(!waiter->waits_for_results);
+
+	waiter->proc = MyProc;
+	waiter->db = MyDatabaseId;
+	waiter->batch = batch;
+	waiter->first_task = first_task;
+	waiter->last_task = last_task;
+	waiter->hits = 0;
+	waiter->hits_wanted = hits_wanted;
+	waiter->waits_for_results = true;
+	dlist_push_tail(&database->result_waiters, &waiter->result_link);
+}
+
+void
+stop_waiting_for_results(void)
+{
+	Waiter	   *waiter = waiter_of_backend();
+
+	if (waiter->waits_for_results)
+		dlist_delete(&waiter->result_link);
+	waiter->waits_for_results = false;
+}
+
+/*
+ * See to it that the keeper looks by this time.  It says when it will look
+ * next, so that what is nothing new to it costs no signal.
+ */
+void
+keeper_wake_by(Database *database, TimestampTz time)
+{
+	if (database->keeper == NULL || time >= database->keeper_wakes_at)
+		return;
+	database->keeper_wakes_at = time;
+	SetLatch(&database->keeper->procLatch);
+}
+
+void
+keeper_wake(Database *database)
+{
+	keeper_wake_by(database, DT_NOBEGIN);
+}
+
+/* End what this backend waits for, passing on a wake-up that it did not use. */
+void
+abandon_waits(void)
+{
+	Waiter	   *waiter = waiter_of_backend();
+	Queue	   *woken_by;
+
+	dispatcher_lock();
+	stop_waiting_for_results();
+	woken_by = waiter->woken_by;
+	stop_waiting_for_queues();
+	if (woken_by != NULL)
+		queue_wake(woken_by);
+	dispatcher_unlock();
+}
+
+/*
+ * Sleep until the latch is set or the deadline has come; false if it has.
+ * Throws if the statement is cancelled or the session ended.
+ */
+bool
+wait_on_latch(TimestampTz deadline, uint32 wait_event)
+{
+	long		timeout = TimestampDifferenceMilliseconds(GetCurrentTimestamp(), deadline);
+
+	if (timeout <= 0)
+		return false;
+
+	(void) WaitLatch(MyLatch, WL_LATCH_SET | WL_TIMEOUT | WL_EXIT_ON_PM_DEATH, timeout, wait_event);
+	ResetLatch(MyLatch);
+	CHECK_FOR_INTERRUPTS();
+	return true;
+}
