@@ -14,6 +14,7 @@
 #include "funcapi.h"
 #include "miscadmin.h"
 #include "pgstat.h"
+#include "storage/ipc.h"
 #include "utils/builtins.h"
 #include "utils/timestamp.h"
 
@@ -187,6 +188,13 @@ throw_queue_gone(const QueueRef *gone)
 /* What one look at the queues does; its result ends the wait unless it is 0.  Under the lock. */
 typedef int (*LookFunction) (const QueueList *list, const DequeueOptions *options, Claim *claims);
 
+/* Leave the lists on an error, and when the session is ended. */
+static void
+stop_waiting(int code, Datum arg)
+{
+	abandon_waits();
+}
+
 /*
  * Look, and wait for something to be there until the deadline.  A backend is
  * in the lists of waiters only while it sleeps.
@@ -218,16 +226,11 @@ look_and_wait(const QueueList *list, const DequeueOptions *options, LookFunction
 		if (!sleep)
 			return count;
 
-		PG_TRY();
+		PG_ENSURE_ERROR_CLEANUP(stop_waiting, (Datum) 0);
 		{
 			(void) wait_on_latch(Min(deadline, now + WAIT_SLICE), PG_WAIT_EXTENSION);
 		}
-		PG_CATCH();
-		{
-			abandon_waits();
-			PG_RE_THROW();
-		}
-		PG_END_TRY();
+		PG_END_ENSURE_ERROR_CLEANUP(stop_waiting, (Datum) 0);
 	}
 }
 

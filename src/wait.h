@@ -23,6 +23,7 @@ extern void keeper_wake_by(Database *database, TimestampTz time);
 /* These take the lock. */
 extern void abandon_waits(void);
 
+
 /* This waits: it may throw, and must be called without the lock. */
 extern bool wait_on_latch(TimestampTz deadline, uint32 wait_event);
 
