@@ -534,8 +534,9 @@ queue_claim(Queue *queue, const Claimant *claimant, int max, TimestampTz now, Cl
 	if (queue->state != QUEUE_OPEN || queue->settings.paused || database->state != DATABASE_READY)
 		return 0;
 
-	while (!queue_promote_due(queue, now))
-		;
+	/* a burst that is due is the keeper's to go on with */
+	if (!queue_promote_due(queue, now))
+		keeper_wake(database);
 	while (count < max && database->next_lease < database->lease_ceiling)
 	{
 		OrderNode  *first = window_first(&queue->ready);

@@ -241,17 +241,22 @@ run_queues(TimestampTz now)
 	{
 		Queue	   *queue = &fanout_queues[i];
 		bool		refill;
+		bool		all_promoted = true;
 
 		dispatcher_lock();
 		refill = queue->state == QUEUE_OPEN && queue->db == MyDatabaseId;
 		if (refill)
 		{
-			while (!queue_promote_due(queue, now))
-				;
+			all_promoted = queue_promote_due(queue, now);
 			queue_wake(queue);
 			refill = queue->wants_refill;
 		}
 		dispatcher_unlock();
+		if (!all_promoted)
+		{
+			i--;				/* others had the lock for a moment: go on with this queue */
+			continue;
+		}
 
 		if (refill)
 			headway &= refill_queue(queue);

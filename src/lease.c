@@ -106,7 +106,8 @@ lease_hold(int64 number, LeaseUse use, HeldLease *held)
 
 		dispatcher_lock();
 		lease = find_live(number);
-		ender = lease != NULL ? lease->ender : InvalidTransactionId;
+		/* to extend a lease that is being ended does no harm: a heartbeat need not wait for that */
+		ender = lease != NULL && use != LEASE_USE_EXTEND ? lease->ender : InvalidTransactionId;
 		if (lease != NULL && !TransactionIdIsValid(ender))
 		{
 			copy_out(lease, held);
