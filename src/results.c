@@ -50,7 +50,8 @@ PG_FUNCTION_INFO_V1(fanout_progress);
 #define NOT_BY_ENDS			(PG_INT64_MAX / 2)
 
 #define FALLBACK_INTERVAL	USECS_PER_SEC
-#define LOOK_SHARE			20	/* looking takes no more than this fraction of the time */
+#define LOOK_SHARE			20	/* looking takes no more than this fraction of
+								 * the time */
 #define RATE_WINDOW			(60 * USECS_PER_SEC)
 #define COLLECT_CHUNK		1000	/* tasks whose outcomes are read in one go */
 
@@ -59,12 +60,14 @@ typedef struct Target
 {
 	/* Read the tables: has it ended?  If not, ends_wanted is set. */
 	bool		(*look) (struct Target *target);
-	int64		ends_wanted;	/* it cannot have ended before so many more of its tasks have */
+	int64		ends_wanted;	/* it cannot have ended before so many more of
+								 * its tasks have */
 
 	int64		batch;			/* 0: the tasks */
 	int64		first_task;
 	int64		last_task;
-	bool		drop_snapshot;	/* in a procedure: hold no snapshot while asleep */
+	bool		drop_snapshot;	/* in a procedure: hold no snapshot while
+								 * asleep */
 } Target;
 
 typedef enum JoinPolicy
@@ -164,11 +167,15 @@ static SpiStatement select_outcomes = {
 	"SELECT task, status, result, error FROM fanout.outcome WHERE task >= $1 AND task < $2 ORDER BY task",
 	2, {INT8OID, INT8OID}
 };
+
+/* Tasks whose queue has been dropped are no more, as in the views. */
 static SpiStatement select_task_queues = {
-	"SELECT queue, count(*) FROM fanout.task WHERE id = ANY ($1) GROUP BY queue", 1, {INT8ARRAYOID}
+	"SELECT c.queue, c.tasks FROM (SELECT t.queue, count(*) AS tasks FROM fanout.task t WHERE t.id = ANY ($1) GROUP BY t.queue) c"
+	" WHERE EXISTS (SELECT FROM fanout.queue q WHERE q.id = c.queue)", 1, {INT8ARRAYOID}
 };
 static SpiStatement select_missing_task = {
-	"SELECT min(u) FROM unnest($1) u WHERE NOT EXISTS (SELECT FROM fanout.task t WHERE t.id = u)", 1, {INT8ARRAYOID}
+	"SELECT min(u) FROM unnest($1) u WHERE NOT EXISTS"
+	" (SELECT FROM fanout.task t JOIN fanout.queue q ON q.id = t.queue WHERE t.id = u)", 1, {INT8ARRAYOID}
 };
 static SpiStatement count_ended_tasks = {
 	"SELECT count(*) FROM fanout.outcome WHERE task = ANY ($1)", 1, {INT8ARRAYOID}
@@ -316,7 +323,10 @@ batch_ends_wanted(const Batch *batch)
 	if (batch->policy == JOIN_ON_SUCCESSES)
 		wanted = Min(wanted, batch->successes - batch->succeeded);
 
-	/* Any one may fail.  In a large batch it is the keeper that tells which did, since looking costs. */
+	/*
+	 * Any one may fail.  In a large batch it is the keeper that tells which
+	 * did, since looking costs.
+	 */
 	if (batch->policy == JOIN_ON_FAILURE)
 		wanted = Min(wanted, batch->total / 1000 + 1);
 	return wanted;
@@ -712,7 +722,11 @@ read_ranges(const Batch *batch, TaskRange **ranges)
 		if (last != NULL && last->first + last->count == first)
 			last->count += tasks;
 		else
-			(*ranges)[count++] = (TaskRange) {.first = first, .count = tasks};
+		{
+			(*ranges)[count].first = first;
+			(*ranges)[count].count = tasks;
+			count++;
+		}
 	}
 	spi_end(&scope);
 	return count;
@@ -902,7 +916,8 @@ read_progress(Batch *batch, TimestampTz now, Pace *pace, int64 *future)
 /*
  * Tasks per second: while the batch runs, over the last minute or since its
  * first end; of one that has ended, from the first end to the last.  The
- * first end itself begins the time and does not count.  0: not known.
+ * first end itself begins the time and does not count, and the time is taken
+ * as a second at least, since many may end in one moment.  0: not known.
  */
 static double
 rate_of(const Batch *batch, const Pace *pace, TimestampTz now)
@@ -914,9 +929,9 @@ rate_of(const Batch *batch, const Pace *pace, TimestampTz now)
 
 	if (since == pace->first)
 		count--;
-	if (pace->first == 0 || count <= 0 || until <= since)
+	if (pace->first == 0 || count <= 0)
 		return 0;
-	return count / ((until - since) / (double) USECS_PER_SEC);
+	return count * (double) USECS_PER_SEC / Max(until - since, USECS_PER_SEC);
 }
 
 static Interval *

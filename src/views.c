@@ -46,6 +46,13 @@ typedef struct LiveTask
 	char		worker[FANOUT_NAME_LEN];
 } LiveTask;
 
+/* What fanout_live_task() keeps from one row of a query to the next. */
+typedef struct LiveTaskCache
+{
+	TupleDesc	desc;
+	VisibleQueues *visible;
+} LiveTaskCache;
+
 typedef struct LiveQueue
 {
 	int32		id;
@@ -274,7 +281,7 @@ find_live_task(int64 id, int32 queue_id, bool timed, TimestampTz run_at, LiveTas
 	dispatcher_lock();
 	database = database_find(MyDatabaseId);
 	task = task_find(MyDatabaseId, id);
-	if (task != NULL)
+	if (task != NULL && fanout_queues[task->queue].id == queue_id)
 		copy_task(task, now, live);
 	else if (database != NULL && database->state == DATABASE_READY &&
 			 queue_is_all_in_memory(queue_find(MyDatabaseId, queue_id)))
@@ -287,36 +294,38 @@ find_live_task(int64 id, int32 queue_id, bool timed, TimestampTz run_at, LiveTas
 	return true;
 }
 
-/* The row type that the function returns, found once for a query. */
-static TupleDesc
-row_type(FunctionCallInfo fcinfo)
+/* Made at the query's first row. */
+static LiveTaskCache *
+live_task_cache(FunctionCallInfo fcinfo)
 {
-	TupleDesc	desc = fcinfo->flinfo->fn_extra;
+	LiveTaskCache *cache = fcinfo->flinfo->fn_extra;
 
-	if (desc == NULL)
+	if (cache == NULL || cache->visible->role != GetUserId())
 	{
 		MemoryContext caller = MemoryContextSwitchTo(fcinfo->flinfo->fn_mcxt);
 
-		if (get_call_result_type(fcinfo, NULL, &desc) != TYPEFUNC_COMPOSITE)
+		cache = palloc(sizeof(LiveTaskCache));
+		if (get_call_result_type(fcinfo, NULL, &cache->desc) != TYPEFUNC_COMPOSITE)
 			elog(ERROR, "return type must be a row type");
-		desc = BlessTupleDesc(desc);
+		cache->desc = BlessTupleDesc(cache->desc);
+		cache->visible = read_visible_queues();
 		MemoryContextSwitchTo(caller);
-		fcinfo->flinfo->fn_extra = desc;
+		fcinfo->flinfo->fn_extra = cache;
 	}
-	return desc;
+	return cache;
 }
 
 Datum
 fanout_live_task(PG_FUNCTION_ARGS)
 {
-	TupleDesc	desc;
+	LiveTaskCache *cache;
 	Datum		values[6] = {0};
 	bool		nulls[6] = {true, true, true, true, true, true};
 	LiveTask	live;
 
 	require_preload();
-	desc = row_type(fcinfo);
-	if (!PG_ARGISNULL(0) && !PG_ARGISNULL(1) &&
+	cache = live_task_cache(fcinfo);
+	if (!PG_ARGISNULL(0) && !PG_ARGISNULL(1) && queue_is_visible(cache->visible, PG_GETARG_INT32(1)) &&
 		find_live_task(PG_GETARG_INT64(0), PG_GETARG_INT32(1), !PG_ARGISNULL(2),
 					   PG_ARGISNULL(2) ? 0 : PG_GETARG_TIMESTAMPTZ(2), &live))
 	{
@@ -331,7 +340,7 @@ fanout_live_task(PG_FUNCTION_ARGS)
 		values[5] = TimestampTzGetDatum(live.until);
 		nulls[3] = nulls[4] = nulls[5] = live.lease == 0;
 	}
-	PG_RETURN_DATUM(HeapTupleGetDatum(heap_form_tuple(desc, values, nulls)));
+	PG_RETURN_DATUM(HeapTupleGetDatum(heap_form_tuple(cache->desc, values, nulls)));
 }
 
 /* The set's first node that does not come before (key, id), or NULL. */
