@@ -57,9 +57,9 @@ task_is_evictable(const Task *task)
 		 (task->state == TASK_READY && (task->flags & TASK_FLAG_TIMED) == 0));
 }
 
-/* Leave the last of the window's tasks on disk; false if there is none that may be. */
+/* Leave on disk the last of the window's tasks that come after this place; false if none may be. */
 static bool
-window_evict_last(Window *window)
+window_evict_after(Window *window, int64 key, int64 id)
 {
 	OrderNode  *node = window->set.last;
 
@@ -67,6 +67,8 @@ window_evict_last(Window *window)
 	{
 		Task	   *task = order_container(Task, node, node);
 
+		if (!order_less(key, id, node->key, node->id))
+			return false;
 		if (!task_is_evictable(task))
 			continue;
 		order_remove(&window->set, node);
@@ -89,7 +91,7 @@ queue_evict_last(Queue *queue)
 		larger = &queue->scheduled;
 		smaller = &queue->ready;
 	}
-	return window_evict_last(larger) || window_evict_last(smaller);
+	return window_evict_after(larger, PG_INT64_MIN, 0) || window_evict_after(smaller, PG_INT64_MIN, 0);
 }
 
 /* Make room in the pool at the cost of the queue that has most; false if that has no more than "queue". */
@@ -121,13 +123,6 @@ queue_room(Queue *queue)
 		(fanout_shared->free_tasks > 0 || evict_for(queue));
 }
 
-/* Would a task at this place get a turn before one that is in the window? */
-static bool
-comes_before_last(const Window *window, int64 key, int64 id)
-{
-	return window->set.last != NULL && order_less(key, id, window->set.last->key, window->set.last->id);
-}
-
 /* Has the queue room for this task, maybe in the place of a later one? */
 static bool
 make_room(Queue *queue, Window *window, int64 key, int64 id)
@@ -136,7 +131,7 @@ make_room(Queue *queue, Window *window, int64 key, int64 id)
 		return false;
 	if (queue_room(queue))
 		return true;
-	return comes_before_last(window, key, id) && window_evict_last(window);
+	return window_evict_after(window, key, id);
 }
 
 static bool
@@ -267,16 +262,18 @@ queue_leave_on_disk(Queue *queue, const TaskSeed *first, int64 count)
 
 /*
  * (on disk) -> READY or SCHEDULED, for a refill.  NULL if there is no room
- * for it.  The task must not be in memory.
+ * for it.  The task must not be in memory.  An urgent one may go beyond the
+ * queue's share: what is there is not to be evicted and comes later.
  */
 Task *
-task_load(Queue *queue, const TaskSeed *seed, ItemPointer tid, TimestampTz now)
+task_load(Queue *queue, const TaskSeed *seed, ItemPointer tid, bool urgent, TimestampTz now)
 {
 	Window	   *window = seed->timed ? &queue->scheduled : &queue->ready;
 	int64		key = seed->timed ? seed->run_at : seed->priority;
 	Task	   *task = NULL;
 
-	if (queue_room(queue) || (comes_before_last(window, key, seed->task) && window_evict_last(window)))
+	if (queue_room(queue) || window_evict_after(window, key, seed->task) ||
+		(urgent && (fanout_shared->free_tasks > 0 || evict_for(queue))))
 		task = enter_from_seed(queue, seed);
 	if (task == NULL)
 		return NULL;
@@ -328,22 +325,22 @@ task_rebuild(Queue *queue, const TaskSeed *seed, ItemPointer tid, int attempts, 
 	return task;
 }
 
-/* SCHEDULED -> READY for what is due; false if there is more than one call should do. */
+/*
+ * SCHEDULED -> READY for what is due; false if there is more than one call
+ * should do.  What is in memory need not wait for what is on disk: the order
+ * of the schedule is none of the tasks' turns.
+ */
 bool
 queue_promote_due(Queue *queue, TimestampTz now)
 {
 	for (int i = 0; i < FANOUT_WORK_CHUNK; i++)
 	{
-		OrderNode  *first = window_first(&queue->scheduled);
+		OrderNode  *first = queue->scheduled.set.first;
 		Task	   *task;
 
-		if (first == NULL)
-		{
-			if (queue->scheduled.bounded && queue->scheduled.bound_key <= now)
-				queue->wants_refill = true;
-			return true;
-		}
-		if (first->key > now)
+		if (queue->scheduled.bounded && queue->scheduled.bound_key <= now)
+			queue->wants_refill = true;
+		if (first == NULL || first->key > now)
 			return true;
 
 		task = order_container(Task, node, first);
@@ -509,6 +506,19 @@ claim_one(Queue *queue, Task *task, Database *database, const Claimant *claimant
 	return true;
 }
 
+/*
+ * The task to be given out next.  Should no refill have found memory, tasks
+ * that are there and cannot leave go before those on disk: otherwise they
+ * would wait for each other.
+ */
+OrderNode *
+queue_first(const Queue *queue)
+{
+	OrderNode  *first = window_first(&queue->ready);
+
+	return first == NULL && queue->starved ? queue->ready.set.first : first;
+}
+
 /* Ask for a refill when the window runs low. */
 static void
 check_refill(Queue *queue)
@@ -539,7 +549,7 @@ queue_claim(Queue *queue, const Claimant *claimant, int max, TimestampTz now, Cl
 		keeper_wake(database);
 	while (count < max && database->next_lease < database->lease_ceiling)
 	{
-		OrderNode  *first = window_first(&queue->ready);
+		OrderNode  *first = queue_first(queue);
 
 		if (first == NULL ||
 			!claim_one(queue, order_container(Task, node, first), database, claimant, now, &claims[count]))
@@ -767,6 +777,22 @@ task_restore(Task *task)
 		insert_ready(queue, task);
 }
 
+/* Have the keeper look whether the batch has ended by its join. */
+static void
+note_dirty_join(Database *database, int64 batch)
+{
+	for (int i = 0; i < database->dirty_join_count; i++)
+	{
+		if (database->dirty_joins[i] == batch)
+			return;
+	}
+	if (database->dirty_join_count < FANOUT_DIRTY_JOINS)
+		database->dirty_joins[database->dirty_join_count++] = batch;
+	else
+		database->dirty_join_overflow = true;
+	keeper_wake(database);
+}
+
 /*
  * RUNNING or ENDING -> (gone): the task has its outcome.  While a refill
  * reads, an ENDED tombstone stays: the refill's snapshot may not show the
@@ -797,13 +823,7 @@ task_end(Task *task, Outcome outcome)
 
 	results_note_end(database, task);
 	if (task->flags & TASK_FLAG_EARLY_JOIN)
-	{
-		if (database->dirty_join_count < FANOUT_DIRTY_JOINS)
-			database->dirty_joins[database->dirty_join_count++] = task->batch;
-		else
-			database->dirty_join_overflow = true;
-		keeper_wake(database);
-	}
+		note_dirty_join(database, task->batch);
 
 	if (queue->ready.refilling || queue->scheduled.refilling)
 	{

@@ -62,13 +62,14 @@ extern void task_forget(Task *task);
 extern void queue_leave_on_disk(Queue *queue, const TaskSeed *first, int64 count);
 
 /* from disk */
-extern Task *task_load(Queue *queue, const TaskSeed *seed, ItemPointer tid, TimestampTz now);
+extern Task *task_load(Queue *queue, const TaskSeed *seed, ItemPointer tid, bool urgent, TimestampTz now);
 
 extern Task *task_rebuild(Queue *queue, const TaskSeed *seed, ItemPointer tid, int attempts, bool own_due,
 						  TimestampTz now);
 
 /* dequeue */
 extern int	queue_claim(Queue *queue, const Claimant *claimant, int max, TimestampTz now, Claim *claims);
+extern OrderNode *queue_first(const Queue *queue);
 extern bool queue_admits(Queue *queue, const char *worker);
 extern void lease_commit(Lease *lease, bool journaled);
 extern void lease_undo(Lease *lease);

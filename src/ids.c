@@ -18,6 +18,7 @@
 #include "miscadmin.h"
 #include "pgstat.h"
 #include "utils/builtins.h"
+#include "utils/snapmgr.h"
 #include "utils/timestamp.h"
 
 #include "ids.h"
@@ -89,7 +90,6 @@ ids_want_ceiling(const Database *database)
 		database->lease_ceiling - database->next_lease < IDS_AHEAD / 2;
 }
 
-/* Commits the transaction that it is called in, and begins none. */
 void
 ids_raise_ceilings(Database *database)
 {
@@ -105,9 +105,12 @@ ids_raise_ceilings(Database *database)
 
 	values[0] = Int64GetDatum(task_ceiling);
 	values[1] = Int64GetDatum(lease_ceiling);
+	StartTransactionCommand();
+	PushActiveSnapshot(GetTransactionSnapshot());
 	spi_begin(&scope);
 	(void) spi_run(&set_ceilings, values, NULL);
 	spi_end(&scope);
+	PopActiveSnapshot();
 	ForceSyncCommit();
 	CommitTransactionCommand();
 

@@ -10,7 +10,10 @@
 /* Take numbers for so many tasks, that follow on; the first.  May wait for the keeper. */
 extern int64 ids_take_tasks(Database *database, int64 count);
 
-/* For the keeper, in a transaction: read where to go on, and move the ceilings ahead if it is time. */
+/*
+ * For the keeper: read where to go on, in a transaction; and move the ceilings
+ * ahead if it is time, in one of its own.
+ */
 extern void ids_load(Database *database);
 extern bool ids_want_ceiling(const Database *database);
 extern void ids_raise_ceilings(Database *database);

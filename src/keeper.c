@@ -37,6 +37,7 @@
 #include "worker.h"
 
 #define RETRY_REFILL	(50 * INT64CONST(1000))	/* microseconds, when the pool had no room */
+#define JOIN_PAUSE		4		/* times as long as a look took, which grows with the batch */
 #define DRAIN_PATIENCE	1000	/* milliseconds */
 
 static SpiStatement select_undecided = {
@@ -44,11 +45,11 @@ static SpiStatement select_undecided = {
 };
 static SpiStatement end_decided = {
 	"UPDATE fanout.batch b SET ended_at = clock_timestamp() FROM"
-	" (SELECT coalesce(sum(p.tasks), 0) AS tasks,"
-	"   coalesce(sum((SELECT count(*) FROM fanout.outcome o WHERE o.task >= p.first_task AND o.task < p.first_task + p.tasks)), 0) AS ended,"
-	"   coalesce(sum((SELECT count(*) FROM fanout.outcome o WHERE o.task >= p.first_task AND o.task < p.first_task + p.tasks AND o.status = 's')), 0) AS succeeded,"
-	"   coalesce(sum((SELECT count(*) FROM fanout.outcome o WHERE o.task >= p.first_task AND o.task < p.first_task + p.tasks AND o.status = 'f')), 0) AS failed"
-	"  FROM fanout.batch_part p WHERE p.batch = $1) AS c"
+	" (SELECT coalesce(sum(p.tasks), 0) AS tasks, coalesce(sum(o.ended), 0) AS ended,"
+	"   coalesce(sum(o.succeeded), 0) AS succeeded, coalesce(sum(o.failed), 0) AS failed"
+	"  FROM fanout.batch_part p, LATERAL (SELECT count(*) AS ended, count(*) FILTER (WHERE status = 's') AS succeeded,"
+	"   count(*) FILTER (WHERE status = 'f') AS failed FROM fanout.outcome"
+	"   WHERE task >= p.first_task AND task < p.first_task + p.tasks) AS o WHERE p.batch = $1) AS c"
 	" WHERE b.id = $1 AND b.ended_at IS NULL AND (b.sealed AND c.ended = c.tasks"
 	"  OR b.join_policy = 'any' AND c.succeeded >= 1"
 	"  OR b.join_policy = 'n' AND c.succeeded >= b.join_count"
@@ -56,7 +57,8 @@ static SpiStatement end_decided = {
 	1, {INT8OID}
 };
 static SpiStatement select_unfinished = {
-	"SELECT t.id FROM fanout.batch_part p JOIN fanout.task t ON t.id >= p.first_task AND t.id < p.first_task + p.tasks"
+	"SELECT t.id FROM fanout.batch_part p, LATERAL (SELECT id FROM fanout.task"
+	"  WHERE id >= p.first_task AND id < p.first_task + p.tasks) AS t"
 	" WHERE p.batch = $1 AND NOT EXISTS (SELECT FROM fanout.outcome o WHERE o.task = t.id)", 1, {INT8OID}
 };
 
@@ -340,12 +342,18 @@ take_dirty_joins(int *count)
 	return batches;
 }
 
-static void
+/* Look at joins, unless that was done a moment ago; when it may be done again. */
+static TimestampTz
 run_joins(void)
 {
+	static TimestampTz not_before = 0;
+	TimestampTz begin = GetCurrentTimestamp();
+	int64	   *batches;
 	int			count;
-	int64	   *batches = take_dirty_joins(&count);
 
+	if (begin < not_before)
+		return not_before;
+	batches = take_dirty_joins(&count);
 	for (int i = 0; i < count; i++)
 	{
 		bool		repeated = false;
@@ -356,6 +364,8 @@ run_joins(void)
 			run_join(batches[i]);
 		CHECK_FOR_INTERRUPTS();
 	}
+	not_before = GetCurrentTimestamp() + (GetCurrentTimestamp() - begin) * JOIN_PAUSE;
+	return not_before;
 }
 
 /* The first lease that is not pinned. */
@@ -371,7 +381,7 @@ next_expiry(void)
 
 /* When the keeper has to look next, if nobody wakes it before; noted in the slot. */
 static TimestampTz
-plan_next_look(TimestampTz last_flush, bool headway)
+plan_next_look(TimestampTz last_flush, bool headway, TimestampTz next_join)
 {
 	TimestampTz next;
 
@@ -379,7 +389,9 @@ plan_next_look(TimestampTz last_flush, bool headway)
 	next = next_expiry();
 	if (database->journal_count > 0)
 		next = Min(next, last_flush + fanout_journal_interval * INT64CONST(500));
-	if (database->dirty_join_count > 0 || database->dirty_join_overflow || ids_want_ceiling(database))
+	if (database->dirty_join_count > 0 || database->dirty_join_overflow)
+		next = Min(next, next_join);
+	if (ids_want_ceiling(database))
 		next = 0;
 	for (int i = 0; i < fanout_shared->queue_high; i++)
 	{
@@ -460,6 +472,7 @@ keep(void)
 	while (!ShutdownRequestPending && !must_leave())
 	{
 		TimestampTz now = GetCurrentTimestamp();
+		TimestampTz next_join;
 		bool		headway;
 
 		CHECK_FOR_INTERRUPTS();
@@ -473,12 +486,8 @@ keep(void)
 
 		MemoryContextSwitchTo(context);
 		if (ids_want_ceiling(database))
-		{
-			StartTransactionCommand();
-			PushActiveSnapshot(GetTransactionSnapshot());
 			ids_raise_ceilings(database);
-			MemoryContextSwitchTo(context);
-		}
+		MemoryContextSwitchTo(context);
 		if (now >= last_flush + fanout_journal_interval * INT64CONST(500))
 		{
 			(void) journal_flush(database);
@@ -486,11 +495,11 @@ keep(void)
 		}
 		run_expiry(now);
 		headway = run_queues(now);
-		run_joins();
+		next_join = run_joins();
 		MemoryContextSwitchTo(context);
 		MemoryContextReset(context);
 
-		sleep_until(plan_next_look(last_flush, headway));
+		sleep_until(plan_next_look(last_flush, headway, next_join));
 	}
 }
 

@@ -36,6 +36,7 @@
 #define REBUILD_FETCH	10000
 #define REFILL_LEAST	64
 #define REFILL_MOST		8192
+#define REFILL_URGENT	16
 
 #define UNFINISHED " NOT EXISTS (SELECT FROM fanout.outcome o WHERE o.task = t.id) "
 #define EARLY_JOIN " (t.batch IS NOT NULL AND EXISTS (SELECT FROM fanout.batch b WHERE b.id = t.batch AND b.join_policy <> 'all')) "
@@ -187,6 +188,7 @@ for_each_chunk(SpiStatement *statement, void (*handle) (void *arg, uint64 rows),
 	Portal		portal;
 
 	spi_begin(&scope);
+	(void) set_config_option("enable_seqscan", "on", PGC_USERSET, PGC_S_SESSION, GUC_ACTION_SAVE, true, 0, false);
 	plan = SPI_prepare(statement->sql, 0, NULL);
 	if (plan == NULL)
 		elog(ERROR, "SPI_prepare failed: %s", SPI_result_code_string(SPI_result));
@@ -330,8 +332,6 @@ rebuild(Database *database)
 	PopActiveSnapshot();
 	CommitTransactionCommand();
 
-	StartTransactionCommand();
-	PushActiveSnapshot(GetTransactionSnapshot());
 	ids_raise_ceilings(database);
 
 	if (state.forgotten > 0)
@@ -367,6 +367,7 @@ typedef struct Refill
 	int64		limit;
 	int64		row_count;
 	int64		loaded;
+	bool		urgent;			/* nothing can be given out before it is done */
 	RefillRow  *rows;
 } Refill;
 
@@ -449,6 +450,7 @@ begin_refill(Refill *refill)
 		refill->epoch = queue->epoch;
 		refill->key = refill->window->bound_key;
 		refill->id = refill->window->bound_id;
+		refill->urgent = window_first(refill->window) == NULL;
 		window_begin_refill(refill->window);
 	}
 	dispatcher_unlock();
@@ -487,7 +489,9 @@ load_rows(Refill *refill)
 
 		if (task_find(MyDatabaseId, row->seed.task) == NULL)
 		{
-			if (task_load(queue, &row->seed, &row->tid, now) == NULL)
+			bool		urgent = refill->urgent && refill->loaded < REFILL_URGENT;
+
+			if (task_load(queue, &row->seed, &row->tid, urgent, now) == NULL)
 			{
 				full = true;
 				break;
@@ -512,6 +516,8 @@ load_rows(Refill *refill)
 							  refill->rows[i - 1].seed.task + 1);
 		else
 			window_end_refill(refill->window, false, 0, 0);
+		if (refill->window == &queue->ready)
+			queue->starved = full && window_first(&queue->ready) == NULL;
 		if (!queue->ready.refilling && !queue->scheduled.refilling)
 			queue_forget_ended(queue);
 		queue_wake(queue);

@@ -27,7 +27,6 @@
 #include "storage/ipc.h"
 #include "utils/builtins.h"
 #include "utils/datum.h"
-#include "utils/guc.h"
 #include "utils/timestamp.h"
 #include "utils/wait_event.h"
 
@@ -181,25 +180,6 @@ static SpiStatement count_ended_tasks = {
 	"SELECT count(*) FROM fanout.outcome WHERE task = ANY ($1)", 1, {INT8ARRAYOID}
 };
 
-static void
-set_for_scope(const char *name, const char *value)
-{
-	(void) set_config_option(name, value, PGC_USERSET, PGC_S_SESSION, GUC_ACTION_SAVE, true, 0, false);
-}
-
-/*
- * As spi_begin(), for what reads the log.  A plan is kept, and a table may
- * have ten rows when it is made and a million a minute later: so the index is
- * used whatever the statistics are.  Nor is it worth a compilation.
- */
-static void
-log_begin(SpiScope *scope)
-{
-	spi_begin(scope);
-	set_for_scope("enable_seqscan", "off");
-	set_for_scope("jit", "off");
-}
-
 /* Also where the session is terminated, since others would go on setting the latch of what was ours. */
 static void
 stop_listening(int code, Datum arg)
@@ -341,7 +321,7 @@ look_at_batch(Target *target)
 	Datum		values[1] = {Int64GetDatum(target->batch)};
 	bool		isnull;
 
-	log_begin(&scope);
+	spi_begin(&scope);
 	if (spi_read_latest(by_all ? &count_ended : &count_outcomes, values, NULL) != 1)
 		ereport(ERROR,
 				(errcode(ERRCODE_UNDEFINED_OBJECT),
@@ -374,7 +354,7 @@ open_batch(int64 id, Batch *batch)
 	batch->target.look = look_at_batch;
 	batch->target.batch = id;
 
-	log_begin(&scope);
+	spi_begin(&scope);
 	if (spi_read_latest(&select_batch, values, NULL) == 1)
 	{
 		owner = DatumGetObjectId(spi_value(0, 1, &isnull));
@@ -457,7 +437,7 @@ read_task_queues(ArrayType *ids, int32 **queues, int64 *found)
 	uint64		rows;
 	bool		isnull;
 
-	log_begin(&scope);
+	spi_begin(&scope);
 	rows = spi_read_latest(&select_task_queues, values, NULL);
 	*queues = MemoryContextAlloc(caller, Max(rows, 1) * sizeof(int32));
 	*found = 0;
@@ -478,7 +458,7 @@ throw_missing_task(ArrayType *ids)
 	int64		missing = 0;
 	bool		isnull;
 
-	log_begin(&scope);
+	spi_begin(&scope);
 	if (spi_read_latest(&select_missing_task, values, NULL) == 1)
 		missing = DatumGetInt64(spi_value(0, 1, &isnull));
 	spi_end(&scope);
@@ -517,7 +497,7 @@ look_at_tasks(Target *target)
 	SpiScope	scope;
 	Datum		values[1] = {PointerGetDatum(tasks->ids)};
 
-	log_begin(&scope);
+	spi_begin(&scope);
 	(void) spi_read_latest(&count_ended_tasks, values, NULL);
 	target->ends_wanted = tasks->count - spi_int64(0, 1);
 	spi_end(&scope);
@@ -710,7 +690,7 @@ read_ranges(const Batch *batch, TaskRange **ranges)
 	uint64		rows;
 	int64		count = 0;
 
-	log_begin(&scope);
+	spi_begin(&scope);
 	rows = spi_read_latest(&select_parts, values, NULL);
 	*ranges = MemoryContextAllocHuge(caller, Max(rows, 1) * sizeof(TaskRange));
 	for (uint64 i = 0; i < rows; i++)
@@ -752,7 +732,7 @@ fanout_collect(PG_FUNCTION_ARGS)
 
 	collector = palloc0(sizeof(Collector));
 	collector->set = result_set_begin(fcinfo);
-	log_begin(&scope);
+	spi_begin(&scope);
 	collector->reader = task_reader_open();
 	for (int64 i = 0; i < range_count; i++)
 		collect_range(collector, &ranges[i]);
@@ -783,7 +763,7 @@ read_outcome(int64 task, const char **status, Datum *values, bool *nulls)
 	bool		found;
 	bool		isnull;
 
-	log_begin(&scope);
+	spi_begin(&scope);
 	found = read_outcomes(task, 1) == 1;
 	if (found)
 	{
@@ -899,7 +879,7 @@ read_progress(Batch *batch, TimestampTz now, Pace *pace, int64 *future)
 	values[0] = Int64GetDatum(batch->target.batch);
 	values[1] = TimestampTzGetDatum(now);
 	values[2] = TimestampTzGetDatum(now - RATE_WINDOW);
-	log_begin(&scope);
+	spi_begin(&scope);
 	(void) spi_read_latest(&count_progress, values, NULL);
 	batch->total = spi_int64(0, 1);
 	batch->succeeded = spi_int64(0, 2);

@@ -81,6 +81,7 @@ typedef struct Queue
 	int64		reserved;		/* pool entries of the pending ones */
 	int64		running;		/* permits held, uncommitted claims included */
 	bool		wants_refill;
+	bool		starved;		/* the last refill found no memory */
 	int64		epoch;			/* counts the times it was closed */
 	dlist_head	ended;			/* tombstones, kept while a window refills */
 

@@ -16,6 +16,12 @@
 #include "registry.h"
 #include "spi.h"
 
+static void
+set_here(const char *name, const char *value)
+{
+	(void) set_config_option(name, value, PGC_USERSET, PGC_S_SESSION, GUC_ACTION_SAVE, true, 0, false);
+}
+
 void
 spi_begin(SpiScope *scope)
 {
@@ -24,8 +30,14 @@ spi_begin(SpiScope *scope)
 	GetUserIdAndSecContext(&scope->user, &scope->security_context);
 	SetUserIdAndSecContext(owner, scope->security_context | SECURITY_LOCAL_USERID_CHANGE);
 	scope->guc_level = NewGUCNestLevel();
-	(void) set_config_option("search_path", "pg_catalog, pg_temp", PGC_USERSET, PGC_S_SESSION,
-							 GUC_ACTION_SAVE, true, 0, false);
+	set_here("search_path", "pg_catalog, pg_temp");
+
+	/*
+	 * A plan is kept, and a table may have ten rows when it is made and a
+	 * million a minute later: indexes are used whatever the statistics say.
+	 */
+	set_here("enable_seqscan", "off");
+	set_here("jit", "off");
 	if (SPI_connect() != SPI_OK_CONNECT)
 		elog(ERROR, "SPI_connect failed");
 }

@@ -49,7 +49,7 @@ queue_wake(Queue *queue)
 	dlist_mutable_iter iter;
 
 	if (queue->waiter_count == 0 || queue->state != QUEUE_OPEN || queue->settings.paused ||
-		window_first(&queue->ready) == NULL)
+		queue_first(queue) == NULL)
 		return;
 
 	startable = queue->ready.set.count;

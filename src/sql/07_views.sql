@@ -48,7 +48,7 @@ CREATE VIEW fanout.tasks WITH (security_barrier) AS
       FROM fanout.task t
       JOIN fanout.queue q ON q.id = t.queue
       LEFT JOIN fanout.outcome o ON o.task = t.id
-      LEFT JOIN LATERAL fanout._live_task(t.id, t.queue, t.run_at) l ON o.task IS NULL
+      LEFT JOIN LATERAL (SELECT s.* FROM fanout._live_task(t.id, t.queue, t.run_at) s WHERE o.task IS NULL OFFSET 0) l ON true
      WHERE fanout._queue_visible(t.queue);
 COMMENT ON VIEW fanout.tasks IS 'every task that is kept, with its state and outcome';
 
