@@ -27,7 +27,8 @@ PG_FUNCTION_INFO_V1(fanout_retry);
 PG_FUNCTION_INFO_V1(fanout_retry_many);
 
 static SpiStatement delete_outcome = {
-	"DELETE FROM fanout.outcome WHERE task = $1 AND status IN ('f', 'c')", 1, {INT8OID}
+	"DELETE FROM fanout.outcome WHERE task = $1 AND status IN ('f', 'c')"
+	" RETURNING coalesce(lease, 0), finished_at, worker, error", 1, {INT8OID}
 };
 
 /* Read the task's row: its queue, and what an entry for it needs.  False if there is none. */
@@ -98,6 +99,7 @@ forget_withdrawal(int64 number)
 	task = task_find(MyDatabaseId, number);
 	if (task != NULL && task->state == TASK_ENDING)
 		task_free(task);
+	pending_forget_withdrawal();
 	dispatcher_unlock();
 }
 
@@ -210,9 +212,21 @@ fanout_cancel_many(PG_FUNCTION_ARGS)
 	return (Datum) 0;
 }
 
+/* Note in the journal what the outcome alone said of the attempt that failed, and that a new life begins. */
+static void
+write_new_life(int64 task, int64 lease, TimestampTz finished_at, const char *worker, Datum error, bool error_isnull)
+{
+	LogWriter  *writer = log_writer_open(LOG_ATTEMPT, 2);
+
+	if (lease != 0)
+		write_attempt(writer, lease, task, 'f', finished_at, 0, worker, error, error_isnull);
+	write_attempt(writer, 0, task, 'n', GetCurrentTimestamp(), 0, NULL, (Datum) 0, true);
+	log_writer_close(writer);
+}
+
 /* Take the outcome back; false if there is none that can be. */
 static bool
-delete_outcome_of(int64 task)
+take_back_outcome(int64 task)
 {
 	SpiScope	scope;
 	Datum		values[1] = {Int64GetDatum(task)};
@@ -220,6 +234,15 @@ delete_outcome_of(int64 task)
 
 	spi_begin(&scope);
 	deleted = spi_run(&delete_outcome, values, NULL) == 1;
+	if (deleted)
+	{
+		bool		isnull;
+		bool		no_error;
+		Datum		error = spi_value(0, 4, &no_error);
+
+		write_new_life(task, spi_int64(0, 1), DatumGetTimestampTz(spi_value(0, 2, &isnull)),
+					   SPI_getvalue(SPI_tuptable->vals[0], SPI_tuptable->tupdesc, 3), error, no_error);
+	}
 	spi_end(&scope);
 	return deleted;
 }
@@ -267,17 +290,12 @@ retry_task(int64 task)
 	TaskSeed	seed;
 	int32		queue_id;
 	QueueRef	ref;
-	LogWriter  *writer;
 
 	if (!read_task(task, &seed, &queue_id) || !registry_queue_by_id(queue_id, PRIVILEGE_ENQUEUE, &ref))
 		return CANCEL_UNKNOWN;
 	queue_lock(ref.id, ref.name, RowExclusiveLock);
-	if (is_in_use(task) || !delete_outcome_of(task))
+	if (is_in_use(task) || !take_back_outcome(task))
 		return CANCEL_NOT_WAITING;
-
-	writer = log_writer_open(LOG_ATTEMPT, 1);
-	write_attempt(writer, 0, task, 'n', GetCurrentTimestamp(), 0, NULL, (Datum) 0, true);
-	log_writer_close(writer);
 	enter_again(ref.queue, &seed);
 	return CANCEL_DONE;
 }

@@ -24,6 +24,7 @@
 #include "utils/timestamp.h"
 
 #include "commit_hooks.h"
+#include "spi.h"
 #include "wait.h"
 
 typedef enum PendingKind
@@ -39,7 +40,8 @@ typedef enum PendingKind
 	PENDING_QUEUE_ALTER,
 	PENDING_QUEUE_DROP,
 	PENDING_QUEUE_PURGE,
-	PENDING_REGISTER
+	PENDING_REGISTER,
+	PENDING_RELOAD
 } PendingKind;
 
 typedef struct Pending
@@ -158,6 +160,14 @@ pending_withdraw(int64 task)
 	note(PENDING_WITHDRAW, NULL)->u.task = task;
 }
 
+/* The last note was one of a withdrawal that turned out to be wrong. */
+void
+pending_forget_withdrawal(void)
+{
+	Assert(pending_used > 0 && pending[pending_used - 1].kind == PENDING_WITHDRAW);
+	pending_used--;
+}
+
 void
 pending_batch_change(int64 batch)
 {
@@ -199,6 +209,12 @@ pending_enqueue_reserved(int64 reserved)
 {
 	Assert(pending_used > 0 && pending[pending_used - 1].kind == PENDING_ENQUEUE);
 	pending[pending_used - 1].u.enqueue.reserved = reserved;
+}
+
+void
+pending_reload(void)
+{
+	note(PENDING_RELOAD, NULL);
 }
 
 int
@@ -426,6 +442,14 @@ apply(const Pending *op, TimestampTz now)
 			if (fanout_shared->launcher != NULL)
 				SetLatch(&fanout_shared->launcher->procLatch);
 			break;
+		case PENDING_RELOAD:
+			database = database_find(MyDatabaseId);
+			if (database != NULL)
+			{
+				database->reload = true;
+				keeper_wake(database);
+			}
+			break;
 	}
 }
 
@@ -470,6 +494,7 @@ undo(const Pending *op)
 		case PENDING_BATCH_CHANGE:
 		case PENDING_QUEUE_ALTER:
 		case PENDING_REGISTER:
+		case PENDING_RELOAD:
 			break;
 	}
 }
@@ -519,6 +544,8 @@ forget_all(void)
 static void
 transaction_callback(XactEvent event, void *arg)
 {
+	if (event == XACT_EVENT_COMMIT || event == XACT_EVENT_ABORT)
+		spi_forget();
 	if (pending_used == 0)
 		return;
 

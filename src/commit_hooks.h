@@ -17,12 +17,14 @@ extern void pending_end(int64 lease, Outcome outcome);
 extern void pending_requeue(int64 lease, TimestampTz due, bool counts);
 extern void pending_pin(int64 lease);
 extern void pending_withdraw(int64 task);
+extern void pending_forget_withdrawal(void);
 extern void pending_batch_change(int64 batch);
 extern void pending_queue_create(Queue *queue);
 extern void pending_queue_alter(Queue *queue, const QueueSettings *settings);
 extern void pending_queue_drop(Queue *queue);
 extern void pending_queue_purge(Queue *queue, int64 on_disk);
 extern void pending_register(void);
+extern void pending_reload(void);
 
 /* So many of the tasks of the last pending_enqueue() have a pool entry by now. */
 extern void pending_enqueue_reserved(int64 reserved);

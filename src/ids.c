@@ -30,8 +30,14 @@
 static SpiStatement select_ceilings = {
 	"SELECT t.last_value + t.is_called::int, l.last_value + l.is_called::int FROM fanout.task_id t, fanout.lease_id l", 0, {0}
 };
+/* A restore fills the tables first and sets the sequences at its end. */
+static SpiStatement select_used = {
+	"SELECT coalesce((SELECT max(id) FROM fanout.task), 0) + 1,"
+	" greatest((SELECT max(lease) FROM fanout.attempt), (SELECT max(lease) FROM fanout.outcome), 0) + 1", 0, {0}
+};
 static SpiStatement set_ceilings = {
-	"SELECT setval('fanout.task_id', $1), setval('fanout.lease_id', $2)", 2, {INT8OID, INT8OID}
+	"SELECT setval('fanout.task_id', greatest($1, t.last_value)), setval('fanout.lease_id', greatest($2, l.last_value))"
+	" FROM fanout.task_id t, fanout.lease_id l", 2, {INT8OID, INT8OID}
 };
 
 int64
@@ -63,7 +69,7 @@ ids_take_tasks(Database *database, int64 count)
 }
 
 void
-ids_load(Database *database)
+ids_load(Database *database, bool foreign)
 {
 	SpiScope	scope;
 	int64		task;
@@ -74,6 +80,11 @@ ids_load(Database *database)
 		elog(ERROR, "could not read the sequences of pg_fanout");
 	task = spi_int64(0, 1);
 	lease = spi_int64(0, 2);
+	if (foreign && spi_read_latest(&select_used, NULL, NULL) == 1)
+	{
+		task = Max(task, spi_int64(0, 1));
+		lease = Max(lease, spi_int64(0, 2));
+	}
 	spi_end(&scope);
 
 	dispatcher_lock();

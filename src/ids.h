@@ -14,7 +14,7 @@ extern int64 ids_take_tasks(Database *database, int64 count);
  * For the keeper: read where to go on, in a transaction; and move the ceilings
  * ahead if it is time, in one of its own.
  */
-extern void ids_load(Database *database);
+extern void ids_load(Database *database, bool foreign);
 extern bool ids_want_ceiling(const Database *database);
 extern void ids_raise_ceilings(Database *database);
 

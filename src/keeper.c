@@ -152,6 +152,32 @@ told_to_check(void)
 	return result;
 }
 
+/* Have the tables been filled by other hands? */
+static bool
+told_to_reload(void)
+{
+	bool		result;
+
+	dispatcher_lock();
+	result = database->reload;
+	database->reload = false;
+	dispatcher_unlock();
+	return result;
+}
+
+/* Begin anew with what the tables say by now. */
+static void
+reload(void)
+{
+	while (journal_flush(database))
+		;
+	dispatcher_lock();
+	database_clear(database);
+	dispatcher_unlock();
+	rebuild(database, true);
+	ConditionVariableBroadcast(&fanout_shared->changed);
+}
+
 static int32
 max_attempts_of(const Task *task)
 {
@@ -484,6 +510,12 @@ keep(void)
 		if (told_to_check() && extension_has_gone())
 			return;
 
+		if (told_to_reload())
+		{
+			reload();
+			continue;
+		}
+
 		MemoryContextSwitchTo(context);
 		if (ids_want_ceiling(database))
 			ids_raise_ceilings(database);
@@ -521,7 +553,7 @@ fanout_keeper_main(Datum arg)
 	if (!sign_on())
 		proc_exit(0);
 	if (database->state != DATABASE_READY)
-		rebuild(database);
+		rebuild(database, false);
 	else
 		refill_reset(database);
 	ConditionVariableBroadcast(&fanout_shared->changed);

@@ -88,6 +88,7 @@ lease_hold(int64 number, LeaseUse use, HeldLease *held)
 	int32		queue_id;
 	QueueRef	ref;
 	TransactionId me = InvalidTransactionId;
+	TransactionId waited_for = InvalidTransactionId;
 
 	(void) require_database();
 	if (!find_queue_of_lease(number, &queue_id) ||
@@ -102,13 +103,18 @@ lease_hold(int64 number, LeaseUse use, HeldLease *held)
 	for (;;)
 	{
 		Lease	   *lease;
-		TransactionId ender;
+		TransactionId other;
 
 		dispatcher_lock();
 		lease = find_live(number);
 		/* to extend a lease that is being ended does no harm: a heartbeat need not wait for that */
-		ender = lease != NULL && use != LEASE_USE_EXTEND ? lease->ender : InvalidTransactionId;
-		if (lease != NULL && !TransactionIdIsValid(ender))
+		other = lease != NULL && use != LEASE_USE_EXTEND ? lease->ender : InvalidTransactionId;
+
+		/* Two sessions that write under one lease do so one after the other: the second finds the first one's step. */
+		if (lease != NULL && use == LEASE_USE_WRITE && !TransactionIdIsValid(other) &&
+			!TransactionIdEquals(lease->writer, me) && !TransactionIdEquals(lease->writer, waited_for))
+			other = lease->writer;
+		if (lease != NULL && !TransactionIdIsValid(other))
 		{
 			copy_out(lease, held);
 			if (use != LEASE_USE_EXTEND)
@@ -116,32 +122,22 @@ lease_hold(int64 number, LeaseUse use, HeldLease *held)
 			if (use == LEASE_USE_END)
 				lease->ender = me;
 			else if (use == LEASE_USE_WRITE)
+			{
+				lease->writer = me;
 				pending_pin(number);
+			}
 		}
 		dispatcher_unlock();
 
-		if (!TransactionIdIsValid(ender))
+		if (!TransactionIdIsValid(other))
 			return lease != NULL;
-		if (TransactionIdEquals(ender, GetTopTransactionIdIfAny()))
+		if (TransactionIdEquals(other, me))
 			return false;
 
-		/* The ender's commit callback has run by the time its lock on itself is released. */
-		XactLockTableWait(ender, NULL, NULL, XLTW_None);
+		/* Its commit callback has run by the time its lock on itself is released. */
+		XactLockTableWait(other, NULL, NULL, XLTW_None);
+		waited_for = other;
 	}
-}
-
-bool
-lease_ended_by_us(int64 number)
-{
-	TransactionId me = GetTopTransactionIdIfAny();
-	Lease	   *lease;
-	bool		result;
-
-	dispatcher_lock();
-	lease = lease_find(MyDatabaseId, number);
-	result = lease != NULL && TransactionIdIsValid(me) && TransactionIdEquals(lease->ender, me);
-	dispatcher_unlock();
-	return result;
 }
 
 /* Have the lease end so long from now (0: the queue's lease); false if it is not live. */

@@ -45,9 +45,6 @@ typedef enum LeaseUse
  */
 extern bool lease_hold(int64 lease, LeaseUse use, HeldLease *held);
 
-/* Has this transaction ended the lease before? */
-extern bool lease_ended_by_us(int64 lease);
-
 extern void throw_lease_lost(int64 lease) pg_attribute_noreturn();
 
 #endif							/* FANOUT_LEASE_H */

@@ -4,7 +4,7 @@
  */
 #include "postgres.h"
 
-#include "access/htup_details.h"
+#include "commands/trigger.h"
 #include "fmgr.h"
 #include "miscadmin.h"
 #include "storage/ipc.h"
@@ -13,6 +13,7 @@
 #include "commit_hooks.h"
 #include "registry.h"
 #include "shared_state.h"
+#include "spi.h"
 #include "worker.h"
 
 PG_MODULE_MAGIC;
@@ -20,6 +21,7 @@ PG_MODULE_MAGIC;
 extern PGDLLEXPORT void _PG_init(void);
 
 PG_FUNCTION_INFO_V1(fanout_register);
+PG_FUNCTION_INFO_V1(fanout_filled);
 
 int			fanout_max_tracked_tasks;
 int			fanout_max_queues;
@@ -106,4 +108,20 @@ fanout_register(PG_FUNCTION_ARGS)
 	pending_prepare(1);
 	pending_register();
 	PG_RETURN_VOID();
+}
+
+/* A trigger on tables that memory follows from: when others than we fill them, memory has to be built again. */
+Datum
+fanout_filled(PG_FUNCTION_ARGS)
+{
+	if (!CALLED_AS_TRIGGER(fcinfo))
+		ereport(ERROR,
+				(errcode(ERRCODE_E_R_I_E_TRIGGER_PROTOCOL_VIOLATED),
+				 errmsg("fanout._filled() must be called as a trigger")));
+	if (fanout_shared != NULL && !spi_is_ours())
+	{
+		pending_prepare(1);
+		pending_reload();
+	}
+	return PointerGetDatum(NULL);
 }

@@ -78,7 +78,7 @@ static SpiStatement usage_statements = {
 	"SELECT 'GRANT USAGE ON SCHEMA fanout TO ' || quote_ident($1)"
 	" UNION ALL"
 	" SELECT format('GRANT EXECUTE ON ROUTINE %s TO %I', p.oid::regprocedure, $1) FROM pg_catalog.pg_proc p"
-	" WHERE p.pronamespace = 'fanout'::regnamespace AND p.proname NOT IN ('grant_usage', '_register')"
+	" WHERE p.pronamespace = 'fanout'::regnamespace AND p.proname NOT IN ('grant_usage', '_register', '_filled')"
 	" AND (p.proname <> 'create_queue' OR $2) AND NOT has_function_privilege($1::name, p.oid, 'EXECUTE')"
 	" UNION ALL"
 	" SELECT format('GRANT SELECT ON %s TO %I', c.oid::regclass, $1) FROM pg_catalog.pg_class c"
@@ -379,7 +379,7 @@ cancel_all(int32 id, const char *reason, Datum *running, int running_count)
 	values[1] = CStringGetTextDatum(reason);
 	values[2] = PointerGetDatum(construct_array(running, running_count, INT8OID, 8, FLOAT8PASSBYVAL, TYPALIGN_DOUBLE));
 	spi_begin(&scope);
-	cancelled = spi_run(&cancel_unfinished, values, NULL);
+	cancelled = spi_run_latest(&cancel_unfinished, values, NULL);
 	spi_end(&scope);
 	return cancelled;
 }

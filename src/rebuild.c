@@ -318,14 +318,14 @@ load_histories(void)
 }
 
 void
-rebuild(Database *database)
+rebuild(Database *database, bool foreign)
 {
 	RebuildState state = {.now = GetCurrentTimestamp()};
 	TimestampTz end;
 
 	StartTransactionCommand();
 	PushActiveSnapshot(GetTransactionSnapshot());
-	ids_load(database);
+	ids_load(database, foreign);
 	load_queues(database);
 	state.histories = load_histories();
 	for_each_chunk(&select_unfinished, handle_unfinished, &state);

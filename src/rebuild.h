@@ -7,8 +7,11 @@
 
 #include "shared_state.h"
 
-/* Fill memory, which has nothing of this database yet.  In transactions of its own. */
-extern void rebuild(Database *database);
+/*
+ * Fill memory, which has nothing of this database yet, in transactions of its
+ * own.  "foreign": the tables were filled by other hands, as by a restore.
+ */
+extern void rebuild(Database *database, bool foreign);
 
 /* Read more of the queue's waiting tasks into its windows; false if that made no headway. */
 extern bool refill_queue(Queue *queue);

@@ -187,6 +187,7 @@ typedef struct Lease
 	PGPROC	   *holder;			/* the backend whose open transaction claimed it, or to which it is bound */
 	int32		holder_pid;
 	TransactionId ender;		/* the open transaction that is ending it */
+	TransactionId writer;		/* the transaction that wrote under it last, maybe still open */
 	TimestampTz claimed_at;
 	TimestampTz until;
 	uint16		pins;			/* transactions that wrote under it: it does not expire under them */
@@ -215,6 +216,7 @@ typedef struct Database
 	int32		keeper_pid;
 	TimestampTz keeper_wakes_at;	/* it will look by itself then */
 	bool		keeper_wanted;
+	bool		reload;			/* the tables were filled by other hands than ours: rebuild */
 	int32		held_by;		/* pid of the backend whose command wants the database free of keepers */
 
 	/* Numbers below the ceiling may be handed out; the ceiling is durable. */

@@ -16,6 +16,21 @@
 #include "registry.h"
 #include "spi.h"
 
+/* SpiScopes that are open. */
+static int	depth = 0;
+
+bool
+spi_is_ours(void)
+{
+	return depth > 0;
+}
+
+void
+spi_forget(void)
+{
+	depth = 0;
+}
+
 static void
 set_here(const char *name, const char *value)
 {
@@ -40,11 +55,13 @@ spi_begin(SpiScope *scope)
 	set_here("jit", "off");
 	if (SPI_connect() != SPI_OK_CONNECT)
 		elog(ERROR, "SPI_connect failed");
+	depth++;
 }
 
 void
 spi_end(SpiScope *scope)
 {
+	depth--;
 	SPI_finish();
 	AtEOXact_GUC(false, scope->guc_level);
 	SetUserIdAndSecContext(scope->user, scope->security_context);
@@ -85,6 +102,19 @@ spi_run(SpiStatement *statement, Datum *values, const char *nulls)
 	processed = execute(statement, values, nulls, false);
 	CommandCounterIncrement();
 	return processed;
+}
+
+uint64
+spi_run_latest(SpiStatement *statement, Datum *values, const char *nulls)
+{
+	int			result;
+
+	prepare(statement);
+	result = SPI_execute_snapshot(statement->plan, values, nulls, GetLatestSnapshot(), InvalidSnapshot, false, true, 0);
+	if (result < 0)
+		elog(ERROR, "SPI_execute_snapshot failed: %s", SPI_result_code_string(result));
+	CommandCounterIncrement();
+	return SPI_processed;
 }
 
 uint64

@@ -30,8 +30,17 @@ extern void spi_end(SpiScope *scope);
 /* Run it; NULLs where "nulls" has 'n'.  The result is in SPI_tuptable. */
 extern uint64 spi_run(SpiStatement *statement, Datum *values, const char *nulls);
 
-/* The same for a query that only reads, seeing all that is committed by now, whatever the isolation level. */
+/* The same, seeing all that is committed by now, whatever the isolation level. */
+extern uint64 spi_run_latest(SpiStatement *statement, Datum *values, const char *nulls);
+
+/* The same for a query that only reads. */
 extern uint64 spi_read_latest(SpiStatement *statement, Datum *values, const char *nulls);
+
+/* Is it our own SQL that runs? */
+extern bool spi_is_ours(void);
+
+/* For the end of a transaction, however it ended. */
+extern void spi_forget(void);
 
 extern Datum spi_value(uint64 row, int column, bool *isnull);
 extern int64 spi_int64(uint64 row, int column);

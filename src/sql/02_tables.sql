@@ -109,6 +109,14 @@ CREATE INDEX outcome_lease ON fanout.outcome USING brin (lease) WITH (pages_per_
 CREATE SEQUENCE fanout.task_id;
 CREATE SEQUENCE fanout.lease_id;
 
+-- A restore fills the tables behind the extension's back: memory is built again then. Deleting old rows needs no such thing.
+CREATE FUNCTION fanout._filled() RETURNS trigger
+    AS 'MODULE_PATHNAME', 'fanout_filled' LANGUAGE C;
+CREATE TRIGGER filled AFTER INSERT OR TRUNCATE ON fanout.queue FOR EACH STATEMENT EXECUTE FUNCTION fanout._filled();
+CREATE TRIGGER filled AFTER INSERT OR TRUNCATE ON fanout.task FOR EACH STATEMENT EXECUTE FUNCTION fanout._filled();
+CREATE TRIGGER filled AFTER INSERT OR TRUNCATE ON fanout.attempt FOR EACH STATEMENT EXECUTE FUNCTION fanout._filled();
+CREATE TRIGGER filled AFTER INSERT OR TRUNCATE ON fanout.outcome FOR EACH STATEMENT EXECUTE FUNCTION fanout._filled();
+
 SELECT pg_extension_config_dump('fanout.queue', '');
 SELECT pg_extension_config_dump('fanout.queue_id_seq', '');
 SELECT pg_extension_config_dump('fanout.queue_grant', '');
