@@ -80,6 +80,19 @@ find_spawn(Spawn *spawn)
 	return found;
 }
 
+/*
+ * Two sessions that spawn under one step, as after a lost connection, do so
+ * one after the other: the second finds what the first has spawned.
+ */
+static void
+lock_step(int64 task, text *step)
+{
+	uint64		hash = hash_bytes_extended((unsigned char *) VARDATA_ANY(step), VARSIZE_ANY_EXHDR(step), task);
+
+	LockDatabaseObject(get_relname_relid("spawn", get_namespace_oid("fanout", false)),
+					   (Oid) hash, (uint16) (hash >> 32), ExclusiveLock);
+}
+
 bool
 spawn_begin(FunctionCallInfo fcinfo, int lease_arg, int step_arg, const char *kind, uint64 digest, Spawn *spawn)
 {
@@ -98,6 +111,7 @@ spawn_begin(FunctionCallInfo fcinfo, int lease_arg, int step_arg, const char *ki
 	check_step_name(spawn->step);
 	if (!lease_hold(PG_GETARG_INT64(lease_arg), LEASE_USE_WRITE, &held))
 		throw_lease_lost(PG_GETARG_INT64(lease_arg));
+	lock_step(held.task, spawn->step);
 	spawn->parent = held.task;
 	spawn->kind = kind;
 	spawn->digest = digest;
@@ -240,9 +254,8 @@ fanout_create_batch(PG_FUNCTION_ARGS)
 	Spawn		spawn;
 
 	require_writable("fanout.create_batch()");
-	require_arg(fcinfo, 0, "join");
 	(void) require_database();
-	join = PG_GETARG_TEXT_PP(0);
+	join = PG_ARGISNULL(0) ? cstring_to_text("all") : PG_GETARG_TEXT_PP(0);
 	if (!PG_ARGISNULL(1) && join_count < 1)
 		ereport(ERROR,
 				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),

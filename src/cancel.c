@@ -8,8 +8,10 @@
  */
 #include "postgres.h"
 
+#include "access/xact.h"
 #include "catalog/pg_type.h"
 #include "miscadmin.h"
+#include "storage/lmgr.h"
 #include "utils/builtins.h"
 #include "utils/timestamp.h"
 
@@ -62,30 +64,49 @@ typedef enum Withdrawal
 {
 	WITHDRAWN,
 	NOT_WAITING,
-	NO_MEMORY
+	NO_MEMORY,
+	BEING_ENDED					/* by another transaction */
 } Withdrawal;
 
 static Withdrawal
-withdraw(Queue *queue, const TaskSeed *seed)
+try_to_withdraw(Queue *queue, const TaskSeed *seed, TransactionId me, TransactionId *ender)
 {
 	Withdrawal	result = NOT_WAITING;
 	Task	   *task;
 
-	pending_prepare(1);
 	dispatcher_lock();
 	task = task_find(MyDatabaseId, seed->task);
 	if (queue->state == QUEUE_CLOSED)
 		result = NOT_WAITING;
 	else if (task == NULL)
-		result = task_withdraw_from_disk(queue, seed) != NULL ? WITHDRAWN : NO_MEMORY;
+		result = task_withdraw_from_disk(queue, seed, me) != NULL ? WITHDRAWN : NO_MEMORY;
 	else if (task->state == TASK_READY || task->state == TASK_SCHEDULED)
 	{
-		task_withdraw(task);
+		task_withdraw(task, me);
 		result = WITHDRAWN;
+	}
+	else if (task->state == TASK_ENDING && !TransactionIdEquals(task->ender, me))
+	{
+		*ender = task->ender;
+		result = BEING_ENDED;
 	}
 	if (result == WITHDRAWN)
 		pending_withdraw(seed->task);
 	dispatcher_unlock();
+	return result;
+}
+
+/* Take the task out of its window, waiting for a transaction that has done so before us. */
+static Withdrawal
+withdraw(Queue *queue, const TaskSeed *seed)
+{
+	TransactionId me = GetTopTransactionId();
+	TransactionId ender = InvalidTransactionId;
+	Withdrawal	result;
+
+	pending_prepare(1);
+	while ((result = try_to_withdraw(queue, seed, me, &ender)) == BEING_ENDED)
+		XactLockTableWait(ender, NULL, NULL, XLTW_None);
 	return result;
 }
 
@@ -140,6 +161,7 @@ cancel_task(int64 task, const char *reason, bool check)
 	switch (withdraw(ref.queue, &seed))
 	{
 		case NOT_WAITING:
+		case BEING_ENDED:
 			return CANCEL_NOT_WAITING;
 		case NO_MEMORY:
 			ereport(ERROR,
@@ -270,18 +292,47 @@ enter_again(Queue *queue, const TaskSeed *seed)
 	dispatcher_unlock();
 }
 
-/* Is the task in memory in a state that a new life could not start from? */
+/*
+ * Whoever gave the task its outcome has committed; wait until its commit
+ * callback has run, too.
+ */
+static void
+wait_until_ended(int64 number)
+{
+	TransactionId ender;
+
+	do
+	{
+		Task	   *task;
+
+		ender = InvalidTransactionId;
+		dispatcher_lock();
+		task = task_find(MyDatabaseId, number);
+		if (task != NULL && task->state == TASK_ENDING)
+			ender = task->ender;
+		else if (task != NULL && task->state == TASK_RUNNING)
+			ender = task->lease->ender;
+		dispatcher_unlock();
+		if (TransactionIdIsValid(ender) && !TransactionIdIsCurrentTransactionId(ender))
+			XactLockTableWait(ender, NULL, NULL, XLTW_None);
+	} while (TransactionIdIsValid(ender) && !TransactionIdIsCurrentTransactionId(ender));
+}
+
+/* Has this very transaction ended the task? */
 static bool
-is_in_use(int64 number)
+ended_by_us(int64 number)
 {
 	Task	   *task;
-	bool		in_use;
+	TransactionId ender = InvalidTransactionId;
 
 	dispatcher_lock();
 	task = task_find(MyDatabaseId, number);
-	in_use = task != NULL && task->state != TASK_ENDED;
+	if (task != NULL && task->state == TASK_ENDING)
+		ender = task->ender;
+	else if (task != NULL && task->state == TASK_RUNNING)
+		ender = task->lease->ender;
 	dispatcher_unlock();
-	return in_use;
+	return TransactionIdIsValid(ender) && TransactionIdIsCurrentTransactionId(ender);
 }
 
 static CancelResult
@@ -294,8 +345,9 @@ retry_task(int64 task)
 	if (!read_task(task, &seed, &queue_id) || !registry_queue_by_id(queue_id, PRIVILEGE_ENQUEUE, &ref))
 		return CANCEL_UNKNOWN;
 	queue_lock(ref.id, ref.name, RowExclusiveLock);
-	if (is_in_use(task) || !take_back_outcome(task))
+	if (ended_by_us(task) || !take_back_outcome(task))
 		return CANCEL_NOT_WAITING;
+	wait_until_ended(task);
 	enter_again(ref.queue, &seed);
 	return CANCEL_DONE;
 }

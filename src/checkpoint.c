@@ -4,16 +4,21 @@
  */
 #include "postgres.h"
 
-#include "miscadmin.h"
+#include "catalog/pg_type.h"
 #include "utils/builtins.h"
-#include "utils/timestamp.h"
 
 #include "arguments.h"
 #include "checkpoint.h"
 #include "lease.h"
+#include "spi.h"
 #include "storage.h"
 
 PG_FUNCTION_INFO_V1(fanout_checkpoint);
+
+static SpiStatement insert_checkpoint = {
+	"INSERT INTO fanout.checkpoint (task, lease, at, step, value) VALUES ($1, $2, clock_timestamp(), $3, $4)"
+	" ON CONFLICT (task, step) DO NOTHING", 4, {INT8OID, INT8OID, TEXTOID, JSONBOID}
+};
 
 void
 check_step_name(text *step)
@@ -25,21 +30,24 @@ check_step_name(text *step)
 				 errdetail("A step's name must have from 1 to %d bytes.", STEP_NAME_MAX)));
 }
 
-static void
+/* Store the value unless the step has one; waits for whoever is about to store one. */
+static bool
 write_checkpoint(const HeldLease *held, text *step, Datum value, bool isnull)
 {
-	LogWriter  *writer = log_writer_open(LOG_CHECKPOINT, 1);
-	Datum		values[CHECKPOINT_COLUMNS];
-	bool		nulls[CHECKPOINT_COLUMNS] = {0};
+	SpiScope	scope;
+	Datum		values[4];
+	char		nulls[5] = "    ";
+	bool		stored;
 
-	values[CHECKPOINT_TASK] = Int64GetDatum(held->task);
-	values[CHECKPOINT_LEASE] = Int64GetDatum(held->lease);
-	values[CHECKPOINT_AT] = TimestampTzGetDatum(GetCurrentTimestamp());
-	values[CHECKPOINT_STEP] = PointerGetDatum(step);
-	values[CHECKPOINT_VALUE] = value;
-	nulls[CHECKPOINT_VALUE] = isnull;
-	log_writer_add(writer, values, nulls, NULL);
-	log_writer_close(writer);
+	values[0] = Int64GetDatum(held->task);
+	values[1] = Int64GetDatum(held->lease);
+	values[2] = PointerGetDatum(step);
+	values[3] = value;
+	nulls[3] = isnull ? 'n' : ' ';
+	spi_begin(&scope);
+	stored = spi_run_latest(&insert_checkpoint, values, nulls) == 1;
+	spi_end(&scope);
+	return stored;
 }
 
 Datum
@@ -57,15 +65,15 @@ fanout_checkpoint(PG_FUNCTION_ARGS)
 
 	if (!lease_hold(PG_GETARG_INT64(0), LEASE_USE_WRITE, &held))
 		throw_lease_lost(PG_GETARG_INT64(0));
-	if (checkpoint_find(held.task, step, &stored))
+	while (!checkpoint_find(held.task, step, &stored))
 	{
-		if (stored == NULL)
+		if (!write_checkpoint(&held, step, PG_ARGISNULL(2) ? (Datum) 0 : PG_GETARG_DATUM(2), PG_ARGISNULL(2)))
+			continue;
+		if (PG_ARGISNULL(2))
 			PG_RETURN_NULL();
-		PG_RETURN_JSONB_P(stored);
+		PG_RETURN_DATUM(PG_GETARG_DATUM(2));
 	}
-
-	write_checkpoint(&held, step, PG_ARGISNULL(2) ? (Datum) 0 : PG_GETARG_DATUM(2), PG_ARGISNULL(2));
-	if (PG_ARGISNULL(2))
+	if (stored == NULL)
 		PG_RETURN_NULL();
-	PG_RETURN_DATUM(PG_GETARG_DATUM(2));
+	PG_RETURN_JSONB_P(stored);
 }

@@ -218,7 +218,13 @@ pending_reload(void)
 }
 
 int
-pending_ends(Queue *queue, const char *worker)
+pending_notes(void)
+{
+	return pending_used;
+}
+
+int
+pending_ends(Queue *queue, const char *worker, Lease **leases)
 {
 	int			count = 0;
 
@@ -229,9 +235,10 @@ pending_ends(Queue *queue, const char *worker)
 		if (pending[i].kind != PENDING_END && pending[i].kind != PENDING_REQUEUE)
 			continue;
 		lease = lease_find(MyDatabaseId, pending[i].u.lease.number);
-		if (lease != NULL && lease->task != NULL && lease->task->queue == queue - fanout_queues &&
+		if (lease != NULL && lease->task != NULL && !lease->passed_on &&
+			lease->task->queue == queue - fanout_queues &&
 			(queue->settings.worker_concurrency == 0 || strcmp(lease->worker_name, worker) == 0))
-			count++;
+			leases[count++] = lease;
 	}
 	return count;
 }
@@ -364,6 +371,7 @@ undo_lease(const Pending *op)
 		case PENDING_END:
 		case PENDING_REQUEUE:
 			lease->ender = InvalidTransactionId;
+			lease_take_back_permit(lease);
 			lease_unpin(lease);
 			break;
 		default:

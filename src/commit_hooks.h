@@ -29,8 +29,15 @@ extern void pending_reload(void);
 /* So many of the tasks of the last pending_enqueue() have a pool entry by now. */
 extern void pending_enqueue_reserved(int64 reserved);
 
-/* The leases of the queue that this transaction ends, of the worker if there is a limit for each.  Under the lock. */
-extern int	pending_ends(Queue *queue, const char *worker);
+/* How many notes there are. */
+extern int	pending_notes(void);
+
+/*
+ * The leases of the queue that this transaction ends and whose permits it has
+ * not passed on; only the worker's if there is a limit for each.  Under the
+ * lock; there must be room for pending_notes().
+ */
+extern int	pending_ends(Queue *queue, const char *worker, Lease **leases);
 
 extern void commit_hooks_init(void);
 

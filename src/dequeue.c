@@ -57,6 +57,7 @@ typedef struct DequeueOptions
 	int64		lease;			/* 0: the queue's */
 	int64		wait;
 	bool		bound;
+	struct Lease **ending;		/* room for the leases that this transaction ends */
 } DequeueOptions;
 
 static void
@@ -110,8 +111,7 @@ take_options(FunctionCallInfo fcinfo, int first)
 	DequeueOptions options;
 
 	arg_worker(fcinfo, first, options.worker);
-	require_arg(fcinfo, first + 1, "max_tasks");
-	options.max_tasks = PG_GETARG_INT32(first + 1);
+	options.max_tasks = PG_ARGISNULL(first + 1) ? 1 : PG_GETARG_INT32(first + 1);
 	if (options.max_tasks < 1 || options.max_tasks > MAX_TASKS)
 		ereport(ERROR,
 				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
@@ -157,7 +157,8 @@ claim(const QueueList *list, const DequeueOptions *options, Claim *claims)
 	{
 		Queue	   *queue = list->refs[i].queue;
 
-		claimant.ending = pending_ends(queue, options->worker);
+		claimant.ending = options->ending;
+		claimant.ending_count = pending_ends(queue, options->worker, options->ending);
 		count += queue_claim(queue, &claimant, options->max_tasks - count, now, &claims[count]);
 	}
 	for (int i = 0; i < count; i++)
@@ -302,7 +303,7 @@ return_claim(ResultSet *set, TaskReader *reader, const QueueList *list, const Cl
 }
 
 static void
-dequeue(FunctionCallInfo fcinfo, const QueueList *list, const DequeueOptions *options)
+dequeue(FunctionCallInfo fcinfo, const QueueList *list, DequeueOptions *options)
 {
 	ResultSet	set = result_set_begin(fcinfo);
 	Claim	   *claims = palloc(options->max_tasks * sizeof(Claim));
@@ -311,6 +312,7 @@ dequeue(FunctionCallInfo fcinfo, const QueueList *list, const DequeueOptions *op
 
 	(void) require_database();
 	pending_prepare(options->max_tasks);
+	options->ending = palloc(Max(pending_notes(), 1) * sizeof(Lease *));
 	if (options->bound)
 		end_bound_leases_at_exit();
 	count = look_and_wait(list, options, claim, claims, deadline);

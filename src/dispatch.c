@@ -353,19 +353,49 @@ queue_promote_due(Queue *queue, TimestampTz now)
 	return false;
 }
 
-/*
- * Does a limit leave the worker (NULL: any) a permit?  "ending" permits are
- * those of tasks that the claimant's own transaction ends: the commit that
- * makes its claim count gives them back.
- */
+/* Does a limit leave the worker (NULL: any) a permit, if so many more were given back? */
 static bool
-permits_left(const Queue *queue, const WorkerUse *use, int ending)
+permits_left(const Queue *queue, const WorkerUse *use, int more)
 {
 	const QueueSettings *settings = &queue->settings;
 
-	return (settings->concurrency == 0 || queue->running - ending < settings->concurrency) &&
+	return (settings->concurrency == 0 || queue->running - more < settings->concurrency) &&
 		(settings->worker_concurrency == 0 || use == NULL ||
-		 use->running - ending < settings->worker_concurrency);
+		 use->running - more < settings->worker_concurrency);
+}
+
+/*
+ * Take a permit for the claimant; false if there is none.  In a transaction
+ * that ends a task and claims another one, the permit of the first goes to the
+ * second: at no time are there more than the limit, and if the transaction
+ * aborts, the claim is undone before the end is, so the permit goes back.
+ */
+static bool
+find_permit(Queue *queue, WorkerUse *use, const Claimant *claimant, int *passed)
+{
+	Lease	   *lease;
+
+	if (permits_left(queue, use, 0))
+		return true;
+	if (*passed == claimant->ending_count || !permits_left(queue, use, 1))
+		return false;
+
+	lease = claimant->ending[(*passed)++];
+	lease->passed_on = true;
+	queue->running--;
+	worker_use_find(lease->worker, lease->task->queue)->running--;
+	return true;
+}
+
+/* The transaction that was to end the lease has aborted. */
+void
+lease_take_back_permit(Lease *lease)
+{
+	if (!lease->passed_on)
+		return;
+	lease->passed_on = false;
+	queue_of(lease->task)->running++;
+	worker_use_find(lease->worker, lease->task->queue)->running++;
 }
 
 /* Might the worker get a task of the queue, as far as limits go? */
@@ -390,7 +420,7 @@ worker_release(Worker *worker, int32 queue)
 {
 	WorkerUse  *use = worker_use_find(worker, queue);
 
-	if (use != NULL && use->running == 0)
+	if (use != NULL && use->leases == 0)
 		worker_use_free(use);
 	if (worker->lease_count == 0)
 		worker_free(worker);
@@ -413,6 +443,7 @@ lease_begin(Task *task, int64 number, Worker *worker, WorkerUse *use, TimestampT
 	lease->until = until;
 	dlist_push_tail(&worker->leases, &lease->worker_link);
 	worker->lease_count++;
+	use->leases++;
 	use->running++;
 	queue->running++;
 
@@ -436,8 +467,12 @@ lease_end(Lease *lease)
 		order_remove(&database_of(queue)->expiry, &lease->node);
 	dlist_delete(&lease->worker_link);
 	worker->lease_count--;
-	use->running--;
-	queue->running--;
+	use->leases--;
+	if (!lease->passed_on)
+	{
+		use->running--;
+		queue->running--;
+	}
 	worker_release(worker, queue_index(queue));
 
 	task->lease = NULL;
@@ -460,7 +495,8 @@ lease_end(Lease *lease)
 
 /* READY -> RUNNING, with a lease that is not committed yet; false if a pool is used up. */
 static bool
-claim_one(Queue *queue, Task *task, Database *database, const Claimant *claimant, TimestampTz now, Claim *claim)
+claim_one(Queue *queue, Task *task, Database *database, const Claimant *claimant, TimestampTz now, int *passed,
+		  Claim *claim)
 {
 	Worker	   *worker = worker_enter(queue->db, claimant->worker);
 	WorkerUse  *use;
@@ -471,7 +507,7 @@ claim_one(Queue *queue, Task *task, Database *database, const Claimant *claimant
 		return false;
 	use = worker_use_enter(worker, queue_index(queue));
 	lease = NULL;
-	if (use != NULL && permits_left(queue, use, claimant->ending))
+	if (use != NULL && fanout_shared->free_leases > 0 && find_permit(queue, use, claimant, passed))
 	{
 		TimestampTz until = now + (claimant->lease > 0 ? claimant->lease : queue->settings.lease);
 
@@ -540,6 +576,7 @@ queue_claim(Queue *queue, const Claimant *claimant, int max, TimestampTz now, Cl
 {
 	Database   *database = database_of(queue);
 	int			count = 0;
+	int			passed = 0;
 
 	if (queue->state != QUEUE_OPEN || queue->settings.paused || database->state != DATABASE_READY)
 		return 0;
@@ -552,7 +589,7 @@ queue_claim(Queue *queue, const Claimant *claimant, int max, TimestampTz now, Cl
 		OrderNode  *first = queue_first(queue);
 
 		if (first == NULL ||
-			!claim_one(queue, order_container(Task, node, first), database, claimant, now, &claims[count]))
+			!claim_one(queue, order_container(Task, node, first), database, claimant, now, &passed, &claims[count]))
 			break;
 		count++;
 	}
@@ -722,7 +759,7 @@ task_requeue(Task *task, TimestampTz due, bool counts, TimestampTz now)
 
 /* READY or SCHEDULED -> ENDING: nobody may claim it while a transaction ends it. */
 void
-task_withdraw(Task *task)
+task_withdraw(Task *task, TransactionId ender)
 {
 	Queue	   *queue = queue_of(task);
 
@@ -738,11 +775,12 @@ task_withdraw(Task *task)
 		task->flags &= ~TASK_FLAG_WAS_SCHEDULED;
 	}
 	task->state = TASK_ENDING;
+	task->ender = ender;
 }
 
 /* (on disk) -> ENDING.  NULL if the pool is used up.  The task must not be in memory. */
 Task *
-task_withdraw_from_disk(Queue *queue, const TaskSeed *seed)
+task_withdraw_from_disk(Queue *queue, const TaskSeed *seed, TransactionId ender)
 {
 	Task	   *task;
 
@@ -752,6 +790,7 @@ task_withdraw_from_disk(Queue *queue, const TaskSeed *seed)
 	if (seed->timed)
 		task->flags |= TASK_FLAG_WAS_SCHEDULED;
 	task->state = TASK_ENDING;
+	task->ender = ender;
 	return task;
 }
 
@@ -844,13 +883,14 @@ queue_forget_ended(Queue *queue)
 
 /* OPEN -> CLOSED: a transaction drops or purges the queue.  False if another one does already. */
 bool
-queue_close(Queue *queue, bool dropping)
+queue_close(Queue *queue, bool dropping, TransactionId closer)
 {
 	if (queue->state == QUEUE_CLOSED)
 		return false;
 	queue->was_new = queue->state == QUEUE_NEW;
 	queue->state = QUEUE_CLOSED;
 	queue->dropping = dropping;
+	queue->closer = closer;
 	queue->epoch++;
 	return true;
 }

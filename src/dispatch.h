@@ -52,7 +52,8 @@ typedef struct Claimant
 	const char *worker;
 	int64		lease;			/* microseconds; 0: the queue's */
 	bool		bound;
-	int			ending;			/* permits of this queue that its transaction gives back at commit */
+	Lease	  **ending;			/* leases of this queue whose permits its transaction gives back at commit */
+	int			ending_count;
 } Claimant;
 
 /* enqueue */
@@ -77,6 +78,7 @@ extern Lease *lease_restore(Task *task, int64 number, const char *worker, Timest
 
 /* a lease's life */
 extern void lease_extend(Lease *lease, TimestampTz until);
+extern void lease_take_back_permit(Lease *lease);
 extern void lease_pin(Lease *lease);
 extern void lease_unpin(Lease *lease);
 extern void lease_expire(Lease *lease, TimestampTz now);
@@ -85,8 +87,8 @@ extern void lease_journaled(Lease *lease);
 
 /* ends */
 extern void task_requeue(Task *task, TimestampTz due, bool counts, TimestampTz now);
-extern void task_withdraw(Task *task);
-extern Task *task_withdraw_from_disk(Queue *queue, const TaskSeed *seed);
+extern void task_withdraw(Task *task, TransactionId ender);
+extern Task *task_withdraw_from_disk(Queue *queue, const TaskSeed *seed, TransactionId ender);
 extern void task_forget_ended(Task *task);
 extern void task_restore(Task *task);
 extern void task_end(Task *task, Outcome outcome);
@@ -94,7 +96,7 @@ extern void task_end(Task *task, Outcome outcome);
 /* time, and memory */
 extern bool queue_promote_due(Queue *queue, TimestampTz now);
 extern void queue_forget_ended(Queue *queue);
-extern bool queue_close(Queue *queue, bool dropping);
+extern bool queue_close(Queue *queue, bool dropping, TransactionId closer);
 extern void queue_reopen(Queue *queue);
 extern void queue_remove(Queue *queue);
 extern bool queue_room(Queue *queue);

@@ -52,8 +52,7 @@ take_common_args(FunctionCallInfo fcinfo, Request *request, int priority_arg)
 	int			max_attempts_arg = priority_arg + 3;
 
 	request->now = GetCurrentTimestamp();
-	require_arg(fcinfo, priority_arg, "priority");
-	request->seed.priority = PG_GETARG_INT32(priority_arg);
+	request->seed.priority = PG_ARGISNULL(priority_arg) ? 0 : PG_GETARG_INT32(priority_arg);
 
 	if (!PG_ARGISNULL(delay_arg) && !PG_ARGISNULL(run_at_arg))
 		ereport(ERROR,
@@ -342,8 +341,7 @@ fan_out(FunctionCallInfo fcinfo, Request *request)
 	uint64		digest = 0;
 	Spawn		spawn;
 
-	require_arg(fcinfo, 3, "join");
-	join = PG_GETARG_TEXT_PP(3);
+	join = PG_ARGISNULL(3) ? cstring_to_text("all") : PG_GETARG_TEXT_PP(3);
 	if (!PG_ARGISNULL(4) && join_count < 1)
 		ereport(ERROR,
 				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),

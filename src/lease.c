@@ -44,10 +44,18 @@ find_live(int64 number)
 		return NULL;
 	if (!lease->committed && lease->holder != MyProc)
 		return NULL;
-	if (fanout_queues[lease->task->queue].state == QUEUE_CLOSED && lease->pins == 0 &&
-		fanout_queues[lease->task->queue].dropping)
-		return NULL;
 	return lease;
+}
+
+/* Whose end decides about the lease: who ends it, or who drops its queue.  Under the lock. */
+static TransactionId
+decider_of(const Lease *lease)
+{
+	const Queue *queue = &fanout_queues[lease->task->queue];
+
+	if (TransactionIdIsValid(lease->ender))
+		return lease->ender;
+	return queue->state == QUEUE_CLOSED && queue->dropping ? queue->closer : InvalidTransactionId;
 }
 
 static void
@@ -88,7 +96,6 @@ lease_hold(int64 number, LeaseUse use, HeldLease *held)
 	int32		queue_id;
 	QueueRef	ref;
 	TransactionId me = InvalidTransactionId;
-	TransactionId waited_for = InvalidTransactionId;
 
 	(void) require_database();
 	if (!find_queue_of_lease(number, &queue_id) ||
@@ -108,12 +115,8 @@ lease_hold(int64 number, LeaseUse use, HeldLease *held)
 		dispatcher_lock();
 		lease = find_live(number);
 		/* to extend a lease that is being ended does no harm: a heartbeat need not wait for that */
-		other = lease != NULL && use != LEASE_USE_EXTEND ? lease->ender : InvalidTransactionId;
+		other = lease != NULL && use != LEASE_USE_EXTEND ? decider_of(lease) : InvalidTransactionId;
 
-		/* Two sessions that write under one lease do so one after the other: the second finds the first one's step. */
-		if (lease != NULL && use == LEASE_USE_WRITE && !TransactionIdIsValid(other) &&
-			!TransactionIdEquals(lease->writer, me) && !TransactionIdEquals(lease->writer, waited_for))
-			other = lease->writer;
 		if (lease != NULL && !TransactionIdIsValid(other))
 		{
 			copy_out(lease, held);
@@ -122,10 +125,7 @@ lease_hold(int64 number, LeaseUse use, HeldLease *held)
 			if (use == LEASE_USE_END)
 				lease->ender = me;
 			else if (use == LEASE_USE_WRITE)
-			{
-				lease->writer = me;
 				pending_pin(number);
-			}
 		}
 		dispatcher_unlock();
 
@@ -136,7 +136,6 @@ lease_hold(int64 number, LeaseUse use, HeldLease *held)
 
 		/* Its commit callback has run by the time its lock on itself is released. */
 		XactLockTableWait(other, NULL, NULL, XLTW_None);
-		waited_for = other;
 	}
 }
 
@@ -241,6 +240,15 @@ leases_of_worker(const char *name, int *count)
 	}
 }
 
+/* Is the lease one of a queue that the caller may dequeue from? */
+static bool
+may_dequeue(int64 number)
+{
+	int32		queue_id;
+
+	return find_queue_of_lease(number, &queue_id) && registry_queue_allows(queue_id, PRIVILEGE_DEQUEUE);
+}
+
 Datum
 fanout_heartbeat(PG_FUNCTION_ARGS)
 {
@@ -260,7 +268,9 @@ fanout_heartbeat(PG_FUNCTION_ARGS)
 	{
 		TimestampTz until;
 
-		extended += extend_one(leases[i], by, &until);
+		/* others may use the same worker's name */
+		if (may_dequeue(leases[i]))
+			extended += extend_one(leases[i], by, &until);
 	}
 	PG_RETURN_INT32(extended);
 }

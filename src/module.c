@@ -64,7 +64,7 @@ define_settings(void)
 							"Databases that can have the extension.",
 							NULL, &fanout_max_databases, 64, 1, 4096,
 							PGC_POSTMASTER, 0, NULL, NULL, NULL);
-	DefineCustomIntVariable("pg_fanout.max_workers",
+	DefineCustomIntVariable("pg_fanout.max_workers_tracked",
 							"Workers that can hold leases at one time.",
 							NULL, &fanout_max_workers, 4096, 16, 1024 * 1024,
 							PGC_POSTMASTER, 0, NULL, NULL, NULL);

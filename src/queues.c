@@ -9,6 +9,7 @@
  */
 #include "postgres.h"
 
+#include "access/xact.h"
 #include "catalog/pg_type.h"
 #include "miscadmin.h"
 #include "storage/lmgr.h"
@@ -36,17 +37,18 @@ PG_FUNCTION_INFO_V1(fanout_grant_usage);
 
 static SpiStatement insert_queue = {
 	"INSERT INTO fanout.queue (name, owner, concurrency, worker_concurrency, lease, max_attempts, backoff, backoff_max,"
-	" max_backlog, synchronous_claims) VALUES ($1, $2::regrole, $3, $4, $5, $6, $7, $8, $9, $10)"
+	" max_backlog, synchronous_claims) VALUES ($1, $2::regrole, $3, $4, coalesce($5, '60 s'), coalesce($6, 5), coalesce($7, '1 s'), coalesce($8, '5 min'),"
+	" $9, coalesce($10, false))"
 	" ON CONFLICT (name) DO NOTHING RETURNING id, " QUEUE_SETTINGS_COLUMNS,
 	10, {TEXTOID, OIDOID, INT4OID, INT4OID, INTERVALOID, INT4OID, INTERVALOID, INTERVALOID, INT8OID, BOOLOID}
 };
 static SpiStatement update_queue = {
 	"UPDATE fanout.queue SET"
-	" concurrency = CASE WHEN 'concurrency' = ANY ($10) THEN NULL ELSE coalesce($2, concurrency) END,"
-	" worker_concurrency = CASE WHEN 'worker_concurrency' = ANY ($10) THEN NULL ELSE coalesce($3, worker_concurrency) END,"
+	" concurrency = CASE WHEN 'concurrency' = ANY (coalesce($10, '{}')) THEN NULL ELSE coalesce($2, concurrency) END,"
+	" worker_concurrency = CASE WHEN 'worker_concurrency' = ANY (coalesce($10, '{}')) THEN NULL ELSE coalesce($3, worker_concurrency) END,"
 	" lease = coalesce($4, lease), max_attempts = coalesce($5, max_attempts), backoff = coalesce($6, backoff),"
 	" backoff_max = coalesce($7, backoff_max),"
-	" max_backlog = CASE WHEN 'max_backlog' = ANY ($10) THEN NULL ELSE coalesce($8, max_backlog) END,"
+	" max_backlog = CASE WHEN 'max_backlog' = ANY (coalesce($10, '{}')) THEN NULL ELSE coalesce($8, max_backlog) END,"
 	" synchronous_claims = coalesce($9, synchronous_claims)"
 	" WHERE id = $1 RETURNING " QUEUE_SETTINGS_COLUMNS,
 	10, {INT4OID, INT4OID, INT4OID, INTERVALOID, INT4OID, INTERVALOID, INTERVALOID, INT8OID, BOOLOID, TEXTARRAYOID}
@@ -223,7 +225,6 @@ add_slot(int32 id, const QueueSettings *settings)
 Datum
 fanout_create_queue(PG_FUNCTION_ARGS)
 {
-	static const char *const names[] = {"queue", NULL, NULL, "lease", "max_attempts", "backoff", "backoff_max"};
 	SpiScope	scope;
 	Datum		values[10];
 	char		nulls[11] = "          ";
@@ -232,12 +233,7 @@ fanout_create_queue(PG_FUNCTION_ARGS)
 	bool		in_memory;
 
 	require_writable("fanout.create_queue()");
-	for (int i = 0; i < lengthof(names); i++)
-	{
-		if (names[i] != NULL)
-			require_arg(fcinfo, i, names[i]);
-	}
-	require_arg(fcinfo, 8, "synchronous_claims");
+	require_arg(fcinfo, 0, "queue");
 	check_queue_name(PG_GETARG_TEXT_PP(0));
 	check_settings(fcinfo);
 
@@ -319,9 +315,9 @@ fanout_alter_queue(PG_FUNCTION_ARGS)
 
 	require_writable("fanout.alter_queue()");
 	require_arg(fcinfo, 0, "queue");
-	require_arg(fcinfo, 9, "unset");
 	check_settings(fcinfo);
-	check_unset(fcinfo, PG_GETARG_ARRAYTYPE_P(9));
+	if (!PG_ARGISNULL(9))
+		check_unset(fcinfo, PG_GETARG_ARRAYTYPE_P(9));
 	ref = registry_queue(PG_GETARG_TEXT_PP(0), PRIVILEGE_MANAGE);
 
 	values[0] = Int32GetDatum(ref.id);
@@ -394,12 +390,13 @@ close_queue(const QueueRef *ref, bool dropping, bool only_if_empty)
 	int64		waiting;
 	int64		running;
 	bool		closed = false;
+	TransactionId closer = GetTopTransactionId();
 
 	dispatcher_lock();
 	waiting = ref->queue->waiting + ref->queue->pending;
 	running = ref->queue->running;
 	if (!only_if_empty || (waiting == 0 && running == 0))
-		closed = queue_close(ref->queue, dropping);
+		closed = queue_close(ref->queue, dropping, closer);
 	dispatcher_unlock();
 
 	if (closed)
@@ -472,16 +469,19 @@ list_for_purge(Task *task, void *arg)
 static void
 withdraw_all(PurgeList *list)
 {
+	TransactionId me;
+
 	list->room = fanout_max_tracked_tasks;
 	list->waiting = MemoryContextAllocHuge(CurrentMemoryContext, list->room * sizeof(int64));
 	list->running = MemoryContextAllocHuge(CurrentMemoryContext, list->room * sizeof(Datum));
 	pending_prepare(list->room + 1);
+	me = GetTopTransactionId();
 
 	dispatcher_lock();
 	task_iterate(list_for_purge, list);
 	for (int i = 0; i < list->waiting_count; i++)
 	{
-		task_withdraw(task_find(MyDatabaseId, list->waiting[i]));
+		task_withdraw(task_find(MyDatabaseId, list->waiting[i]), me);
 		pending_withdraw(list->waiting[i]);
 	}
 	dispatcher_unlock();

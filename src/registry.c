@@ -120,6 +120,14 @@ accept_invalidation(void)
 	queue_cache = NULL;
 }
 
+/* A right that was revoked a moment ago is gone, in the middle of a transaction too. */
+static void
+catch_up(void)
+{
+	AcceptInvalidationMessages();
+	accept_invalidation();
+}
+
 bool
 registry_extension_exists(void)
 {
@@ -435,7 +443,7 @@ registry_queue(text *name, QueuePrivilege privilege)
 	QueueInfo  *info = NULL;
 
 	(void) require_database();
-	accept_invalidation();
+	catch_up();
 	if (length < FANOUT_NAME_LEN && length > 0)
 	{
 		memcpy(buffer, VARDATA_ANY(name), length);
@@ -497,7 +505,7 @@ find_queue_by_id(int32 id)
 	char	   *name;
 
 	(void) require_database();
-	accept_invalidation();
+	catch_up();
 	info = find_cached_by_id(id);
 	if (info != NULL)
 		return info;
@@ -515,6 +523,14 @@ registry_queue_by_id(int32 id, QueuePrivilege privilege, QueueRef *ref)
 	require_privilege(info, privilege);
 	*ref = ref_to(info);
 	return true;
+}
+
+bool
+registry_queue_allows(int32 id, QueuePrivilege privilege)
+{
+	QueueInfo  *info = find_queue_by_id(id);
+
+	return info != NULL && queue_allows(info, privilege);
 }
 
 bool

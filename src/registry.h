@@ -56,6 +56,9 @@ extern QueueRef registry_queue(text *name, QueuePrivilege privilege);
 /* The same by id, for the task of a lease; a queue that has been dropped meanwhile is false. */
 extern bool registry_queue_by_id(int32 id, QueuePrivilege privilege, QueueRef *ref);
 
+/* May the caller use the queue so? */
+extern bool registry_queue_allows(int32 id, QueuePrivilege privilege);
+
 /* May the caller see the queue, that is, has it any privilege on it? */
 extern bool registry_queue_visible(int32 id);
 

@@ -434,6 +434,7 @@ worker_use_enter(Worker *worker, int32 queue)
 	if (use != NULL || fanout_shared->free_uses == 0)
 		return use;
 	use = hash_search(worker_use_pool, &key, HASH_ENTER_NULL, NULL);
+	use->leases = 0;
 	use->running = 0;
 	fanout_shared->free_uses--;
 	return use;

@@ -67,6 +67,7 @@ typedef struct Queue
 	QueueState	state;
 	bool		was_new;		/* what CLOSED goes back to */
 	bool		dropping;		/* CLOSED to be dropped, not purged: its leases are lost */
+	TransactionId closer;		/* the transaction that closed it */
 	Oid			db;
 	int32		id;
 	QueueSettings settings;
@@ -130,6 +131,7 @@ typedef struct Task
 	int32		queue;			/* index of its Queue */
 	int16		attempts;		/* begun ones, the running one included */
 	int16		max_attempts;	/* 0: the queue's */
+	TransactionId ender;		/* ENDING: the transaction that ends it */
 	ItemPointerData tid;
 	uint8		state;
 	uint8		flags;
@@ -161,7 +163,8 @@ typedef struct WorkerUseKey
 typedef struct WorkerUse
 {
 	WorkerUseKey key;
-	int32		running;
+	int32		leases;
+	int32		running;		/* permits; those that were passed on count no more */
 } WorkerUse;
 
 typedef struct LeaseKey
@@ -187,7 +190,6 @@ typedef struct Lease
 	PGPROC	   *holder;			/* the backend whose open transaction claimed it, or to which it is bound */
 	int32		holder_pid;
 	TransactionId ender;		/* the open transaction that is ending it */
-	TransactionId writer;		/* the transaction that wrote under it last, maybe still open */
 	TimestampTz claimed_at;
 	TimestampTz until;
 	uint16		pins;			/* transactions that wrote under it: it does not expire under them */
@@ -195,7 +197,7 @@ typedef struct Lease
 	uint8		journal;		/* LEASE_JOURNAL_ bits; not 0: in Database.journal */
 	bool		committed;
 	bool		bound;			/* ends with the holder's session */
-	bool		revoked;		/* its task was dropped with the queue */
+	bool		passed_on;		/* the transaction that ends it has given its permit to a claim of its own */
 	char		worker_name[FANOUT_NAME_LEN];
 } Lease;
 
