@@ -81,6 +81,21 @@ drops_extension(Node *statement)
 	return false;
 }
 
+/* A copy of a database that has the extension has it, too: have the launcher look. */
+static void
+announce_copy(Node *statement, Oid template)
+{
+	Oid			copy;
+
+	if (!IsA(statement, CreatedbStmt))
+		return;
+	copy = get_database_oid(((CreatedbStmt *) statement)->dbname, true);
+	dispatcher_lock();
+	if (OidIsValid(copy) && database_find(template) != NULL)
+		(void) database_enter(copy);
+	dispatcher_unlock();
+}
+
 /* Send the keeper away and wait until it has gone.  NULL if the database has no slot. */
 static Database *
 hold(Oid db)
@@ -149,6 +164,7 @@ process_utility(PlannedStmt *pstmt, const char *query, bool readOnlyTree, Proces
 	{
 		(void) hold(db);
 		next(pstmt, query, readOnlyTree, context, params, environment, dest, completion);
+		announce_copy(pstmt->utilityStmt, db);
 	}
 	PG_FINALLY();
 	{

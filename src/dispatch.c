@@ -115,6 +115,18 @@ evict_for(const Queue *queue)
 	return largest != NULL && queue_evict_last(largest);
 }
 
+/* Make room in the pool at anybody's cost. */
+static bool
+evict_any(void)
+{
+	for (int i = 0; i < fanout_shared->queue_high; i++)
+	{
+		if (fanout_queues[i].state != QUEUE_FREE && queue_evict_last(&fanout_queues[i]))
+			return true;
+	}
+	return false;
+}
+
 /* Has the queue room in memory for one more waiting task, at no other queue's cost? */
 bool
 queue_room(Queue *queue)
@@ -784,9 +796,10 @@ task_withdraw_from_disk(Queue *queue, const TaskSeed *seed, TransactionId ender)
 {
 	Task	   *task;
 
-	if (fanout_shared->free_tasks == 0 && !evict_for(queue) && !queue_evict_last(queue))
+	if (fanout_shared->free_tasks == 0 && !evict_for(queue) && !evict_any())
 		return NULL;
 	task = enter_from_seed(queue, seed);
+	task->flags |= TASK_FLAG_UNTOUCHED; /* only such are on disk */
 	if (seed->timed)
 		task->flags |= TASK_FLAG_WAS_SCHEDULED;
 	task->state = TASK_ENDING;

@@ -417,7 +417,7 @@ plan_next_look(TimestampTz last_flush, bool headway, TimestampTz next_join)
 		next = Min(next, last_flush + fanout_journal_interval * INT64CONST(500));
 	if (database->dirty_join_count > 0 || database->dirty_join_overflow)
 		next = Min(next, next_join);
-	if (ids_want_ceiling(database))
+	if (ids_want_ceiling(database) || database->reload || database->keeper_wanted || database->held_by != 0)
 		next = 0;
 	for (int i = 0; i < fanout_shared->queue_high; i++)
 	{
@@ -499,6 +499,7 @@ keep(void)
 	{
 		TimestampTz now = GetCurrentTimestamp();
 		TimestampTz next_join;
+		TimestampTz next;
 		bool		headway;
 
 		CHECK_FOR_INTERRUPTS();
@@ -531,7 +532,10 @@ keep(void)
 		MemoryContextSwitchTo(context);
 		MemoryContextReset(context);
 
-		sleep_until(plan_next_look(last_flush, headway, next_join));
+		/* a latch that was set meanwhile may have been reset by a wait for a lock: what it told is looked at again */
+		next = plan_next_look(last_flush, headway, next_join);
+		if (!ShutdownRequestPending)
+			sleep_until(next);
 	}
 }
 

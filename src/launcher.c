@@ -44,7 +44,11 @@ typedef struct Start
 static Start *starts = NULL;
 static bool complained = false;
 
-/* Start a keeper and wait until it runs; false if there was no worker slot for it. */
+/*
+ * Start a keeper and wait until it runs; false if there was no worker slot for
+ * it.  (The server's own function for this wait would not end when the server
+ * shuts down, as then nothing is started any more.)
+ */
 static bool
 start_keeper(Oid db)
 {
@@ -74,7 +78,12 @@ start_keeper(Oid db)
 		return false;
 	}
 	complained = false;
-	(void) WaitForBackgroundWorkerStartup(handle, &pid);
+	while (!ShutdownRequestPending && GetBackgroundWorkerPid(handle, &pid) == BGWH_NOT_YET_STARTED)
+	{
+		(void) WaitLatch(MyLatch, WL_LATCH_SET | WL_TIMEOUT | WL_EXIT_ON_PM_DEATH, 100, PG_WAIT_EXTENSION);
+		ResetLatch(MyLatch);
+		CHECK_FOR_INTERRUPTS();
+	}
 	return true;
 }
 
@@ -209,11 +218,15 @@ fanout_launcher_main(Datum arg)
 			ProcessConfigFile(PGC_SIGHUP);
 		}
 		done = serve_slots();
+		if (ShutdownRequestPending)
+			break;				/* a latch that told so may have been reset on the way */
 		(void) WaitLatch(MyLatch, WL_LATCH_SET | WL_EXIT_ON_PM_DEATH | (done ? 0 : WL_TIMEOUT),
 						 done ? -1 : RESTART_DELAY_MS, PG_WAIT_EXTENSION);
 		ResetLatch(MyLatch);
 	}
-	proc_exit(0);
+
+	/* if it is only us who are to go, the postmaster starts another launcher: not so after an exit with 0 */
+	proc_exit(1);
 }
 
 void

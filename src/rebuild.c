@@ -235,13 +235,13 @@ read_seed(uint64 row, TaskSeed *seed, ItemPointer tid)
 
 /*
  * Give the task back to the worker that had it.  The server was away for a
- * while, so the lease lasts at least for the queue's usual time from now; one
- * that was bound to a session has ended with it.
+ * while, so the lease lasts once more as long as it was given for; one that
+ * was bound to a session has ended with it.
  */
 static bool
-restore_lease(Queue *queue, Task *task, const History *history, TimestampTz now)
+restore_lease(Task *task, const History *history, TimestampTz now)
 {
-	TimestampTz until = Max(history->until, now + queue->settings.lease);
+	TimestampTz until = Max(history->until, now + (history->until - history->claimed_at));
 
 	task->attempts = history->attempts - 1;
 	if (history->bound)
@@ -267,7 +267,7 @@ enter_unfinished(Queue *queue, TaskSeed *seed, ItemPointer tid, const History *h
 	task = task_rebuild(queue, seed, tid, history->attempts, true, now);
 	if (task == NULL)
 		return false;
-	return history->running == 0 || restore_lease(queue, task, history, now);
+	return history->running == 0 || restore_lease(task, history, now);
 }
 
 typedef struct RebuildState
