@@ -23,6 +23,7 @@ SELECT fanout.create_queue('steady', concurrency => 5, worker_concurrency => 2, 
 SELECT fanout.create_queue('changing', concurrency => 6, worker_concurrency => 3, backoff => '1 ms', backoff_max => '1 ms',
 						   max_attempts => 1000);
 CREATE TABLE run (queue text, worker text, lease bigint PRIMARY KEY, asked timestamptz, got timestamptz, gave timestamptz);
+CREATE TABLE all_is_enqueued ();
 CREATE TABLE limits (queue text, kind text, value int, from_time timestamptz, in_force timestamptz);
 INSERT INTO limits VALUES
 	('steady', 'queue', 5, '-infinity', '-infinity'), ('steady', 'worker', 2, '-infinity', '-infinity'),
@@ -42,8 +43,8 @@ BEGIN
 		got := clock_timestamp();
 		IF claim.leases IS NULL THEN
 			COMMIT;
-			EXIT WHEN NOT EXISTS (SELECT FROM fanout.queues q
-								   WHERE q.queue = queue_name AND q.scheduled + q.ready + q.running > 0);
+			EXIT WHEN EXISTS (SELECT FROM all_is_enqueued) AND
+				NOT EXISTS (SELECT FROM fanout.queues q WHERE q.queue = queue_name AND q.scheduled + q.ready + q.running > 0);
 			CONTINUE;
 		END IF;
 		-- Some hold an uncommitted claim, of these some for nothing.
@@ -117,6 +118,8 @@ foreach my $queue (qw(steady changing))
 	$node->safe_psql('postgres', "SELECT count(*) FROM fanout.cancel(ARRAY(SELECT task FROM fanout.tasks WHERE queue = '$queue' AND name = 'index' ORDER BY task DESC LIMIT 30))");
 }
 
+$node->safe_psql('postgres', 'INSERT INTO all_is_enqueued DEFAULT VALUES');
+
 # What anybody can see at any time is within the limit, too.
 my $over = 0;
 for (1 .. 20)
@@ -127,8 +130,9 @@ for (1 .. 20)
 is($over, 0, 'promise 4: the views never show more than the limit');
 ok(finish_clients(@steady, @changing, $changer), 'all is worked off');
 
-is( $node->safe_psql('postgres', "SELECT queue, state, count(*) FROM fanout.tasks GROUP BY 1, 2 ORDER BY 1, 2"),
-	"changing|cancelled|30\nchanging|succeeded|490\nsteady|cancelled|30\nsteady|succeeded|490",
+# Fast workers leave less to cancel.
+is( $node->safe_psql('postgres', "SELECT queue, count(*), count(*) FILTER (WHERE state = 'succeeded') >= 490, bool_and(state IN ('succeeded', 'cancelled')) FROM fanout.tasks GROUP BY 1 ORDER BY 1"),
+	"changing|520|t|t\nsteady|520|t|t",
 	'all is done, and once');
 foreach my $queue (qw(steady changing))
 {
