@@ -68,6 +68,7 @@ typedef struct Pending
 		int64		task;
 		int64		batch;
 		int64		on_disk;
+		Oid			db;
 		QueueSettings settings;
 	}			u;
 } Pending;
@@ -198,10 +199,11 @@ pending_queue_purge(Queue *queue, int64 on_disk)
 	note(PENDING_QUEUE_PURGE, queue)->u.on_disk = on_disk;
 }
 
+/* The database wants a keeper, or to be looked at by the one it has. */
 void
-pending_register(void)
+pending_register(Oid db)
 {
-	note(PENDING_REGISTER, NULL);
+	note(PENDING_REGISTER, NULL)->u.db = db;
 }
 
 void
@@ -441,7 +443,7 @@ apply(const Pending *op, TimestampTz now)
 			}
 			break;
 		case PENDING_REGISTER:
-			database = database_enter(MyDatabaseId);
+			database = database_enter(op->u.db);
 			if (database != NULL)
 			{
 				database->keeper_wanted = true;

@@ -23,7 +23,7 @@ extern void pending_queue_create(Queue *queue);
 extern void pending_queue_alter(Queue *queue, const QueueSettings *settings);
 extern void pending_queue_drop(Queue *queue);
 extern void pending_queue_purge(Queue *queue, int64 on_disk);
-extern void pending_register(void);
+extern void pending_register(Oid db);
 extern void pending_reload(void);
 
 /* So many of the tasks of the last pending_enqueue() have a pool entry by now. */

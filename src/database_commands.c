@@ -81,19 +81,28 @@ drops_extension(Node *statement)
 	return false;
 }
 
-/* A copy of a database that has the extension has it, too: have the launcher look. */
+/* A copy of a database that has the extension has it, too: have the launcher look when it is committed. */
 static void
 announce_copy(Node *statement, Oid template)
 {
+	bool		known;
 	Oid			copy;
 
 	if (!IsA(statement, CreatedbStmt))
 		return;
-	copy = get_database_oid(((CreatedbStmt *) statement)->dbname, true);
 	dispatcher_lock();
-	if (OidIsValid(copy) && database_find(template) != NULL)
-		(void) database_enter(copy);
+	known = database_find(template) != NULL;
 	dispatcher_unlock();
+	if (!known)
+		return;
+
+	CommandCounterIncrement();
+	copy = get_database_oid(((CreatedbStmt *) statement)->dbname, true);
+	if (OidIsValid(copy))
+	{
+		pending_prepare(1);
+		pending_register(copy);
+	}
 }
 
 /* Send the keeper away and wait until it has gone.  NULL if the database has no slot. */
@@ -155,7 +164,7 @@ process_utility(PlannedStmt *pstmt, const char *query, bool readOnlyTree, Proces
 		{
 			/* the keeper looks at commit, and leaves */
 			pending_prepare(1);
-			pending_register();
+			pending_register(MyDatabaseId);
 		}
 		return;
 	}

@@ -106,7 +106,7 @@ fanout_register(PG_FUNCTION_ARGS)
 {
 	require_preload();
 	pending_prepare(1);
-	pending_register();
+	pending_register(MyDatabaseId);
 	PG_RETURN_VOID();
 }
 
