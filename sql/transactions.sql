@@ -322,6 +322,22 @@ COMMIT;
 SELECT concurrency, scheduled, ready, running FROM fanout.queues WHERE queue = 'mine';
 SELECT name FROM fanout.dequeue('mine', max_tasks => 9);
 
+-- What a transaction enqueues, or gives another life, and purges: either it is cancelled or it is given out, not both.
+SELECT fanout.create_queue('purged');
+SELECT fanout.enqueue('purged', 'retried') AS retried \gset
+SELECT fanout.cancel(:retried);
+BEGIN;
+SELECT fanout.retry(:retried);
+SELECT fanout.enqueue('purged', 'a') > 0 AS enqueued;
+SELECT count(*) FROM fanout.enqueue_many('purged', 'b', '{1,2}');
+SELECT fanout.purge_queue('purged') IN (0, 4) AS all_or_none;
+COMMIT;
+SELECT count(*) FILTER (WHERE state = 'ready') AS ready, count(*) FILTER (WHERE state = 'cancelled') AS cancelled FROM fanout.tasks WHERE queue = 'purged' \gset
+SELECT :ready + :cancelled AS tasks, ready = :ready AS counted, scheduled, running FROM fanout.queues WHERE queue = 'purged';
+SELECT count(*) = :ready AS given_out FROM fanout.dequeue('purged', max_tasks => 9);
+SELECT count(fanout.complete(lease)) = :ready AS completed FROM fanout.leases WHERE queue = 'purged';
+SELECT ready, running FROM fanout.queues WHERE queue = 'purged';
+
 --
 -- The other isolation levels: what is dequeued may be newer than the transaction's snapshot.
 --

@@ -458,13 +458,15 @@ list_for_purge(Task *task, void *arg)
 		return;
 	if (task->state == TASK_READY || task->state == TASK_SCHEDULED)
 		list->waiting[list->waiting_count++] = task->key.task;
-	else if (task->state != TASK_ENQUEUED && list->running_count < list->room)
+	else if (list->running_count < list->room)
 		list->running[list->running_count++] = Int64GetDatum(task->key.task);
 }
 
 /*
  * Withdraw every waiting task of the closed queue that is in memory, and list
- * those that run or that other transactions are ending: they are let be.
+ * the others, which are let be: those that run, that other transactions are
+ * ending, and that this very transaction has enqueued, as they wait only once
+ * it commits.
  */
 static void
 withdraw_all(PurgeList *list)
