@@ -7,6 +7,7 @@
 #
 #     RUNS=3 SECONDS_PER_RUN=5 CLIENTS="1 8 32"     as overridden in the environment
 #     OUT=FILE                                      write the table there as well
+#     WAL_BY_TYPE=1                                 say which records the WAL consists of
 #
 # What each row measures, and beside what, is said in the scripts here (schema.sql for the tables). All of them use
 # prepared statements, commit synchronously, return to the client what a worker needs, and begin with a checkpoint.
