@@ -799,6 +799,8 @@ task_withdraw_from_disk(Queue *queue, const TaskSeed *seed, TransactionId ender)
 	if (fanout_shared->free_tasks == 0 && !evict_for(queue) && !evict_any())
 		return NULL;
 	task = enter_from_seed(queue, seed);
+	if (task == NULL)
+		return NULL;
 	task->flags |= TASK_FLAG_UNTOUCHED; /* only such are on disk */
 	if (seed->timed)
 		task->flags |= TASK_FLAG_WAS_SCHEDULED;

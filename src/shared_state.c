@@ -276,7 +276,11 @@ task_find(Oid db, int64 task)
 	return hash_search(task_pool, &key, HASH_FIND, NULL);
 }
 
-/* A pool entry for a task that is not in memory, zeroed but for its key; NULL if the pool is used up. */
+/*
+ * A pool entry for a task that is not in memory, zeroed but for its key; NULL
+ * if the pool is used up.  Should the task be in memory after all, its entry
+ * is left alone, as it is linked to others: NULL, too.
+ */
 Task *
 task_enter(Oid db, int64 task)
 {
@@ -288,6 +292,8 @@ task_enter(Oid db, int64 task)
 		return NULL;
 	entry = hash_search(task_pool, &key, HASH_ENTER_NULL, &found);
 	Assert(entry != NULL && !found);
+	if (entry == NULL || found)
+		return NULL;
 	memset((char *) entry + sizeof(TaskKey), 0, sizeof(Task) - sizeof(TaskKey));
 	entry->node.id = task;
 	fanout_shared->free_tasks--;
@@ -340,6 +346,8 @@ lease_enter(Oid db, int64 lease)
 		return NULL;
 	entry = hash_search(lease_pool, &key, HASH_ENTER_NULL, &found);
 	Assert(entry != NULL && !found);
+	if (entry == NULL || found)
+		return NULL;
 	memset((char *) entry + sizeof(LeaseKey), 0, sizeof(Lease) - sizeof(LeaseKey));
 	entry->node.id = lease;
 	fanout_shared->free_leases--;
