@@ -292,38 +292,12 @@ enter_again(Queue *queue, const TaskSeed *seed)
 	dispatcher_unlock();
 }
 
-/*
- * Whoever gave the task its outcome has committed; wait until its commit
- * callback has run, too.
- */
-static void
-wait_until_ended(int64 number)
+/* The transaction that is ending the task, or was until a moment ago; invalid if there is none. */
+static TransactionId
+ender_of(int64 number)
 {
-	TransactionId ender;
-
-	do
-	{
-		Task	   *task;
-
-		ender = InvalidTransactionId;
-		dispatcher_lock();
-		task = task_find(MyDatabaseId, number);
-		if (task != NULL && task->state == TASK_ENDING)
-			ender = task->ender;
-		else if (task != NULL && task->state == TASK_RUNNING)
-			ender = task->lease->ender;
-		dispatcher_unlock();
-		if (TransactionIdIsValid(ender) && !TransactionIdIsCurrentTransactionId(ender))
-			XactLockTableWait(ender, NULL, NULL, XLTW_None);
-	} while (TransactionIdIsValid(ender) && !TransactionIdIsCurrentTransactionId(ender));
-}
-
-/* Has this very transaction ended the task? */
-static bool
-ended_by_us(int64 number)
-{
-	Task	   *task;
 	TransactionId ender = InvalidTransactionId;
+	Task	   *task;
 
 	dispatcher_lock();
 	task = task_find(MyDatabaseId, number);
@@ -332,7 +306,28 @@ ended_by_us(int64 number)
 	else if (task != NULL && task->state == TASK_RUNNING)
 		ender = task->lease->ender;
 	dispatcher_unlock();
+	return ender;
+}
+
+static bool
+ended_by_us(int64 task)
+{
+	TransactionId ender = ender_of(task);
+
 	return TransactionIdIsValid(ender) && TransactionIdIsCurrentTransactionId(ender);
+}
+
+/*
+ * Whoever gave the task its outcome has committed; wait until its commit
+ * callback has run, too.
+ */
+static void
+wait_until_ended(int64 task)
+{
+	TransactionId ender;
+
+	while (TransactionIdIsValid(ender = ender_of(task)))
+		XactLockTableWait(ender, NULL, NULL, XLTW_None);
 }
 
 static CancelResult
