@@ -13,6 +13,7 @@
 #include "miscadmin.h"
 #include "storage/lmgr.h"
 #include "utils/builtins.h"
+#include "utils/memutils.h"
 #include "utils/timestamp.h"
 
 #include "arguments.h"
@@ -271,25 +272,35 @@ take_back_outcome(int64 task)
 
 /* The task waits again once this transaction commits, as if just enqueued, but in its old place. */
 static void
-enter_again(Queue *queue, const TaskSeed *seed)
+enter_again(const QueueRef *ref, const TaskSeed *seed)
 {
+	TaskPlace  *place = MemoryContextAlloc(TopTransactionContext, sizeof(TaskPlace));
 	TaskSeed	again = *seed;
-	Task	   *task;
+	Task	   *task = NULL;
+	bool		gone;
 
 	again.timed = false;
+	ItemPointerSetInvalid(&place->tid);
 	pending_prepare(1);
 	dispatcher_lock();
-	task = task_find(MyDatabaseId, seed->task);
-	if (task != NULL && task->state == TASK_ENDED)
-		task_forget_ended(task);
-	task = task_reserve(queue, &again, GetCurrentTimestamp());
-	if (task != NULL)
-		task->flags &= ~TASK_FLAG_FRESH;	/* it may have checkpoints */
-	if (task != NULL && seed->timed)
-		task->flags &= ~TASK_FLAG_UNTOUCHED;	/* its row says that it is timed */
-	queue->pending++;
-	pending_enqueue(queue, seed->timed && task == NULL ? seed : &again, 1, task != NULL);
+	gone = !queue_ref_is_valid(ref);
+	if (!gone)
+	{
+		task = task_find(MyDatabaseId, seed->task);
+		if (task != NULL && task->state == TASK_ENDED)
+			task_forget_ended(task);
+		task = task_reserve(ref->queue, &again, GetCurrentTimestamp());
+		if (task != NULL)
+			task->flags &= ~TASK_FLAG_FRESH;	/* it may have checkpoints */
+		if (task != NULL && seed->timed)
+			task->flags &= ~TASK_FLAG_UNTOUCHED;	/* its row says that it is timed */
+		place->entry = task;
+		ref->queue->pending++;
+		pending_enqueue(ref->queue, seed->timed && task == NULL ? seed : &again, 1, task != NULL, place);
+	}
 	dispatcher_unlock();
+	if (gone)
+		throw_queue_gone(ref->name);
 }
 
 /* The transaction that is ending the task, or was until a moment ago; invalid if there is none. */
@@ -339,11 +350,11 @@ retry_task(int64 task)
 
 	if (!read_task(task, &seed, &queue_id) || !registry_queue_by_id(queue_id, PRIVILEGE_ENQUEUE, &ref))
 		return CANCEL_UNKNOWN;
-	queue_lock(ref.id, ref.name, RowExclusiveLock);
+	queue_lock(ref.id, RowExclusiveLock);
 	if (ended_by_us(task) || !take_back_outcome(task))
 		return CANCEL_NOT_WAITING;
 	wait_until_ended(task);
-	enter_again(ref.queue, &seed);
+	enter_again(&ref, &seed);
 	return CANCEL_DONE;
 }
 

@@ -11,8 +11,9 @@
  * lock finds memory up to date.
  *
  * Nothing in the callbacks allocates or throws: an error after commit would
- * be a PANIC.  Notes hold numbers, not pointers, since what they speak of may
- * have gone meanwhile (DROP EXTENSION, drop_queue).
+ * be a PANIC.  What a note speaks of may have gone meanwhile (DROP EXTENSION,
+ * drop_queue), or have another pool entry after a rebuild: notes hold numbers,
+ * and pool entries as hints only.
  */
 #include "postgres.h"
 
@@ -57,9 +58,11 @@ typedef struct Pending
 			TaskSeed	first;
 			int64		count;
 			int64		reserved;	/* the first so many have a pool entry */
+			TaskPlace  *places; /* of these */
 		}			enqueue;
 		struct
 		{
+			Lease	   *entry;
 			int64		number;
 			TimestampTz due;
 			Outcome		outcome;
@@ -111,20 +114,22 @@ note(PendingKind kind, Queue *queue)
 }
 
 void
-pending_enqueue(Queue *queue, const TaskSeed *first, int64 count, int64 reserved)
+pending_enqueue(Queue *queue, const TaskSeed *first, int64 count, int64 reserved, TaskPlace *places)
 {
 	Pending    *op = note(PENDING_ENQUEUE, queue);
 
 	op->u.enqueue.first = *first;
 	op->u.enqueue.count = count;
 	op->u.enqueue.reserved = reserved;
+	op->u.enqueue.places = places;
 }
 
 static void
-note_lease(PendingKind kind, int64 lease, Outcome outcome, TimestampTz due, bool flag)
+note_lease(PendingKind kind, Lease *entry, int64 lease, Outcome outcome, TimestampTz due, bool flag)
 {
 	Pending    *op = note(kind, NULL);
 
+	op->u.lease.entry = entry;
 	op->u.lease.number = lease;
 	op->u.lease.outcome = outcome;
 	op->u.lease.due = due;
@@ -132,27 +137,27 @@ note_lease(PendingKind kind, int64 lease, Outcome outcome, TimestampTz due, bool
 }
 
 void
-pending_claim(int64 lease, bool journaled)
+pending_claim(Lease *entry, int64 lease, bool journaled)
 {
-	note_lease(PENDING_CLAIM, lease, OUTCOME_SUCCEEDED, 0, journaled);
+	note_lease(PENDING_CLAIM, entry, lease, OUTCOME_SUCCEEDED, 0, journaled);
 }
 
 void
-pending_end(int64 lease, Outcome outcome)
+pending_end(Lease *entry, int64 lease, Outcome outcome)
 {
-	note_lease(PENDING_END, lease, outcome, 0, false);
+	note_lease(PENDING_END, entry, lease, outcome, 0, false);
 }
 
 void
-pending_requeue(int64 lease, TimestampTz due, bool counts)
+pending_requeue(Lease *entry, int64 lease, TimestampTz due, bool counts)
 {
-	note_lease(PENDING_REQUEUE, lease, OUTCOME_SUCCEEDED, due, counts);
+	note_lease(PENDING_REQUEUE, entry, lease, OUTCOME_SUCCEEDED, due, counts);
 }
 
 void
-pending_pin(int64 lease)
+pending_pin(Lease *entry, int64 lease)
 {
-	note_lease(PENDING_PIN, lease, OUTCOME_SUCCEEDED, 0, false);
+	note_lease(PENDING_PIN, entry, lease, OUTCOME_SUCCEEDED, 0, false);
 }
 
 void
@@ -225,6 +230,17 @@ pending_notes(void)
 	return pending_used;
 }
 
+/* The lease of a note while it still has its task, or NULL. */
+static Lease *
+lease_of_note(const Pending *op)
+{
+	Lease	   *lease = op->u.lease.entry;
+
+	if (!lease_is(lease, MyDatabaseId, op->u.lease.number))
+		lease = lease_find(MyDatabaseId, op->u.lease.number);
+	return lease != NULL && lease->task != NULL ? lease : NULL;
+}
+
 int
 pending_ends(Queue *queue, const char *worker, Lease **leases)
 {
@@ -236,8 +252,8 @@ pending_ends(Queue *queue, const char *worker, Lease **leases)
 
 		if (pending[i].kind != PENDING_END && pending[i].kind != PENDING_REQUEUE)
 			continue;
-		lease = lease_find(MyDatabaseId, pending[i].u.lease.number);
-		if (lease != NULL && lease->task != NULL && !lease->passed_on &&
+		lease = lease_of_note(&pending[i]);
+		if (lease != NULL && !lease->passed_on &&
 			lease->task->queue == queue - fanout_queues &&
 			(queue->settings.worker_concurrency == 0 || strcmp(lease->worker_name, worker) == 0))
 			leases[count++] = lease;
@@ -267,6 +283,17 @@ breathe(int64 done)
 	}
 }
 
+/* The pool entry of one of the note's tasks, or NULL; it has no other one until it is committed. */
+static Task *
+enqueued_task(const Pending *op, int64 i)
+{
+	Task	   *task = op->u.enqueue.places[i].entry;
+
+	if (!task_is(task, MyDatabaseId, op->u.enqueue.first.task + i) || task->state != TASK_ENQUEUED)
+		return NULL;
+	return task;
+}
+
 static void
 apply_enqueue(const Pending *op, TimestampTz now)
 {
@@ -275,10 +302,13 @@ apply_enqueue(const Pending *op, TimestampTz now)
 
 	for (int64 i = 0; i < op->u.enqueue.reserved && queue != NULL; i++)
 	{
-		Task	   *task = task_find(MyDatabaseId, first->task + i);
+		Task	   *task = enqueued_task(op, i);
 
-		if (task != NULL && task->state == TASK_ENQUEUED)
+		if (task != NULL)
+		{
+			task->tid = op->u.enqueue.places[i].tid;
 			task_admit(task, now);
+		}
 		if (i % FANOUT_WORK_CHUNK == FANOUT_WORK_CHUNK - 1)
 		{
 			queue_wake(queue);
@@ -307,23 +337,14 @@ undo_enqueue(const Pending *op)
 
 	for (int64 i = 0; i < op->u.enqueue.reserved; i++)
 	{
-		Task	   *task = task_find(MyDatabaseId, op->u.enqueue.first.task + i);
+		Task	   *task = enqueued_task(op, i);
 
-		if (task != NULL && task->state == TASK_ENQUEUED)
+		if (task != NULL)
 			task_forget(task);
 		breathe(i);
 	}
 	if (queue != NULL && (queue = queue_of_note(op)) != NULL)
 		queue->pending -= op->u.enqueue.count;
-}
-
-/* The lease of a note while it still has its task, or NULL. */
-static Lease *
-lease_of_note(const Pending *op)
-{
-	Lease	   *lease = lease_find(MyDatabaseId, op->u.lease.number);
-
-	return lease != NULL && lease->task != NULL ? lease : NULL;
 }
 
 static void

@@ -7,15 +7,26 @@
 
 #include "dispatch.h"
 
+/* Where an enqueued task is: its pool entry and its row. */
+typedef struct TaskPlace
+{
+	Task	   *entry;
+	ItemPointerData tid;
+} TaskPlace;
+
 /* Make room for so many of the notes below, so that none of them can fail.  May throw. */
 extern void pending_prepare(int count);
 
-/* These cannot throw.  Each takes effect at commit and is undone at abort, of the subtransaction too. */
-extern void pending_enqueue(Queue *queue, const TaskSeed *first, int64 count, int64 reserved);
-extern void pending_claim(int64 lease, bool journaled);
-extern void pending_end(int64 lease, Outcome outcome);
-extern void pending_requeue(int64 lease, TimestampTz due, bool counts);
-extern void pending_pin(int64 lease);
+/*
+ * These cannot throw.  Each takes effect at commit and is undone at abort, of
+ * the subtransaction too.  "places", for the first tasks of an enqueue, must
+ * be complete and live when the transaction ends.
+ */
+extern void pending_enqueue(Queue *queue, const TaskSeed *first, int64 count, int64 reserved, TaskPlace *places);
+extern void pending_claim(Lease *entry, int64 lease, bool journaled);
+extern void pending_end(Lease *entry, int64 lease, Outcome outcome);
+extern void pending_requeue(Lease *entry, int64 lease, TimestampTz due, bool counts);
+extern void pending_pin(Lease *entry, int64 lease);
 extern void pending_withdraw(int64 task);
 extern void pending_forget_withdrawal(void);
 extern void pending_batch_change(int64 batch);

@@ -126,20 +126,13 @@ take_options(FunctionCallInfo fcinfo, int first)
 	return options;
 }
 
-/* Does the slot still hold the queue?  Under the lock. */
-static bool
-still_there(const QueueRef *ref)
-{
-	return ref->queue->state != QUEUE_FREE && ref->queue->id == ref->id && ref->queue->db == MyDatabaseId;
-}
-
 /* The first of the queues that has been dropped, or NULL.  Under the lock. */
 static const QueueRef *
 find_gone(const QueueList *list)
 {
 	for (int i = 0; i < list->count; i++)
 	{
-		if (!still_there(&list->refs[i]))
+		if (!queue_ref_is_valid(&list->refs[i]))
 			return &list->refs[i];
 	}
 	return NULL;
@@ -162,7 +155,7 @@ claim(const QueueList *list, const DequeueOptions *options, Claim *claims)
 		count += queue_claim(queue, &claimant, options->max_tasks - count, now, &claims[count]);
 	}
 	for (int i = 0; i < count; i++)
-		pending_claim(claims[i].lease, claims[i].synchronous);
+		pending_claim(claims[i].entry, claims[i].lease, claims[i].synchronous);
 	return count;
 }
 
@@ -172,18 +165,9 @@ pass_on(const QueueList *list)
 {
 	for (int i = 0; i < list->count; i++)
 	{
-		if (still_there(&list->refs[i]))
+		if (queue_ref_is_valid(&list->refs[i]))
 			queue_wake(list->refs[i].queue);
 	}
-}
-
-static void
-throw_queue_gone(const QueueRef *gone)
-{
-	ereport(ERROR,
-			(errcode(ERRCODE_UNDEFINED_OBJECT),
-			 errmsg("queue \"%s\" does not exist", gone->name),
-			 errdetail("It was dropped a moment ago.")));
 }
 
 /* What one look at the queues does; its result ends the wait unless it is 0.  Under the lock. */
@@ -223,7 +207,7 @@ look_and_wait(const QueueList *list, const DequeueOptions *options, LookFunction
 		dispatcher_unlock();
 
 		if (gone != NULL)
-			throw_queue_gone(gone);
+			throw_queue_gone(gone->name);
 		if (!sleep)
 			return count;
 

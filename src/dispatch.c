@@ -395,7 +395,7 @@ find_permit(Queue *queue, WorkerUse *use, const Claimant *claimant, int *passed)
 	lease = claimant->ending[(*passed)++];
 	lease->passed_on = true;
 	queue->running--;
-	worker_use_find(lease->worker, lease->task->queue)->running--;
+	lease->use->running--;
 	return true;
 }
 
@@ -407,7 +407,7 @@ lease_take_back_permit(Lease *lease)
 		return;
 	lease->passed_on = false;
 	queue_of(lease->task)->running++;
-	worker_use_find(lease->worker, lease->task->queue)->running++;
+	lease->use->running++;
 }
 
 /* Might the worker get a task of the queue, as far as limits go? */
@@ -428,10 +428,8 @@ queue_admits(Queue *queue, const char *worker)
 
 /* Give the worker's pool entries back when it holds nothing more. */
 static void
-worker_release(Worker *worker, int32 queue)
+worker_release(Worker *worker, WorkerUse *use)
 {
-	WorkerUse  *use = worker_use_find(worker, queue);
-
 	if (use != NULL && use->leases == 0)
 		worker_use_free(use);
 	if (worker->lease_count == 0)
@@ -450,6 +448,7 @@ lease_begin(Task *task, int64 number, Worker *worker, WorkerUse *use, TimestampT
 	lease->task = task;
 	lease->task_id = task->key.task;
 	lease->worker = worker;
+	lease->use = use;
 	memcpy(lease->worker_name, worker->key.name, FANOUT_NAME_LEN);
 	lease->claimed_at = claimed_at;
 	lease->until = until;
@@ -473,7 +472,7 @@ lease_end(Lease *lease)
 	Task	   *task = lease->task;
 	Queue	   *queue = queue_of(task);
 	Worker	   *worker = lease->worker;
-	WorkerUse  *use = worker_use_find(worker, queue_index(queue));
+	WorkerUse  *use = lease->use;
 
 	if (lease->committed)
 		order_remove(&database_of(queue)->expiry, &lease->node);
@@ -485,11 +484,12 @@ lease_end(Lease *lease)
 		use->running--;
 		queue->running--;
 	}
-	worker_release(worker, queue_index(queue));
+	worker_release(worker, use);
 
 	task->lease = NULL;
 	lease->task = NULL;
 	lease->worker = NULL;
+	lease->use = NULL;
 
 	/* a claim or an extension that has ended need not be journaled: its end is on disk */
 	if ((lease->journal & LEASE_JOURNAL_EXPIRE) == 0)
@@ -505,31 +505,23 @@ lease_end(Lease *lease)
 	}
 }
 
-/* READY -> RUNNING, with a lease that is not committed yet; false if a pool is used up. */
+/*
+ * READY -> RUNNING, with a lease that is not committed yet; false if there is
+ * no permit or no room for a lease.
+ */
 static bool
-claim_one(Queue *queue, Task *task, Database *database, const Claimant *claimant, TimestampTz now, int *passed,
-		  Claim *claim)
+claim_one(Queue *queue, Task *task, Database *database, Worker *worker, WorkerUse *use, const Claimant *claimant,
+		  TimestampTz now, int *passed, Claim *claim)
 {
-	Worker	   *worker = worker_enter(queue->db, claimant->worker);
-	WorkerUse  *use;
+	TimestampTz until = now + (claimant->lease > 0 ? claimant->lease : queue->settings.lease);
 	Lease	   *lease;
 
 	Assert(task->state == TASK_READY);
-	if (worker == NULL)
+	if (fanout_shared->free_leases == 0 || !find_permit(queue, use, claimant, passed))
 		return false;
-	use = worker_use_enter(worker, queue_index(queue));
-	lease = NULL;
-	if (use != NULL && fanout_shared->free_leases > 0 && find_permit(queue, use, claimant, passed))
-	{
-		TimestampTz until = now + (claimant->lease > 0 ? claimant->lease : queue->settings.lease);
-
-		lease = lease_begin(task, database->next_lease, worker, use, now, until);
-	}
+	lease = lease_begin(task, database->next_lease, worker, use, now, until);
 	if (lease == NULL)
-	{
-		worker_release(worker, queue_index(queue));
 		return false;
-	}
 	database->next_lease++;
 	lease->holder = MyProc;
 	lease->holder_pid = MyProcPid;
@@ -539,6 +531,7 @@ claim_one(Queue *queue, Task *task, Database *database, const Claimant *claimant
 	queue->waiting--;
 	queue->dequeued++;
 
+	claim->entry = lease;
 	claim->lease = lease->key.lease;
 	claim->task = task->key.task;
 	claim->batch = task->batch;
@@ -587,8 +580,8 @@ int
 queue_claim(Queue *queue, const Claimant *claimant, int max, TimestampTz now, Claim *claims)
 {
 	Database   *database = database_of(queue);
+	OrderNode  *first;
 	int			count = 0;
-	int			passed = 0;
 
 	if (queue->state != QUEUE_OPEN || queue->settings.paused || database->state != DATABASE_READY)
 		return 0;
@@ -596,14 +589,22 @@ queue_claim(Queue *queue, const Claimant *claimant, int max, TimestampTz now, Cl
 	/* a burst that is due is the keeper's to go on with */
 	if (!queue_promote_due(queue, now))
 		keeper_wake(database);
-	while (count < max && database->next_lease < database->lease_ceiling)
+	first = queue_first(queue);
+	if (first != NULL)
 	{
-		OrderNode  *first = queue_first(queue);
+		Worker	   *worker = worker_enter(queue->db, claimant->worker);
+		WorkerUse  *use = worker != NULL ? worker_use_enter(worker, queue_index(queue)) : NULL;
+		int			passed = 0;
 
-		if (first == NULL ||
-			!claim_one(queue, order_container(Task, node, first), database, claimant, now, &passed, &claims[count]))
-			break;
-		count++;
+		while (use != NULL && first != NULL && count < max && database->next_lease < database->lease_ceiling &&
+			   claim_one(queue, order_container(Task, node, first), database, worker, use, claimant, now, &passed,
+						 &claims[count]))
+		{
+			first = queue_first(queue);
+			count++;
+		}
+		if (worker != NULL)
+			worker_release(worker, use);
 	}
 	if (queue->wants_refill)
 		keeper_wake(database);
@@ -654,15 +655,15 @@ lease_restore(Task *task, int64 number, const char *worker_name, TimestampTz cla
 	Queue	   *queue = queue_of(task);
 	Worker	   *worker = worker_enter(queue->db, worker_name);
 	WorkerUse  *use = worker != NULL ? worker_use_enter(worker, queue_index(queue)) : NULL;
-	Lease	   *lease;
+	Lease	   *lease = NULL;
 
 	Assert(task->state == TASK_READY);
-	if (use == NULL)
-		return NULL;
-	lease = lease_begin(task, number, worker, use, claimed_at, until);
+	if (use != NULL)
+		lease = lease_begin(task, number, worker, use, claimed_at, until);
 	if (lease == NULL)
 	{
-		worker_release(worker, queue_index(queue));
+		if (worker != NULL)
+			worker_release(worker, use);
 		return NULL;
 	}
 	order_remove(&queue->ready.set, &task->node);

@@ -32,6 +32,7 @@ typedef struct TaskSeed
 /* What a claim gave, copied out. */
 typedef struct Claim
 {
+	Lease	   *entry;
 	int64		lease;
 	int64		task;
 	int64		batch;

@@ -3,10 +3,10 @@
  *		Adding tasks, in the caller's transaction.
  *
  * A call adds any number of tasks that differ in name and args only.  Their
- * ids follow on, in their order.  The steps are: check the backlog and count
- * the tasks as pending; take pool entries for as many as have a place in
- * memory (the rest will be left on disk); insert the rows; note where they
- * are.  Nobody sees any of it before the commit callback.
+ * ids follow on, in their order.  The steps are: check the backlog, number the
+ * tasks and count them as pending; take pool entries for as many as have a
+ * place in memory (the rest will be left on disk); insert the rows.  Nobody
+ * sees any of it before the commit callback.
  */
 #include "postgres.h"
 
@@ -15,6 +15,7 @@
 #include "funcapi.h"
 #include "miscadmin.h"
 #include "utils/builtins.h"
+#include "utils/memutils.h"
 #include "utils/timestamp.h"
 
 #include "arguments.h"
@@ -42,6 +43,11 @@ typedef struct Request
 	int64		parent;			/* 0: none */
 	TaskSeed	seed;			/* of the first task */
 	TimestampTz now;
+
+	/* For the tasks that have a place in memory, which are the first ones. */
+	TaskPlace  *places;
+	int64		place_count;	/* how many there may be */
+	int64		reserved;		/* how many there are */
 } Request;
 
 static void
@@ -93,86 +99,101 @@ check_task_name(Datum name)
 				 errmsg("a task's name must not be empty")));
 }
 
-/* Count the tasks against the backlog and among the pending ones; throws FO003 if they are too many. */
+typedef enum Admission
+{
+	ADMITTED,
+	NO_NUMBERS,					/* the keeper has to raise the ceiling first */
+	BACKLOG_FULL,
+	QUEUE_GONE
+} Admission;
+
+/* Take pool entries for the next tasks, up to a chunk, as long as they have a place in memory.  Under the lock. */
 static void
-admit_to_backlog(Request *request)
+reserve_chunk(Request *request)
+{
+	int64		stop = Min(request->reserved + FANOUT_WORK_CHUNK, request->place_count);
+	TaskSeed	seed = request->seed;
+
+	while (request->reserved < stop)
+	{
+		Task	   *task;
+
+		seed.task = request->seed.task + request->reserved;
+		task = task_reserve(request->ref.queue, &seed, request->now);
+		if (task == NULL)
+		{
+			request->place_count = request->reserved;	/* the rest stays on disk */
+			break;
+		}
+		request->places[request->reserved++].entry = task;
+	}
+	pending_enqueue_reserved(request->reserved);
+}
+
+/* Number the tasks, count them among the pending ones, and begin to take pool entries.  Under the lock. */
+static Admission
+admit(Request *request, Database *database, int64 *backlog)
 {
 	Queue	   *queue = request->ref.queue;
-	int64		limit;
+
+	if (!queue_ref_is_valid(&request->ref))
+		return QUEUE_GONE;
+	*backlog = queue->waiting + queue->pending;
+	if (queue->settings.max_backlog > 0 && *backlog + request->count > queue->settings.max_backlog)
+		return BACKLOG_FULL;
+	request->seed.task = ids_take_tasks(database, request->count);
+	if (request->seed.task == 0)
+		return NO_NUMBERS;
+	queue->pending += request->count;
+	pending_enqueue(queue, &request->seed, request->count, 0, request->places);
+	reserve_chunk(request);
+	return ADMITTED;
+}
+
+/* Have the tasks admitted to the queue, as pending; throws FO003 if they are too many. */
+static void
+admit_to_queue(Request *request)
+{
+	Database   *database = require_database();
+	Admission	admission;
 	int64		backlog;
-	bool		full;
 
+	request->place_count = Min(request->count, fanout_max_tracked_tasks);
+	request->places = MemoryContextAllocHuge(TopTransactionContext, request->place_count * sizeof(TaskPlace));
 	pending_prepare(1);
-	dispatcher_lock();
-	limit = queue->settings.max_backlog;
-	backlog = queue->waiting + queue->pending;
-	full = limit > 0 && backlog + request->count > limit;
-	if (!full)
+	for (;;)
 	{
-		queue->pending += request->count;
-		pending_enqueue(queue, &request->seed, request->count, 0);
+		dispatcher_lock();
+		admission = admit(request, database, &backlog);
+		dispatcher_unlock();
+		if (admission != NO_NUMBERS)
+			break;
+		ids_wait();
 	}
-	dispatcher_unlock();
+	ConditionVariableCancelSleep();
 
-	if (full)
+	if (admission == QUEUE_GONE)
+		throw_queue_gone(request->ref.name);
+	if (admission == BACKLOG_FULL)
 		ereport(ERROR,
 				(errcode(ERRCODE_BACKLOG_FULL),
 				 errmsg("queue \"%s\" is full", request->ref.name),
 				 errdetail(INT64_FORMAT " tasks wait, " INT64_FORMAT " are to be added, max_backlog is " INT64_FORMAT ".",
-						   backlog, request->count, limit),
+						   backlog, request->count, request->ref.queue->settings.max_backlog),
 				 errhint("Try again when workers have caught up, or raise max_backlog.")));
-}
 
-/* Take pool entries for the first tasks, as many as have a place in memory; their number. */
-static int64
-reserve_entries(Request *request)
-{
-	TaskSeed	seed = request->seed;
-	int64		reserved = 0;
-	bool		room = true;
-
-	while (room && reserved < request->count)
+	while (request->reserved < request->place_count)
 	{
-		int64		stop = Min(reserved + FANOUT_WORK_CHUNK, request->count);
-
 		dispatcher_lock();
-		while (room && reserved < stop)
-		{
-			seed.task = request->seed.task + reserved;
-			room = task_reserve(request->ref.queue, &seed, request->now) != NULL;
-			reserved += room;
-		}
-		pending_enqueue_reserved(reserved);
-		dispatcher_unlock();
-	}
-	return reserved;
-}
-
-/* Tell the entries where their rows are. */
-static void
-set_places(const Request *request, const ItemPointerData *tids, int64 count)
-{
-	for (int64 i = 0; i < count;)
-	{
-		int64		stop = Min(i + FANOUT_WORK_CHUNK, count);
-
-		dispatcher_lock();
-		for (; i < stop; i++)
-		{
-			Task	   *task = task_find(MyDatabaseId, request->seed.task + i);
-
-			if (task != NULL)
-				task->tid = tids[i];
-		}
+		reserve_chunk(request);
 		dispatcher_unlock();
 	}
 }
 
 static void
-insert_rows(const Request *request, int64 reserved)
+insert_rows(const Request *request)
 {
 	LogWriter  *writer = log_writer_open(LOG_TASK, request->count);
-	ItemPointerData *tids = palloc_extended(Max(reserved, 1) * sizeof(ItemPointerData), MCXT_ALLOC_HUGE);
 	Datum		values[TASK_COLUMNS];
 	bool		nulls[TASK_COLUMNS] = {0};
 
@@ -193,11 +214,9 @@ insert_rows(const Request *request, int64 reserved)
 		values[TASK_NAME] = request->names != NULL ? request->names[i] : request->name;
 		values[TASK_ARGS] = request->args[i];
 		nulls[TASK_ARGS] = request->arg_nulls[i];
-		log_writer_add(writer, values, nulls, i < reserved ? &tids[i] : NULL);
+		log_writer_add(writer, values, nulls, i < request->reserved ? &request->places[i].tid : NULL);
 	}
 	log_writer_close(writer);
-	set_places(request, tids, reserved);
-	pfree(tids);
 }
 
 /* Add the tasks; seed.task is the first one's id then. */
@@ -211,10 +230,9 @@ enqueue_tasks(Request *request)
 	for (int64 i = 0; request->names != NULL && i < request->count; i++)
 		check_task_name(request->names[i]);
 
-	queue_lock(request->ref.id, request->ref.name, RowExclusiveLock);
-	request->seed.task = ids_take_tasks(require_database(), request->count);
-	admit_to_backlog(request);
-	insert_rows(request, reserve_entries(request));
+	queue_lock(request->ref.id, RowExclusiveLock);
+	admit_to_queue(request);
+	insert_rows(request);
 	if (request->seed.batch != 0)
 		batch_add_part(request->seed.batch, request->seed.task, request->count);
 }

@@ -108,29 +108,36 @@ completed_before(int64 lease)
 	return completed;
 }
 
-/* Complete one lease if it is live; false if it is not. */
-static bool
-complete_one(LogWriter *writer, int64 lease, Datum result, bool isnull)
+/* Complete the leases that are live; held[i].lease is 0 for the others.  NULL for "results": all are NULL. */
+static void
+complete_held(const Datum *leases, int count, const Datum *results, const bool *nulls, HeldLease *held)
 {
-	HeldLease	held;
+	TimestampTz now = GetCurrentTimestamp();
+	LogWriter  *writer;
 
-	if (!lease_hold(lease, LEASE_USE_END, &held))
-		return false;
-	pending_end(lease, OUTCOME_SUCCEEDED);
-	write_outcome(writer, held.task, &held, OUTCOME_SUCCEEDED, GetCurrentTimestamp(), result, isnull, (Datum) 0, true);
-	return true;
+	lease_hold_many(leases, count, LEASE_USE_COMPLETE, held);
+	writer = log_writer_open(LOG_OUTCOME, count);
+	for (int i = 0; i < count; i++)
+	{
+		bool		isnull = results == NULL || nulls[i];
+
+		if (held[i].lease != 0)
+			write_outcome(writer, held[i].task, &held[i], OUTCOME_SUCCEEDED, now,
+						  isnull ? (Datum) 0 : results[i], isnull, (Datum) 0, true);
+	}
+	log_writer_close(writer);
 }
 
 bool
 complete_lease(int64 lease, Datum result, bool isnull)
 {
-	LogWriter  *writer = log_writer_open(LOG_OUTCOME, 1);
-	bool		done = complete_one(writer, lease, result, isnull);
+	Datum		number = Int64GetDatum(lease);
+	HeldLease	held;
 
-	log_writer_close(writer);
-	if (!done && !completed_before(lease))
+	complete_held(&number, 1, &result, &isnull, &held);
+	if (held.lease == 0 && !completed_before(lease))
 		throw_lease_lost(lease);
-	return done;
+	return held.lease != 0;
 }
 
 Datum
@@ -150,7 +157,7 @@ complete_leases(FunctionCallInfo fcinfo, Datum **leases, bool **done)
 	bool	   *ignored;
 	int			count;
 	int			result_count = 0;
-	LogWriter  *writer;
+	HeldLease  *held;
 
 	require_arg(fcinfo, 0, "leases");
 	count = array_elements(PG_GETARG_ARRAYTYPE_P(0), INT8OID, "leases", leases, &ignored, false);
@@ -163,13 +170,12 @@ complete_leases(FunctionCallInfo fcinfo, Datum **leases, bool **done)
 					 errmsg("%d results were given for %d leases", result_count, count)));
 	}
 
-	*done = palloc0(Max(count, 1) * sizeof(bool));
-	pending_prepare(count);
-	writer = log_writer_open(LOG_OUTCOME, count);
+	*done = palloc(Max(count, 1) * sizeof(bool));
+	held = palloc_extended(Max(count, 1) * sizeof(HeldLease), MCXT_ALLOC_HUGE);
+	complete_held(*leases, count, results, nulls, held);
 	for (int i = 0; i < count; i++)
-		(*done)[i] = complete_one(writer, DatumGetInt64((*leases)[i]), results != NULL ? results[i] : (Datum) 0,
-								  results == NULL || nulls[i]);
-	log_writer_close(writer);
+		(*done)[i] = held[i].lease != 0;
+	pfree(held);
 	return count;
 }
 
@@ -248,7 +254,7 @@ fail_one(int64 lease, const FailOptions *options, TimestampTz *due)
 	if (options->final || held.attempt >= held.max_attempts)
 	{
 		*due = 0;
-		pending_end(lease, OUTCOME_FAILED);
+		pending_end(held.entry, lease, OUTCOME_FAILED);
 		writer = log_writer_open(LOG_OUTCOME, 1);
 		write_outcome(writer, held.task, &held, OUTCOME_FAILED, now, (Datum) 0, true,
 					  options->error, options->error_isnull);
@@ -256,7 +262,7 @@ fail_one(int64 lease, const FailOptions *options, TimestampTz *due)
 	else
 	{
 		*due = now + (options->retry_in >= 0 ? options->retry_in : backoff_after(&held));
-		pending_requeue(lease, *due, true);
+		pending_requeue(held.entry, lease, *due, true);
 		writer = log_writer_open(LOG_ATTEMPT, 1);
 		write_attempt(writer, lease, held.task, 'f', now, *due, held.worker, options->error, options->error_isnull);
 	}
@@ -315,7 +321,7 @@ release_one(int64 lease, int64 delay)
 
 	if (!lease_hold(lease, LEASE_USE_END, &held))
 		return false;
-	pending_requeue(lease, due, false);
+	pending_requeue(held.entry, lease, due, false);
 	writer = log_writer_open(LOG_ATTEMPT, 1);
 	write_attempt(writer, lease, held.task, 'r', now, due, held.worker, (Datum) 0, true);
 	log_writer_close(writer);

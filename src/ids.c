@@ -45,27 +45,22 @@ ids_take_tasks(Database *database, int64 count)
 {
 	int64		first = 0;
 
-	for (;;)
+	if (database->next_task + count <= database->task_ceiling)
 	{
-		dispatcher_lock();
-		if (database->next_task + count <= database->task_ceiling)
-		{
-			first = database->next_task;
-			database->next_task += count;
-		}
-		else
-			database->task_need = Max(database->task_need, count);
-		if (first == 0 || database->task_ceiling - database->next_task < IDS_AHEAD / 2)
-			keeper_wake(database);
-		dispatcher_unlock();
-
-		if (first > 0)
-		{
-			ConditionVariableCancelSleep();
-			return first;
-		}
-		(void) ConditionVariableTimedSleep(&fanout_shared->changed, 100, PG_WAIT_EXTENSION);
+		first = database->next_task;
+		database->next_task += count;
 	}
+	else
+		database->task_need = Max(database->task_need, count);
+	if (first == 0 || database->task_ceiling - database->next_task < IDS_AHEAD / 2)
+		keeper_wake(database);
+	return first;
+}
+
+void
+ids_wait(void)
+{
+	(void) ConditionVariableTimedSleep(&fanout_shared->changed, 100, PG_WAIT_EXTENSION);
 }
 
 void

@@ -7,8 +7,13 @@
 
 #include "shared_state.h"
 
-/* Take numbers for so many tasks, that follow on; the first.  May wait for the keeper. */
+/*
+ * Take numbers for so many tasks, that follow on; the first.  0 if the keeper
+ * has to raise the ceiling before: then wait and try again, and when it has
+ * worked, call ConditionVariableCancelSleep().  Under the dispatcher lock.
+ */
 extern int64 ids_take_tasks(Database *database, int64 count);
+extern void ids_wait(void);
 
 /*
  * For the keeper: read where to go on, in a transaction; and move the ceilings

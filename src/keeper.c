@@ -230,7 +230,7 @@ fail_exhausted(int64 lease)
 	{
 		LogWriter  *writer;
 
-		pending_end(lease, OUTCOME_FAILED);
+		pending_end(held.entry, lease, OUTCOME_FAILED);
 		writer = log_writer_open(LOG_OUTCOME, 1);
 		write_outcome(writer, held.task, &held, OUTCOME_FAILED, now, (Datum) 0, true,
 					  CStringGetTextDatum("the lease expired, and no attempt was left"), false);

@@ -59,84 +59,119 @@ decider_of(const Lease *lease)
 }
 
 static void
-copy_out(const Lease *lease, HeldLease *held)
+copy_out(Lease *lease, HeldLease *held)
 {
 	const Task *task = lease->task;
 	const QueueSettings *settings = &fanout_queues[task->queue].settings;
 
+	held->entry = lease;
 	held->lease = lease->key.lease;
 	held->task = task->key.task;
 	held->queue_id = fanout_queues[task->queue].id;
 	held->attempt = lease->attempt;
 	held->max_attempts = task->max_attempts > 0 ? task->max_attempts : settings->max_attempts;
 	held->claimed_at = lease->claimed_at;
+	held->journaled = lease->committed && (lease->journal & LEASE_JOURNAL_CLAIM) == 0;
 	held->lease_duration = settings->lease;
 	held->backoff = settings->backoff;
 	held->backoff_max = settings->backoff_max;
 	memcpy(held->worker, lease->worker_name, FANOUT_NAME_LEN);
 }
 
-/* The id of the queue that the lease belongs to; false if it is not live. */
-static bool
-find_queue_of_lease(int64 number, int32 *queue_id)
+typedef enum HoldResult
 {
-	Lease	   *lease;
+	HELD,
+	NOT_LIVE,
+	NOT_CHECKED,				/* may the caller dequeue from its queue? */
+	BEING_ENDED					/* by another transaction */
+} HoldResult;
 
-	dispatcher_lock();
-	lease = find_live(number);
-	if (lease != NULL)
-		*queue_id = fanout_queues[lease->task->queue].id;
-	dispatcher_unlock();
-	return lease != NULL;
+/*
+ * Hold the lease if it is one of the queue "allowed" and nobody else decides
+ * about it.  Otherwise its queue, or who decides, is told.  Under the lock.
+ */
+static HoldResult
+try_to_hold(int64 number, LeaseUse use, int32 allowed, TransactionId me, HeldLease *held, TransactionId *other)
+{
+	Lease	   *lease = find_live(number);
+
+	if (lease == NULL)
+		return NOT_LIVE;
+	copy_out(lease, held);
+	if (held->queue_id != allowed)
+		return NOT_CHECKED;
+
+	/* to extend a lease that is being ended does no harm: a heartbeat need not wait for that */
+	if (use == LEASE_USE_EXTEND)
+		return HELD;
+	*other = decider_of(lease);
+	if (TransactionIdIsValid(*other))
+		return TransactionIdEquals(*other, me) ? NOT_LIVE : BEING_ENDED;
+
+	lease_pin(lease);
+	if (use == LEASE_USE_WRITE)
+		pending_pin(lease, number);
+	else
+		lease->ender = me;
+	if (use == LEASE_USE_COMPLETE)
+		pending_end(lease, number, OUTCOME_SUCCEEDED);
+	return HELD;
+}
+
+void
+lease_hold_many(const Datum *leases, int count, LeaseUse use, HeldLease *held)
+{
+	int32		allowed;
+	TransactionId me = InvalidTransactionId;
+	int			i = 0;
+
+	(void) require_database();
+	allowed = registry_recent_queue(PRIVILEGE_DEQUEUE);
+	if (use != LEASE_USE_EXTEND)
+	{
+		me = GetTopTransactionId();
+		pending_prepare(count);
+	}
+
+	while (i < count)
+	{
+		int			stop = Min(i + FANOUT_WORK_CHUNK, count);
+		HoldResult	result = HELD;
+		TransactionId other = InvalidTransactionId;
+		QueueRef	ref;
+
+		dispatcher_lock();
+		for (; i < stop; i++)
+		{
+			result = try_to_hold(DatumGetInt64(leases[i]), use, allowed, me, &held[i], &other);
+			if (result == NOT_LIVE)
+				held[i].lease = 0;
+			else if (result != HELD)
+				break;
+		}
+		dispatcher_unlock();
+
+		if (i == stop)
+			continue;
+		if (result == BEING_ENDED)
+		{
+			/* Its commit callback has run by the time its lock on itself is released. */
+			XactLockTableWait(other, NULL, NULL, XLTW_None);
+		}
+		else if (registry_queue_by_id(held[i].queue_id, PRIVILEGE_DEQUEUE, &ref))
+			allowed = ref.id;
+		else
+			held[i++].lease = 0;	/* the queue was dropped */
+	}
 }
 
 bool
 lease_hold(int64 number, LeaseUse use, HeldLease *held)
 {
-	int32		queue_id;
-	QueueRef	ref;
-	TransactionId me = InvalidTransactionId;
+	Datum		lease = Int64GetDatum(number);
 
-	(void) require_database();
-	if (!find_queue_of_lease(number, &queue_id) ||
-		!registry_queue_by_id(queue_id, PRIVILEGE_DEQUEUE, &ref))
-		return false;
-	if (use != LEASE_USE_EXTEND)
-	{
-		me = GetTopTransactionId();
-		pending_prepare(1);
-	}
-
-	for (;;)
-	{
-		Lease	   *lease;
-		TransactionId other;
-
-		dispatcher_lock();
-		lease = find_live(number);
-		/* to extend a lease that is being ended does no harm: a heartbeat need not wait for that */
-		other = lease != NULL && use != LEASE_USE_EXTEND ? decider_of(lease) : InvalidTransactionId;
-
-		if (lease != NULL && !TransactionIdIsValid(other))
-		{
-			copy_out(lease, held);
-			if (use != LEASE_USE_EXTEND)
-				lease_pin(lease);
-			if (use == LEASE_USE_END)
-				lease->ender = me;
-			else if (use == LEASE_USE_WRITE)
-				pending_pin(number);
-		}
-		dispatcher_unlock();
-
-		if (!TransactionIdIsValid(other))
-			return lease != NULL;
-		if (TransactionIdEquals(other, me))
-			return false;
-
-		/* Its commit callback has run by the time its lock on itself is released. */
-		XactLockTableWait(other, NULL, NULL, XLTW_None);
-	}
+	lease_hold_many(&lease, 1, use, held);
+	return held->lease != 0;
 }
 
 /* Have the lease end so long from now (0: the queue's lease); false if it is not live. */
@@ -238,6 +273,20 @@ leases_of_worker(const char *name, int *count)
 		room = needed * 2;
 		leases = palloc(room * sizeof(int64));
 	}
+}
+
+/* The id of the queue that the lease belongs to; false if it is not live. */
+static bool
+find_queue_of_lease(int64 number, int32 *queue_id)
+{
+	Lease	   *lease;
+
+	dispatcher_lock();
+	lease = find_live(number);
+	if (lease != NULL)
+		*queue_id = fanout_queues[lease->task->queue].id;
+	dispatcher_unlock();
+	return lease != NULL;
 }
 
 /* Is the lease one of a queue that the caller may dequeue from? */

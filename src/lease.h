@@ -16,12 +16,14 @@
 /* A lease that is held for this transaction, copied out. */
 typedef struct HeldLease
 {
-	int64		lease;
+	Lease	   *entry;
+	int64		lease;			/* 0: it could not be held */
 	int64		task;
 	int32		queue_id;
 	int32		attempt;
 	int32		max_attempts;
 	TimestampTz claimed_at;
+	bool		journaled;		/* its claim is on disk */
 	int64		lease_duration; /* the queue's */
 	int64		backoff;
 	int64		backoff_max;
@@ -33,7 +35,8 @@ typedef enum LeaseUse
 {
 	LEASE_USE_EXTEND,			/* only if it is held now */
 	LEASE_USE_WRITE,			/* pinned until the transaction ends */
-	LEASE_USE_END				/* pinned, and nobody else may end it unless this transaction aborts */
+	LEASE_USE_END,				/* pinned, and nobody else may end it unless this transaction aborts */
+	LEASE_USE_COMPLETE			/* the same, and noted to end as succeeded */
 } LeaseUse;
 
 /*
@@ -44,6 +47,9 @@ typedef enum LeaseUse
  * for which room has been made.
  */
 extern bool lease_hold(int64 lease, LeaseUse use, HeldLease *held);
+
+/* The same for several, to extend, write or complete; held[i].lease is 0 where one is not live. */
+extern void lease_hold_many(const Datum *leases, int count, LeaseUse use, HeldLease *held);
 
 extern void throw_lease_lost(int64 lease) pg_attribute_noreturn();
 

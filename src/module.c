@@ -14,6 +14,7 @@
 #include "registry.h"
 #include "shared_state.h"
 #include "spi.h"
+#include "storage.h"
 #include "worker.h"
 
 PG_MODULE_MAGIC;
@@ -96,6 +97,7 @@ _PG_init(void)
 
 	commit_hooks_init();
 	registry_init();
+	storage_init();
 	database_commands_init();
 	launcher_register();
 }

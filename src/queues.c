@@ -127,22 +127,9 @@ queue_settings_read(uint64 row, int first_column)
 }
 
 void
-queue_lock(int32 id, const char *name, LOCKMODE mode)
+queue_lock(int32 id, LOCKMODE mode)
 {
-	Oid			anchor = registry_relation(LOG_QUEUE);
-	Queue	   *queue;
-
-	LockDatabaseObject(anchor, (Oid) id, 0, mode);
-	AcceptInvalidationMessages();
-
-	dispatcher_lock();
-	queue = queue_find(MyDatabaseId, id);
-	dispatcher_unlock();
-	if (queue == NULL)
-		ereport(ERROR,
-				(errcode(ERRCODE_UNDEFINED_OBJECT),
-				 errmsg("queue \"%s\" does not exist", name),
-				 errdetail("It was dropped a moment ago.")));
+	LockDatabaseObject(registry_relation(LOG_QUEUE), (Oid) id, 0, mode);
 }
 
 static void
@@ -389,18 +376,22 @@ close_queue(const QueueRef *ref, bool dropping, bool only_if_empty)
 {
 	int64		waiting;
 	int64		running;
+	bool		gone;
 	bool		closed = false;
 	TransactionId closer = GetTopTransactionId();
 
 	dispatcher_lock();
+	gone = !queue_ref_is_valid(ref);
 	waiting = ref->queue->waiting + ref->queue->pending;
 	running = ref->queue->running;
-	if (!only_if_empty || (waiting == 0 && running == 0))
+	if (!gone && (!only_if_empty || (waiting == 0 && running == 0)))
 		closed = queue_close(ref->queue, dropping, closer);
 	dispatcher_unlock();
 
 	if (closed)
 		return;
+	if (gone)
+		throw_queue_gone(ref->name);
 	if (only_if_empty && (waiting > 0 || running > 0))
 		ereport(ERROR,
 				(errcode(ERRCODE_OBJECT_IN_USE),
@@ -423,7 +414,7 @@ fanout_drop_queue(PG_FUNCTION_ARGS)
 	require_writable("fanout.drop_queue()");
 	require_arg(fcinfo, 0, "queue");
 	ref = registry_queue(PG_GETARG_TEXT_PP(0), PRIVILEGE_MANAGE);
-	queue_lock(ref.id, ref.name, AccessExclusiveLock);
+	queue_lock(ref.id, AccessExclusiveLock);
 
 	pending_prepare(1);
 	close_queue(&ref, true, !force);
@@ -499,7 +490,7 @@ fanout_purge_queue(PG_FUNCTION_ARGS)
 	require_writable("fanout.purge_queue()");
 	require_arg(fcinfo, 0, "queue");
 	ref = registry_queue(PG_GETARG_TEXT_PP(0), PRIVILEGE_MANAGE);
-	queue_lock(ref.id, ref.name, AccessExclusiveLock);
+	queue_lock(ref.id, AccessExclusiveLock);
 	list.queue = ref.queue;
 
 	pending_prepare(1);

@@ -17,9 +17,9 @@ extern QueueSettings queue_settings_read(uint64 row, int first_column);
 
 /*
  * Lock the queue until the transaction ends: RowExclusiveLock to add tasks,
- * AccessExclusiveLock to drop or purge it.  Throws 42704 if it has gone when
- * the lock is granted.
+ * AccessExclusiveLock to drop or purge it.  It may have gone when the lock is
+ * granted: look by queue_ref_is_valid().
  */
-extern void queue_lock(int32 id, const char *name, LOCKMODE mode);
+extern void queue_lock(int32 id, LOCKMODE mode);
 
 #endif							/* FANOUT_QUEUES_H */

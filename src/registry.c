@@ -459,6 +459,21 @@ registry_queue(text *name, QueuePrivilege privilege)
 	return ref_to(info);
 }
 
+bool
+queue_ref_is_valid(const QueueRef *ref)
+{
+	return ref->queue->state != QUEUE_FREE && ref->queue->id == ref->id && ref->queue->db == MyDatabaseId;
+}
+
+void
+throw_queue_gone(const char *name)
+{
+	ereport(ERROR,
+			(errcode(ERRCODE_UNDEFINED_OBJECT),
+			 errmsg("queue \"%s\" does not exist", name),
+			 errdetail("It was dropped a moment ago.")));
+}
+
 /* The cache's entry for the id, or NULL if there is none. */
 static QueueInfo *
 find_cached_by_id(int32 id)
@@ -523,6 +538,15 @@ registry_queue_by_id(int32 id, QueuePrivilege privilege, QueueRef *ref)
 	require_privilege(info, privilege);
 	*ref = ref_to(info);
 	return true;
+}
+
+int32
+registry_recent_queue(QueuePrivilege privilege)
+{
+	catch_up();
+	if (last_queue == NULL || !still_valid(last_queue) || !queue_allows(last_queue, privilege))
+		return 0;
+	return last_queue->id;
 }
 
 bool

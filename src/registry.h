@@ -56,6 +56,15 @@ extern QueueRef registry_queue(text *name, QueuePrivilege privilege);
 /* The same by id, for the task of a lease; a queue that has been dropped meanwhile is false. */
 extern bool registry_queue_by_id(int32 id, QueuePrivilege privilege, QueueRef *ref);
 
+/* Does its slot still hold the queue?  Under the dispatcher lock. */
+extern bool queue_ref_is_valid(const QueueRef *ref);
+
+/* It was there a moment ago: throws 42704. */
+extern void throw_queue_gone(const char *name) pg_attribute_noreturn();
+
+/* The id of the queue that was looked up last, if the caller may use it so, or 0. */
+extern int32 registry_recent_queue(QueuePrivilege privilege);
+
 /* May the caller use the queue so? */
 extern bool registry_queue_allows(int32 id, QueuePrivilege privilege);
 

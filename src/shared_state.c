@@ -306,6 +306,7 @@ task_free(Task *task)
 	TaskKey		key = task->key;
 
 	hash_search(task_pool, &key, HASH_REMOVE, NULL);
+	task->key.task = 0;			/* for task_is() */
 	fanout_shared->free_tasks++;
 }
 
@@ -360,6 +361,7 @@ lease_free(Lease *lease)
 	LeaseKey	key = lease->key;
 
 	hash_search(lease_pool, &key, HASH_REMOVE, NULL);
+	lease->key.lease = 0;		/* for lease_is() */
 	fanout_shared->free_leases++;
 }
 

@@ -185,6 +185,7 @@ typedef struct Lease
 	Task	   *task;			/* NULL once it has ended and only the journal needs it */
 	int64		task_id;
 	Worker	   *worker;
+	WorkerUse  *use;			/* the worker's use of the task's queue */
 	dlist_node	worker_link;
 	dlist_node	journal_link;
 	PGPROC	   *holder;			/* the backend whose open transaction claimed it, or to which it is bound */
@@ -328,6 +329,22 @@ static inline Database *
 database_of(const Queue *queue)
 {
 	return database_find(queue->db);
+}
+
+/*
+ * An element of a pool never moves, so who has met one may keep its address
+ * as a hint: it still is this task, or this lease, if it says so.
+ */
+static inline bool
+task_is(const Task *entry, Oid db, int64 task)
+{
+	return entry != NULL && entry->key.task == task && entry->key.db == db;
+}
+
+static inline bool
+lease_is(const Lease *entry, Oid db, int64 lease)
+{
+	return entry != NULL && entry->key.lease == lease && entry->key.db == db;
 }
 
 extern Task *task_find(Oid db, int64 task);

@@ -26,111 +26,241 @@
 #include "storage/bufmgr.h"
 #include "utils/builtins.h"
 #include "utils/fmgroids.h"
+#include "utils/inval.h"
 #include "utils/memutils.h"
 #include "utils/rel.h"
 #include "utils/snapmgr.h"
 
 #include "storage.h"
 
-#define WRITER_SLOTS	1000	/* rows in one multi-insert, as in COPY */
+#define WRITER_SLOTS	250		/* rows in one multi-insert */
+#define BULK_ROWS		1000	/* from so many on, a ring of buffers of its own */
+
+/*
+ * What a backend keeps of a table that it writes to, until the relation cache
+ * says that the table has changed: a call that inserts one row should not pay
+ * for anything but that.  Relations are opened anew for each writer.
+ */
+typedef struct LogTable
+{
+	MemoryContext context;		/* NULL: nothing is kept */
+	Oid			relid;			/* InvalidOid: what is kept is out of date */
+	EState	   *estate;			/* for the predicates and expressions of indexes */
+	ResultRelInfo *result_relation;
+	Oid		   *index_oids;
+	TupleDesc	desc;
+	int			slot_count;		/* slots made so far */
+	int			used;			/* slots that hold a row */
+	TupleTableSlot *slots[WRITER_SLOTS];
+} LogTable;
 
 struct LogWriter
 {
+	LogTable   *table;
 	Relation	relation;
-	ResultRelInfo *result_relation;
-	EState	   *estate;
 	BulkInsertState bulk;		/* NULL where few rows are expected */
-	int			slot_count;		/* slots made so far */
-	int			used;
-	int			room;
-	TupleTableSlot **slots;
-	ItemPointer *tids;			/* where the caller wants the places of the rows */
+	ItemPointer tids[WRITER_SLOTS]; /* where the caller wants the places of the rows */
 };
 
 struct TaskReader
 {
 	Relation	relation;
+	BlockNumber blocks;			/* that the relation is known to have */
 	TupleTableSlot *slot;
 };
 
+static LogTable log_tables[LOG_RELATIONS];
+
+static bool
+table_depends_on(const LogTable *table, Oid relid)
+{
+	if (relid == InvalidOid || relid == table->relid)
+		return true;
+	for (int i = 0; table->result_relation != NULL && i < table->result_relation->ri_NumIndices; i++)
+	{
+		if (relid == table->index_oids[i])
+			return true;
+	}
+	return false;
+}
+
+/* The table is learned anew by the next writer; the one that is at work has it locked. */
+static void
+relation_callback(Datum arg, Oid relid)
+{
+	for (int i = 0; i < LOG_RELATIONS; i++)
+	{
+		if (table_depends_on(&log_tables[i], relid))
+			log_tables[i].relid = InvalidOid;
+	}
+}
+
+/* Called once, when the library is loaded. */
+void
+storage_init(void)
+{
+	CacheRegisterRelcacheCallback(relation_callback, (Datum) 0);
+}
+
+/* The parts of a ResultRelInfo that inserting index entries takes; the relations themselves are not opened. */
+static ResultRelInfo *
+make_result_relation(LogTable *table, Relation relation)
+{
+	ResultRelInfo *result_relation = makeNode(ResultRelInfo);
+	List	   *indexes = RelationGetIndexList(relation);
+	int			count = list_length(indexes);
+
+	result_relation->ri_NumIndices = count;
+	result_relation->ri_IndexRelationDescs = palloc0(Max(count, 1) * sizeof(Relation));
+	result_relation->ri_IndexRelationInfo = palloc0(Max(count, 1) * sizeof(IndexInfo *));
+	table->index_oids = palloc(Max(count, 1) * sizeof(Oid));
+	for (int i = 0; i < count; i++)
+	{
+		Relation	index = index_open(list_nth_oid(indexes, i), RowExclusiveLock);
+		IndexInfo  *info = BuildIndexInfo(index);
+
+		info->ii_PredicateState = ExecPrepareQual(info->ii_Predicate, table->estate);
+		info->ii_ExpressionsState = ExecPrepareExprList(info->ii_Expressions, table->estate);
+		result_relation->ri_IndexRelationInfo[i] = info;
+		table->index_oids[i] = RelationGetRelid(index);
+		index_close(index, RowExclusiveLock);
+	}
+	return result_relation;
+}
+
+static void
+learn_table(LogTable *table, Relation relation)
+{
+	MemoryContext caller;
+
+	if (table->context != NULL)
+		MemoryContextDelete(table->context);
+	memset(table, 0, sizeof(LogTable));
+	table->relid = RelationGetRelid(relation);	/* first: it may be invalidated meanwhile */
+	table->context = AllocSetContextCreate(CacheMemoryContext, "pg_fanout log table", ALLOCSET_SMALL_SIZES);
+	caller = MemoryContextSwitchTo(table->context);
+	table->estate = CreateExecutorState();
+	table->desc = CreateTupleDescCopy(RelationGetDescr(relation));
+	table->result_relation = make_result_relation(table, relation);
+	MemoryContextSwitchTo(caller);
+}
+
+static void
+open_indexes(LogTable *table)
+{
+	ResultRelInfo *result_relation = table->result_relation;
+
+	for (int i = 0; i < result_relation->ri_NumIndices; i++)
+	{
+		Relation	index = index_open(table->index_oids[i], RowExclusiveLock);
+		IndexInfo  *info = result_relation->ri_IndexRelationInfo[i];
+
+		result_relation->ri_IndexRelationDescs[i] = index;
+		info->ii_ReadyForInserts = index->rd_index->indisready;
+		info->ii_AmCache = NULL;	/* what the last writer left there is gone */
+		info->ii_Context = CurrentMemoryContext;
+	}
+}
+
+/* Forget rows that a writer left behind when it was ended by an error. */
+static void
+clear_slots(LogTable *table)
+{
+	while (table->used > 0)
+		ExecClearTuple(table->slots[--table->used]);
+}
+
+/* There must be one writer at a time for each relation. */
 LogWriter *
 log_writer_open(LogRelation which, int64 expected_rows)
 {
-	LogWriter  *writer = palloc0(sizeof(LogWriter));
+	LogWriter  *writer = palloc(sizeof(LogWriter));
+	LogTable   *table = &log_tables[which];
 
+	writer->table = table;
 	writer->relation = table_open(registry_relation(which), RowExclusiveLock);
-	writer->estate = CreateExecutorState();
-	writer->result_relation = makeNode(ResultRelInfo);
-	InitResultRelInfo(writer->result_relation, writer->relation, 0, NULL, 0);
-	ExecOpenIndices(writer->result_relation, false);
-	writer->room = Max(1, Min(expected_rows, WRITER_SLOTS));
-	writer->slots = palloc0(writer->room * sizeof(TupleTableSlot *));
-	writer->tids = palloc0(writer->room * sizeof(ItemPointer));
-	if (expected_rows > 100)
-		writer->bulk = GetBulkInsertState();
+	if (table->relid != RelationGetRelid(writer->relation) || table->result_relation == NULL)
+		learn_table(table, writer->relation);
+	clear_slots(table);
+	table->result_relation->ri_RelationDesc = writer->relation;
+	open_indexes(table);
+	writer->bulk = expected_rows >= BULK_ROWS ? GetBulkInsertState() : NULL;
 	return writer;
 }
 
 static void
 insert_index_entries(LogWriter *writer, TupleTableSlot *slot)
 {
-	List	   *recheck;
+	ResultRelInfo *result_relation = writer->table->result_relation;
+	EState	   *estate = writer->table->estate;
 
-	GetPerTupleExprContext(writer->estate)->ecxt_scantuple = slot;
+	GetPerTupleExprContext(estate)->ecxt_scantuple = slot;
 #if PG_VERSION_NUM >= 160000
-	recheck = ExecInsertIndexTuples(writer->result_relation, slot, writer->estate, false, false, NULL, NIL, false);
+	(void) ExecInsertIndexTuples(result_relation, slot, estate, false, false, NULL, NIL, false);
 #else
-	recheck = ExecInsertIndexTuples(writer->result_relation, slot, writer->estate, false, false, NULL, NIL);
+	(void) ExecInsertIndexTuples(result_relation, slot, estate, false, false, NULL, NIL);
 #endif
-	list_free(recheck);
-	ResetPerTupleExprContext(writer->estate);
+	ResetPerTupleExprContext(estate);
 }
 
 static void
 flush(LogWriter *writer)
 {
+	LogTable   *table = writer->table;
 	CommandId	command = GetCurrentCommandId(true);
 
-	if (writer->used == 0)
+	if (table->used == 0)
 		return;
-	if (writer->used == 1)
-		table_tuple_insert(writer->relation, writer->slots[0], command, 0, writer->bulk);
+	if (table->used == 1)
+		table_tuple_insert(writer->relation, table->slots[0], command, 0, writer->bulk);
 	else
-		table_multi_insert(writer->relation, writer->slots, writer->used, command, 0, writer->bulk);
+		table_multi_insert(writer->relation, table->slots, table->used, command, 0, writer->bulk);
 
-	for (int i = 0; i < writer->used; i++)
+	for (int i = 0; i < table->used; i++)
 	{
-		TupleTableSlot *slot = writer->slots[i];
+		TupleTableSlot *slot = table->slots[i];
 
 		insert_index_entries(writer, slot);
 		if (writer->tids[i] != NULL)
 			*writer->tids[i] = slot->tts_tid;
-		ExecClearTuple(slot);
 	}
-	writer->used = 0;
+	clear_slots(table);
 	CHECK_FOR_INTERRUPTS();
+}
+
+static TupleTableSlot *
+make_slot(LogWriter *writer)
+{
+	MemoryContext caller = MemoryContextSwitchTo(writer->table->context);
+	TupleTableSlot *slot;
+
+	slot = MakeSingleTupleTableSlot(writer->table->desc, table_slot_callbacks(writer->relation));
+	slot->tts_tableOid = RelationGetRelid(writer->relation);
+	MemoryContextSwitchTo(caller);
+	return slot;
 }
 
 /* Add a row; its place goes to "tid_out" (may be NULL) by the time the writer is closed. */
 void
 log_writer_add(LogWriter *writer, const Datum *values, const bool *nulls, ItemPointer tid_out)
 {
+	LogTable   *table = writer->table;
 	TupleTableSlot *slot;
-	int			columns = RelationGetDescr(writer->relation)->natts;
 
-	if (writer->used == writer->slot_count)
-		writer->slots[writer->slot_count++] = table_slot_create(writer->relation, NULL);
-	slot = writer->slots[writer->used];
-
-	ExecClearTuple(slot);
-	memcpy(slot->tts_values, values, columns * sizeof(Datum));
-	memcpy(slot->tts_isnull, nulls, columns * sizeof(bool));
-	ExecStoreVirtualTuple(slot);
-	ExecMaterializeSlot(slot);
-	slot->tts_tableOid = RelationGetRelid(writer->relation);
-	writer->tids[writer->used++] = tid_out;
-	if (writer->used == writer->room)
+	if (table->used == WRITER_SLOTS)
 		flush(writer);
+	if (table->used == table->slot_count)
+	{
+		table->slots[table->used] = make_slot(writer);
+		table->slot_count++;
+	}
+	slot = table->slots[table->used];
+
+	memcpy(slot->tts_values, values, table->desc->natts * sizeof(Datum));
+	memcpy(slot->tts_isnull, nulls, table->desc->natts * sizeof(bool));
+	ExecStoreVirtualTuple(slot);
+	writer->tids[table->used++] = tid_out;
+	ExecMaterializeSlot(slot);
 }
 
 /* Write what is left, and let go of the relation; its lock stays until the transaction ends. */
@@ -143,14 +273,8 @@ log_writer_close(LogWriter *writer)
 		FreeBulkInsertState(writer->bulk);
 		table_finish_bulk_insert(writer->relation, 0);
 	}
-	for (int i = 0; i < writer->slot_count; i++)
-		ExecDropSingleTupleTableSlot(writer->slots[i]);
-	ExecCloseIndices(writer->result_relation);
-	FreeExecutorState(writer->estate);
+	ExecCloseIndices(writer->table->result_relation);
 	table_close(writer->relation, NoLock);
-	pfree(writer->result_relation);
-	pfree(writer->slots);
-	pfree(writer->tids);
 	pfree(writer);
 
 	/* later commands of the transaction see the rows */
@@ -164,6 +288,7 @@ task_reader_open(void)
 
 	reader->relation = table_open(registry_relation(LOG_TASK), AccessShareLock);
 	reader->slot = table_slot_create(reader->relation, NULL);
+	reader->blocks = 0;
 	return reader;
 }
 
@@ -175,11 +300,21 @@ copy_values(TupleTableSlot *slot, Datum *values, bool *nulls)
 	memcpy(nulls, slot->tts_isnull, TASK_COLUMNS * sizeof(bool));
 }
 
+/* May the place be looked at?  After a VACUUM FULL the relation may be shorter than it was. */
+static bool
+place_exists(TaskReader *reader, ItemPointer tid)
+{
+	if (!ItemPointerIsValid(tid))
+		return false;
+	if (ItemPointerGetBlockNumber(tid) >= reader->blocks)
+		reader->blocks = RelationGetNumberOfBlocks(reader->relation);
+	return ItemPointerGetBlockNumber(tid) < reader->blocks;
+}
+
 static bool
 fetch_by_place(TaskReader *reader, int64 task, ItemPointer tid, Datum *values, bool *nulls)
 {
-	if (!ItemPointerIsValid(tid) ||
-		ItemPointerGetBlockNumber(tid) >= RelationGetNumberOfBlocks(reader->relation))
+	if (!place_exists(reader, tid))
 		return false;
 	if (!table_tuple_fetch_row_version(reader->relation, tid, SnapshotSelf, reader->slot))
 		return false;

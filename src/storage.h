@@ -37,6 +37,8 @@ enum OutcomeColumn
 /* What is inserted into the log of one relation, some rows at a time. */
 typedef struct LogWriter LogWriter;
 
+extern void storage_init(void);
+
 extern LogWriter *log_writer_open(LogRelation which, int64 expected_rows);
 extern void log_writer_add(LogWriter *writer, const Datum *values, const bool *nulls, ItemPointer tid_out);
 extern void log_writer_close(LogWriter *writer);
