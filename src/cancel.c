@@ -31,7 +31,7 @@ PG_FUNCTION_INFO_V1(fanout_retry_many);
 
 static SpiStatement delete_outcome = {
 	"DELETE FROM fanout.outcome WHERE task = $1 AND status IN ('f', 'c')"
-	" RETURNING coalesce(lease, 0), finished_at, worker, error", 1, {INT8OID}
+	" RETURNING coalesce(lease, 0), finished_at, worker, value #>> '{}'", 1, {INT8OID}
 };
 
 /* Read the task's row: its queue, and what an entry for it needs.  False if there is none. */
@@ -130,9 +130,9 @@ static void
 cancel_withdrawn(int64 task, const char *reason)
 {
 	LogWriter  *writer = log_writer_open(LOG_OUTCOME, 1);
-	Datum		error = reason != NULL ? CStringGetTextDatum(reason) : (Datum) 0;
+	Datum		value = reason != NULL ? error_value(reason, strlen(reason)) : (Datum) 0;
 
-	write_outcome(writer, task, NULL, OUTCOME_CANCELLED, GetCurrentTimestamp(), (Datum) 0, true, error, reason == NULL);
+	write_outcome(writer, task, NULL, OUTCOME_CANCELLED, GetCurrentTimestamp(), value, reason == NULL);
 	log_writer_close(writer);
 }
 

@@ -38,7 +38,7 @@ static SpiStatement select_outcome_of_lease = {
 
 void
 write_outcome(LogWriter *writer, int64 task, const HeldLease *held, Outcome outcome, TimestampTz at,
-			  Datum result, bool result_isnull, Datum error, bool error_isnull)
+			  Datum value, bool isnull)
 {
 	Datum		values[OUTCOME_COLUMNS];
 	bool		nulls[OUTCOME_COLUMNS] = {0};
@@ -46,14 +46,13 @@ write_outcome(LogWriter *writer, int64 task, const HeldLease *held, Outcome outc
 	values[OUTCOME_TASK] = Int64GetDatum(task);
 	values[OUTCOME_FINISHED_AT] = TimestampTzGetDatum(at);
 	values[OUTCOME_STATUS] = CharGetDatum(outcome);
-	values[OUTCOME_RESULT] = result;
-	nulls[OUTCOME_RESULT] = result_isnull;
-	values[OUTCOME_ERROR] = error;
-	nulls[OUTCOME_ERROR] = error_isnull;
+	values[OUTCOME_VALUE] = value;
+	nulls[OUTCOME_VALUE] = isnull;
 	if (held != NULL)
 	{
 		values[OUTCOME_LEASE] = Int64GetDatum(held->lease);
 		values[OUTCOME_CLAIMED_AT] = TimestampTzGetDatum(held->claimed_at);
+		nulls[OUTCOME_CLAIMED_AT] = held->journaled;
 		values[OUTCOME_ATTEMPT] = Int16GetDatum(held->attempt);
 		values[OUTCOME_WORKER] = CStringGetTextDatum(held->worker);
 	}
@@ -63,6 +62,17 @@ write_outcome(LogWriter *writer, int64 task, const HeldLease *held, Outcome outc
 		nulls[OUTCOME_LEASE] = nulls[OUTCOME_CLAIMED_AT] = nulls[OUTCOME_WORKER] = true;
 	}
 	log_writer_add(writer, values, nulls, NULL);
+}
+
+Datum
+error_value(const char *error, int length)
+{
+	JsonbValue	value;
+
+	value.type = jbvString;
+	value.val.string.val = (char *) error;
+	value.val.string.len = length;
+	return JsonbPGetDatum(JsonbValueToJsonb(&value));
 }
 
 void
@@ -123,7 +133,7 @@ complete_held(const Datum *leases, int count, const Datum *results, const bool *
 
 		if (held[i].lease != 0)
 			write_outcome(writer, held[i].task, &held[i], OUTCOME_SUCCEEDED, now,
-						  isnull ? (Datum) 0 : results[i], isnull, (Datum) 0, true);
+						  isnull ? (Datum) 0 : results[i], isnull);
 	}
 	log_writer_close(writer);
 }
@@ -222,7 +232,7 @@ backoff_after(const HeldLease *held)
 
 typedef struct FailOptions
 {
-	Datum		error;
+	text	   *error;
 	bool		error_isnull;
 	int64		retry_in;		/* -1: by the queue's backoff */
 	bool		final;
@@ -234,7 +244,7 @@ fail_options(FunctionCallInfo fcinfo)
 	FailOptions options;
 
 	options.error_isnull = PG_ARGISNULL(1);
-	options.error = options.error_isnull ? (Datum) 0 : PG_GETARG_DATUM(1);
+	options.error = options.error_isnull ? NULL : PG_GETARG_TEXT_PP(1);
 	options.retry_in = arg_duration(fcinfo, 2, "retry_in", -1);
 	options.final = !PG_ARGISNULL(3) && PG_GETARG_BOOL(3);
 	return options;
@@ -253,18 +263,22 @@ fail_one(int64 lease, const FailOptions *options, TimestampTz *due)
 
 	if (options->final || held.attempt >= held.max_attempts)
 	{
+		Datum		value = (Datum) 0;
+
 		*due = 0;
 		pending_end(held.entry, lease, OUTCOME_FAILED);
+		if (!options->error_isnull)
+			value = error_value(VARDATA_ANY(options->error), VARSIZE_ANY_EXHDR(options->error));
 		writer = log_writer_open(LOG_OUTCOME, 1);
-		write_outcome(writer, held.task, &held, OUTCOME_FAILED, now, (Datum) 0, true,
-					  options->error, options->error_isnull);
+		write_outcome(writer, held.task, &held, OUTCOME_FAILED, now, value, options->error_isnull);
 	}
 	else
 	{
 		*due = now + (options->retry_in >= 0 ? options->retry_in : backoff_after(&held));
 		pending_requeue(held.entry, lease, *due, true);
 		writer = log_writer_open(LOG_ATTEMPT, 1);
-		write_attempt(writer, lease, held.task, 'f', now, *due, held.worker, options->error, options->error_isnull);
+		write_attempt(writer, lease, held.task, 'f', now, *due, held.worker, PointerGetDatum(options->error),
+					  options->error_isnull);
 	}
 	log_writer_close(writer);
 	return true;

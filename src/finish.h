@@ -12,7 +12,10 @@
 
 /* One row of fanout.outcome; "held" is NULL for a task that was not running. */
 extern void write_outcome(LogWriter *writer, int64 task, const HeldLease *held, Outcome outcome, TimestampTz at,
-						  Datum result, bool result_isnull, Datum error, bool error_isnull);
+						  Datum value, bool isnull);
+
+/* An error, given as text, as the value of an outcome. */
+extern Datum error_value(const char *error, int length);
 
 /* One row of fanout.attempt; "until" 0 and a NULL worker are stored as NULL. */
 extern void write_attempt(LogWriter *writer, int64 lease, int64 task, char event, TimestampTz at, TimestampTz until,

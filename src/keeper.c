@@ -221,6 +221,7 @@ expire_leases(TimestampTz now, int64 *exhausted, int *exhausted_count)
 static void
 fail_exhausted(int64 lease)
 {
+	static const char error[] = "the lease expired, and no attempt was left";
 	TimestampTz now = GetCurrentTimestamp();
 	HeldLease	held;
 
@@ -232,8 +233,7 @@ fail_exhausted(int64 lease)
 
 		pending_end(held.entry, lease, OUTCOME_FAILED);
 		writer = log_writer_open(LOG_OUTCOME, 1);
-		write_outcome(writer, held.task, &held, OUTCOME_FAILED, now, (Datum) 0, true,
-					  CStringGetTextDatum("the lease expired, and no attempt was left"), false);
+		write_outcome(writer, held.task, &held, OUTCOME_FAILED, now, error_value(error, strlen(error)), false);
 		log_writer_close(writer);
 		writer = log_writer_open(LOG_ATTEMPT, 1);
 		write_attempt(writer, lease, held.task, 'x', now, 0, held.worker, (Datum) 0, true);

@@ -61,8 +61,8 @@ static SpiStatement delete_queue = {
 	"DELETE FROM fanout.queue WHERE id = $1", 1, {INT4OID}
 };
 static SpiStatement cancel_unfinished = {
-	"INSERT INTO fanout.outcome (task, finished_at, attempt, status, error)"
-	" SELECT t.id, clock_timestamp(), 0, 'c', $2 FROM fanout.task t"
+	"INSERT INTO fanout.outcome (task, finished_at, attempt, status, value)"
+	" SELECT t.id, clock_timestamp(), 0, 'c', to_jsonb($2) FROM fanout.task t"
 	" WHERE t.queue = $1 AND NOT EXISTS (SELECT FROM fanout.outcome o WHERE o.task = t.id)"
 	" AND NOT EXISTS (SELECT FROM unnest($3) AS running (task) WHERE running.task = t.id)"
 	" ON CONFLICT (task) DO NOTHING",

@@ -163,7 +163,8 @@ static SpiStatement count_progress = {
 	" WHERE p.batch = $1", 3, {INT8OID, TIMESTAMPTZOID, TIMESTAMPTZOID}
 };
 static SpiStatement select_outcomes = {
-	"SELECT task, status, result, error FROM fanout.outcome WHERE task >= $1 AND task < $2 ORDER BY task",
+	"SELECT task, status, CASE WHEN status = 's' THEN value END, CASE WHEN status <> 's' THEN value #>> '{}' END"
+	"  FROM fanout.outcome WHERE task >= $1 AND task < $2 ORDER BY task",
 	2, {INT8OID, INT8OID}
 };
 

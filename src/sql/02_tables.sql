@@ -80,7 +80,8 @@ CREATE TABLE fanout.attempt (
     worker  text,
     error   text
 );
-CREATE INDEX attempt_task ON fanout.attempt (task);
+-- The journal is written for every task and read for few, and tasks are attempted roughly in order.
+CREATE INDEX attempt_task ON fanout.attempt USING brin (task) WITH (pages_per_range = 16, autosummarize = on);
 
 CREATE TABLE fanout.checkpoint (
     task   bigint NOT NULL,
@@ -94,13 +95,12 @@ CREATE TABLE fanout.checkpoint (
 CREATE TABLE fanout.outcome (
     task        bigint PRIMARY KEY,
     lease       bigint,
-    claimed_at  timestamptz,
+    claimed_at  timestamptz,        -- NULL where the journal has it
     finished_at timestamptz NOT NULL,
     attempt     smallint NOT NULL,
     status      "char" NOT NULL,    -- s succeeded, f failed, c cancelled
     worker      text,
-    error       text,
-    result      jsonb
+    value       jsonb               -- the result; of a task that has failed or was cancelled its error, as a string
 );
 -- A completion repeated with its lease is rare, and leases end roughly in order: a block range index is enough.
 CREATE INDEX outcome_lease ON fanout.outcome USING brin (lease) WITH (pages_per_range = 32, autosummarize = on);

@@ -44,7 +44,8 @@ CREATE VIEW fanout.tasks WITH (security_barrier) AS
            t.priority, t.batch, t.parent, t.enqueued_at, CASE WHEN o.task IS NULL THEN coalesce(l.due, t.run_at) ELSE t.run_at END AS run_at,
            coalesce(o.attempt::int, l.attempt) AS attempt, coalesce(t.max_attempts::int, q.max_attempts) AS max_attempts,
            coalesce(o.lease, l.lease) AS lease, coalesce(o.worker, l.worker) AS worker, l.lease_until,
-           o.finished_at, o.result, o.error
+           o.finished_at, CASE WHEN o.status = 's' THEN o.value END AS result,
+           CASE WHEN o.status <> 's' THEN o.value #>> '{}' END AS error
       FROM fanout.task t
       JOIN fanout.queue q ON q.id = t.queue
       LEFT JOIN fanout.outcome o ON o.task = t.id
@@ -73,21 +74,19 @@ CREATE VIEW fanout.workers WITH (security_barrier) AS
       FROM fanout.leases GROUP BY worker;
 COMMENT ON VIEW fanout.workers IS 'workers that hold leases';
 
--- A lease that ended well before the journal came to it is known from its outcome alone.
+-- A lease that ended before the journal came to it is known from its outcome alone.
 CREATE VIEW fanout.attempts WITH (security_barrier) AS
-    SELECT a.task, q.name AS queue, a.lease,
-           max(a.worker) AS worker, min(a.at) FILTER (WHERE a.event IN ('c', 'b')) AS claimed_at,
-           max(a.at) FILTER (WHERE a.event IN ('f', 'r', 'x')) AS ended_at,
-           CASE max(a.event::text) FILTER (WHERE a.event IN ('f', 'r', 'x'))
-               WHEN 'f' THEN 'failed' WHEN 'r' THEN 'released' WHEN 'x' THEN 'expired' ELSE 'running' END AS state,
-           max(a.error) AS error
-      FROM fanout.attempt a JOIN fanout.task t ON t.id = a.task JOIN fanout.queue q ON q.id = t.queue
-     WHERE a.event <> 'n' AND fanout._queue_visible(t.queue)
-       AND NOT EXISTS (SELECT FROM fanout.outcome o WHERE o.task = a.task AND o.lease = a.lease)
-     GROUP BY a.task, q.name, a.lease
-    UNION ALL
-    SELECT o.task, q.name, o.lease, o.worker, o.claimed_at, o.finished_at,
-           CASE o.status WHEN 's' THEN 'completed' WHEN 'f' THEN 'failed' ELSE 'cancelled' END, o.error
-      FROM fanout.outcome o JOIN fanout.task t ON t.id = o.task JOIN fanout.queue q ON q.id = t.queue
-     WHERE o.lease IS NOT NULL AND fanout._queue_visible(t.queue);
+    SELECT k.task, q.name AS queue, k.lease, coalesce(o.worker, j.worker) AS worker,
+           coalesce(o.claimed_at, j.claimed_at) AS claimed_at, coalesce(o.finished_at, j.ended_at) AS ended_at,
+           CASE WHEN o.status = 's' THEN 'completed' WHEN o.status = 'c' THEN 'cancelled'
+                WHEN o.status = 'f' OR j.ended = 'f' THEN 'failed'
+                WHEN j.ended = 'r' THEN 'released' WHEN j.ended = 'x' THEN 'expired' ELSE 'running' END AS state,
+           coalesce(CASE WHEN o.status <> 's' THEN o.value #>> '{}' END, j.error) AS error
+      FROM (SELECT a.task, a.lease, max(a.worker) AS worker, min(a.at) FILTER (WHERE a.event IN ('c', 'b')) AS claimed_at,
+                   max(a.at) FILTER (WHERE a.event IN ('f', 'r', 'x')) AS ended_at,
+                   max(a.event::text) FILTER (WHERE a.event IN ('f', 'r', 'x')) AS ended, max(a.error) AS error
+              FROM fanout.attempt a WHERE a.event <> 'n' GROUP BY a.task, a.lease) j
+      FULL JOIN (SELECT * FROM fanout.outcome WHERE lease IS NOT NULL) o USING (task, lease) AS k
+      JOIN fanout.task t ON t.id = k.task JOIN fanout.queue q ON q.id = t.queue
+     WHERE fanout._queue_visible(t.queue);
 COMMENT ON VIEW fanout.attempts IS 'attempts of tasks, from the journal (some milliseconds behind) and from outcomes';
