@@ -200,6 +200,7 @@ insert_rows(const Request *request)
 	values[TASK_ENQUEUED_AT] = TimestampTzGetDatum(request->now);
 	values[TASK_QUEUE] = Int32GetDatum(request->ref.id);
 	values[TASK_PRIORITY] = Int32GetDatum(request->seed.priority);
+	nulls[TASK_PRIORITY] = request->seed.priority == 0;
 	values[TASK_RUN_AT] = TimestampTzGetDatum(request->seed.run_at);
 	nulls[TASK_RUN_AT] = !request->seed.timed;
 	values[TASK_BATCH] = Int64GetDatum(request->seed.batch);

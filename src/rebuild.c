@@ -40,7 +40,7 @@
 
 #define UNFINISHED " NOT EXISTS (SELECT FROM fanout.outcome o WHERE o.task = t.id) "
 #define EARLY_JOIN " (t.batch IS NOT NULL AND EXISTS (SELECT FROM fanout.batch b WHERE b.id = t.batch AND b.join_policy <> 'all')) "
-#define SEED_COLUMNS " t.id, t.ctid, t.priority, t.run_at, t.batch, t.max_attempts," EARLY_JOIN
+#define SEED_COLUMNS " t.id, t.ctid, coalesce(t.priority, 0), t.run_at, t.batch, t.max_attempts," EARLY_JOIN
 
 static SpiStatement select_queues = {
 	"SELECT id, " QUEUE_SETTINGS_COLUMNS " FROM fanout.queue", 0, {0}
@@ -56,17 +56,17 @@ static SpiStatement select_unfinished = {
 
 /* The order of a lane is that of three scans: priorities below, at and above the usual one. */
 static SpiStatement refill_below = {
-	"SELECT" SEED_COLUMNS "FROM fanout.task t WHERE t.queue = $1 AND t.priority <> 0 AND t.priority < 0"
+	"SELECT" SEED_COLUMNS "FROM fanout.task t WHERE t.queue = $1 AND t.priority < 0"
 	" AND (t.priority, t.id) >= ($2, $3) AND t.run_at IS NULL AND" UNFINISHED
 	"ORDER BY t.priority, t.id LIMIT $4", 4, {INT4OID, INT4OID, INT8OID, INT8OID}
 };
 static SpiStatement refill_usual = {
-	"SELECT" SEED_COLUMNS "FROM fanout.task t WHERE t.queue = $1 AND t.priority = 0 AND $2 = 0"
+	"SELECT" SEED_COLUMNS "FROM fanout.task t WHERE t.queue = $1 AND t.priority IS NULL AND $2 = 0"
 	" AND t.id >= $3 AND t.run_at IS NULL AND" UNFINISHED
 	"ORDER BY t.id LIMIT $4", 4, {INT4OID, INT4OID, INT8OID, INT8OID}
 };
 static SpiStatement refill_above = {
-	"SELECT" SEED_COLUMNS "FROM fanout.task t WHERE t.queue = $1 AND t.priority <> 0 AND t.priority > 0"
+	"SELECT" SEED_COLUMNS "FROM fanout.task t WHERE t.queue = $1 AND t.priority > 0"
 	" AND (t.priority, t.id) >= ($2, $3) AND t.run_at IS NULL AND" UNFINISHED
 	"ORDER BY t.priority, t.id LIMIT $4", 4, {INT4OID, INT4OID, INT8OID, INT8OID}
 };

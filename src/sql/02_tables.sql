@@ -59,7 +59,7 @@ CREATE TABLE fanout.task (
     id           bigint PRIMARY KEY,
     enqueued_at  timestamptz NOT NULL,
     queue        int NOT NULL,
-    priority     int NOT NULL,
+    priority     int,               -- NULL: the usual one, which is 0
     run_at       timestamptz,
     batch        bigint,
     parent       bigint,
@@ -68,7 +68,7 @@ CREATE TABLE fanout.task (
     args         jsonb
 );
 -- Tasks of the usual priority, and due at once, are found in the order of their ids; only the others pay for an index.
-CREATE INDEX task_priority ON fanout.task (queue, priority, id) WHERE priority <> 0;
+CREATE INDEX task_priority ON fanout.task (queue, priority, id) WHERE priority IS NOT NULL;
 CREATE INDEX task_run_at ON fanout.task (queue, run_at, id) WHERE run_at IS NOT NULL;
 
 CREATE TABLE fanout.attempt (

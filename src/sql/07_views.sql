@@ -41,7 +41,7 @@ COMMENT ON VIEW fanout.queues IS 'queues with their settings and live counts; co
 CREATE VIEW fanout.tasks WITH (security_barrier) AS
     SELECT t.id AS task, q.name AS queue, t.name, t.args,
            CASE o.status WHEN 's' THEN 'succeeded' WHEN 'f' THEN 'failed' WHEN 'c' THEN 'cancelled' ELSE l.state END AS state,
-           t.priority, t.batch, t.parent, t.enqueued_at, CASE WHEN o.task IS NULL THEN coalesce(l.due, t.run_at) ELSE t.run_at END AS run_at,
+           coalesce(t.priority, 0) AS priority, t.batch, t.parent, t.enqueued_at, CASE WHEN o.task IS NULL THEN coalesce(l.due, t.run_at) ELSE t.run_at END AS run_at,
            coalesce(o.attempt::int, l.attempt) AS attempt, coalesce(t.max_attempts::int, q.max_attempts) AS max_attempts,
            coalesce(o.lease, l.lease) AS lease, coalesce(o.worker, l.worker) AS worker, l.lease_until,
            o.finished_at, CASE WHEN o.status = 's' THEN o.value END AS result,
