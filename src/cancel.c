@@ -52,6 +52,7 @@ read_task(int64 task, TaskSeed *seed, int32 *queue_id)
 		*queue_id = DatumGetInt32(row[TASK_QUEUE]);
 		seed->task = task;
 		seed->priority = nulls[TASK_PRIORITY] ? 0 : DatumGetInt32(row[TASK_PRIORITY]);
+		seed->partition = nulls[TASK_LANE] ? 0 : DatumGetInt64(row[TASK_LANE]);
 		seed->batch = nulls[TASK_BATCH] ? 0 : DatumGetInt64(row[TASK_BATCH]);
 		seed->max_attempts = nulls[TASK_MAX_ATTEMPTS] ? 0 : DatumGetInt16(row[TASK_MAX_ATTEMPTS]);
 		seed->timed = !nulls[TASK_RUN_AT];
@@ -120,7 +121,7 @@ forget_withdrawal(int64 number)
 	dispatcher_lock();
 	task = task_find(MyDatabaseId, number);
 	if (task != NULL && task->state == TASK_ENDING)
-		task_free(task);
+		task_forget_withdrawn(task);
 	pending_forget_withdrawal();
 	dispatcher_unlock();
 }
@@ -296,7 +297,7 @@ enter_again(const QueueRef *ref, const TaskSeed *seed)
 			task->flags &= ~TASK_FLAG_UNTOUCHED;	/* its row says that it is timed */
 		place->entry = task;
 		ref->queue->pending++;
-		pending_enqueue(ref->queue, seed->timed && task == NULL ? seed : &again, 1, task != NULL, place);
+		pending_enqueue(ref->queue, seed->timed && task == NULL ? seed : &again, 1, task != NULL, place, NULL);
 	}
 	dispatcher_unlock();
 	if (gone)

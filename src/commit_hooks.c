@@ -25,6 +25,7 @@
 #include "utils/timestamp.h"
 
 #include "commit_hooks.h"
+#include "lane.h"
 #include "spi.h"
 #include "wait.h"
 
@@ -39,6 +40,7 @@ typedef enum PendingKind
 	PENDING_BATCH_CHANGE,
 	PENDING_QUEUE_CREATE,
 	PENDING_QUEUE_ALTER,
+	PENDING_LANE_SET,
 	PENDING_QUEUE_DROP,
 	PENDING_QUEUE_PURGE,
 	PENDING_REGISTER,
@@ -57,8 +59,9 @@ typedef struct Pending
 		{
 			TaskSeed	first;
 			int64		count;
-			int64		reserved;	/* the first so many have a pool entry */
-			TaskPlace  *places; /* of these */
+			int64		reserved;	/* the first so many have a place */
+			TaskPlace  *places;
+			const int64 *partitions;	/* NULL: all are of the first one's */
 		}			enqueue;
 		struct
 		{
@@ -73,6 +76,11 @@ typedef struct Pending
 		int64		on_disk;
 		Oid			db;
 		QueueSettings settings;
+		struct
+		{
+			int64		partition;
+			LaneSettings settings;
+		}			lane;
 	}			u;
 } Pending;
 
@@ -114,7 +122,8 @@ note(PendingKind kind, Queue *queue)
 }
 
 void
-pending_enqueue(Queue *queue, const TaskSeed *first, int64 count, int64 reserved, TaskPlace *places)
+pending_enqueue(Queue *queue, const TaskSeed *first, int64 count, int64 reserved, TaskPlace *places,
+				const int64 *partitions)
 {
 	Pending    *op = note(PENDING_ENQUEUE, queue);
 
@@ -122,6 +131,7 @@ pending_enqueue(Queue *queue, const TaskSeed *first, int64 count, int64 reserved
 	op->u.enqueue.count = count;
 	op->u.enqueue.reserved = reserved;
 	op->u.enqueue.places = places;
+	op->u.enqueue.partitions = partitions;
 }
 
 static void
@@ -190,6 +200,16 @@ void
 pending_queue_alter(Queue *queue, const QueueSettings *settings)
 {
 	note(PENDING_QUEUE_ALTER, queue)->u.settings = *settings;
+}
+
+/* The lane is in memory, as named. */
+void
+pending_lane_set(Queue *queue, int64 partition, const LaneSettings *settings)
+{
+	Pending    *op = note(PENDING_LANE_SET, queue);
+
+	op->u.lane.partition = partition;
+	op->u.lane.settings = *settings;
 }
 
 void
@@ -294,40 +314,60 @@ enqueued_task(const Pending *op, int64 i)
 	return task;
 }
 
+/* "count" of the note's tasks, from the i-th on, have no pool entry. */
+static void
+leave_on_disk(const Pending *op, Queue *queue, int64 i, int64 count)
+{
+	TaskSeed	seed = op->u.enqueue.first;
+
+	seed.task += i;
+	if (op->u.enqueue.partitions != NULL)
+		seed.partition = op->u.enqueue.partitions[i];
+	queue_leave_on_disk(queue, &seed, count);
+}
+
+/* One of the note's tasks, or from the i-th on all that are left; how many it was. */
+static int64
+apply_enqueued(const Pending *op, Queue *queue, int64 i, TimestampTz now)
+{
+	Task	   *task;
+
+	if (i >= op->u.enqueue.reserved && op->u.enqueue.partitions == NULL)
+	{
+		leave_on_disk(op, queue, i, op->u.enqueue.count - i);
+		return op->u.enqueue.count - i;
+	}
+	task = i < op->u.enqueue.reserved ? enqueued_task(op, i) : NULL;
+	if (task != NULL)
+	{
+		task->tid = op->u.enqueue.places[i].tid;
+		task_admit(task, now);
+	}
+	else if (i >= op->u.enqueue.reserved || op->u.enqueue.places[i].entry == NULL)
+		leave_on_disk(op, queue, i, 1);
+	return 1;
+}
+
 static void
 apply_enqueue(const Pending *op, TimestampTz now)
 {
-	const TaskSeed *first = &op->u.enqueue.first;
 	Queue	   *queue = queue_of_note(op);
+	int64		done = 0;
 
-	for (int64 i = 0; i < op->u.enqueue.reserved && queue != NULL; i++)
+	if (queue != NULL)
+		queue->pending -= op->u.enqueue.count;
+	while (queue != NULL && done < op->u.enqueue.count)
 	{
-		Task	   *task = enqueued_task(op, i);
-
-		if (task != NULL)
-		{
-			task->tid = op->u.enqueue.places[i].tid;
-			task_admit(task, now);
-		}
-		if (i % FANOUT_WORK_CHUNK == FANOUT_WORK_CHUNK - 1)
+		done += apply_enqueued(op, queue, done, now);
+		if (done % FANOUT_WORK_CHUNK == FANOUT_WORK_CHUNK - 1)
 		{
 			queue_wake(queue);
-			breathe(i);
+			breathe(done);
 			queue = queue_of_note(op);
 		}
 	}
-	if (queue == NULL)
-		return;
-
-	queue->pending -= op->u.enqueue.count;
-	if (op->u.enqueue.count > op->u.enqueue.reserved)
-	{
-		TaskSeed	rest = *first;
-
-		rest.task += op->u.enqueue.reserved;
-		queue_leave_on_disk(queue, &rest, op->u.enqueue.count - op->u.enqueue.reserved);
-	}
-	queue_wake(queue);
+	if (queue != NULL)
+		queue_wake(queue);
 }
 
 static void
@@ -446,6 +486,15 @@ apply(const Pending *op, TimestampTz now)
 			if (queue != NULL)
 			{
 				queue->settings = op->u.settings;
+				queue_settle_lanes(queue);
+				queue_wake(queue);
+			}
+			break;
+		case PENDING_LANE_SET:
+			queue = queue_of_note(op);
+			if (queue != NULL)
+			{
+				(void) lane_set(queue, op->u.lane.partition, &op->u.lane.settings);
 				queue_wake(queue);
 			}
 			break;
@@ -489,6 +538,7 @@ static void
 undo(const Pending *op)
 {
 	Queue	   *queue;
+	Lane	   *lane;
 	Task	   *task;
 
 	switch (op->kind)
@@ -515,6 +565,17 @@ undo(const Pending *op)
 			queue = queue_of_note(op);
 			if (queue != NULL)
 				queue_remove(queue);
+			break;
+		case PENDING_LANE_SET:
+			queue = queue_of_note(op);
+			lane = queue != NULL ? lane_find(queue, op->u.lane.partition) : NULL;
+			if (lane != NULL)
+			{
+				LaneSettings settings = lane->settings;
+
+				/* with what it had it may not need to stay */
+				(void) lane_set(queue, op->u.lane.partition, &settings);
+			}
 			break;
 		case PENDING_QUEUE_DROP:
 		case PENDING_QUEUE_PURGE:

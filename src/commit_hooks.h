@@ -7,7 +7,7 @@
 
 #include "dispatch.h"
 
-/* Where an enqueued task is: its pool entry and its row. */
+/* Where an enqueued task is: its pool entry, NULL if it has none, and its row. */
 typedef struct TaskPlace
 {
 	Task	   *entry;
@@ -19,10 +19,12 @@ extern void pending_prepare(int count);
 
 /*
  * These cannot throw.  Each takes effect at commit and is undone at abort, of
- * the subtransaction too.  "places", for the first tasks of an enqueue, must
- * be complete and live when the transaction ends.
+ * the subtransaction too.  "places", for the first tasks of an enqueue, and
+ * "partitions" (NULL: all are of the first one's) must be complete and live
+ * when the transaction ends.
  */
-extern void pending_enqueue(Queue *queue, const TaskSeed *first, int64 count, int64 reserved, TaskPlace *places);
+extern void pending_enqueue(Queue *queue, const TaskSeed *first, int64 count, int64 reserved, TaskPlace *places,
+							const int64 *partitions);
 extern void pending_claim(Lease *entry, int64 lease, bool journaled);
 extern void pending_end(Lease *entry, int64 lease, Outcome outcome);
 extern void pending_requeue(Lease *entry, int64 lease, TimestampTz due, bool counts);
@@ -32,12 +34,13 @@ extern void pending_forget_withdrawal(void);
 extern void pending_batch_change(int64 batch);
 extern void pending_queue_create(Queue *queue);
 extern void pending_queue_alter(Queue *queue, const QueueSettings *settings);
+extern void pending_lane_set(Queue *queue, int64 partition, const LaneSettings *settings);
 extern void pending_queue_drop(Queue *queue);
 extern void pending_queue_purge(Queue *queue, int64 on_disk);
 extern void pending_register(Oid db);
 extern void pending_reload(void);
 
-/* So many of the tasks of the last pending_enqueue() have a pool entry by now. */
+/* So many of the tasks of the last pending_enqueue() have a place by now. */
 extern void pending_enqueue_reserved(int64 reserved);
 
 /* How many notes there are. */

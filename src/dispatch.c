@@ -14,8 +14,13 @@
 #include "utils/timestamp.h"
 
 #include "dispatch.h"
+#include "lane.h"
 #include "wait.h"
 #include "window.h"
+
+/* How far to look for a lane that can leave something on disk. */
+#define EVICT_LOOK		32
+#define EVICT_TRIES		4
 
 static inline Queue *
 queue_of(const Task *task)
@@ -27,6 +32,17 @@ static inline int32
 queue_index(const Queue *queue)
 {
 	return queue - fanout_queues;
+}
+
+/* Give back the pool entry of a task that stands in no set. */
+static void
+task_drop(Task *task)
+{
+	Lane	   *lane = task->lane;
+
+	task_free(task);
+	lane->tasks--;
+	lane_release(lane);
 }
 
 /*
@@ -42,7 +58,7 @@ queue_window_limit(void)
 static int64
 queue_in_memory(const Queue *queue)
 {
-	return queue->ready.set.count + queue->scheduled.set.count + queue->reserved;
+	return queue->ready_count + queue->scheduled.set.count + queue->reserved;
 }
 
 /*
@@ -57,9 +73,9 @@ task_is_evictable(const Task *task)
 		 (task->state == TASK_READY && (task->flags & TASK_FLAG_TIMED) == 0));
 }
 
-/* Leave on disk the last of the window's tasks that come after this place; false if none may be. */
-static bool
-window_evict_after(Window *window, int64 key, int64 id)
+/* The last of the window's tasks that come after this place and may be left on disk, or NULL. */
+static Task *
+last_evictable(const Window *window, int64 key, int64 id)
 {
 	OrderNode  *node = window->set.last;
 
@@ -68,30 +84,72 @@ window_evict_after(Window *window, int64 key, int64 id)
 		Task	   *task = order_container(Task, node, node);
 
 		if (!order_less(key, id, node->key, node->id))
-			return false;
-		if (!task_is_evictable(task))
-			continue;
-		order_remove(&window->set, node);
-		window_leave_on_disk(window, node->key, node->id);
-		database_of(queue_of(task))->evictions++;
-		task_free(task);
-		return true;
+			return NULL;
+		if (task_is_evictable(task))
+			return task;
 	}
-	return false;
+	return NULL;
+}
+
+/* READY or SCHEDULED -> (on disk) */
+static void
+task_evict(Task *task)
+{
+	Queue	   *queue = queue_of(task);
+	Lane	   *lane = task->lane;
+
+	database_of(queue)->evictions++;
+	if (task->state == TASK_READY)
+	{
+		lane_leave_on_disk(lane, task->node.key, task->node.id);
+		lane_take(lane, task);
+	}
+	else
+	{
+		window_leave_on_disk(&queue->scheduled, task->node.key, task->node.id);
+		order_remove(&queue->scheduled.set, &task->node);
+	}
+	task_drop(task);
+}
+
+static bool
+window_evict_after(Window *window, int64 key, int64 id)
+{
+	Task	   *task = last_evictable(window, key, id);
+
+	if (task != NULL)
+		task_evict(task);
+	return task != NULL;
+}
+
+/* The one of the queue's windows that has most, as far as a short look tells; each time it looks at other lanes. */
+static Window *
+largest_window(Queue *queue)
+{
+	Window	   *largest = &queue->main.ready;
+
+	if (queue->scheduled.set.count > largest->set.count)
+		largest = &queue->scheduled;
+	for (int i = 0; i < Min(EVICT_LOOK, queue->lane_count); i++)
+	{
+		Lane	   *lane = queue_walk_lanes(queue);
+
+		if (lane->ready.set.count > largest->set.count)
+			largest = &lane->ready;
+	}
+	return largest;
 }
 
 static bool
 queue_evict_last(Queue *queue)
 {
-	Window	   *larger = &queue->ready;
-	Window	   *smaller = &queue->scheduled;
-
-	if (larger->set.count < smaller->set.count)
+	for (int i = 0; i < EVICT_TRIES; i++)
 	{
-		larger = &queue->scheduled;
-		smaller = &queue->ready;
+		if (window_evict_after(largest_window(queue), PG_INT64_MIN, 0))
+			return true;
 	}
-	return window_evict_after(larger, PG_INT64_MIN, 0) || window_evict_after(smaller, PG_INT64_MIN, 0);
+	return window_evict_after(&queue->main.ready, PG_INT64_MIN, 0) ||
+		window_evict_after(&queue->scheduled, PG_INT64_MIN, 0);
 }
 
 /* Make room in the pool at the cost of the queue that has most; false if that has no more than "queue". */
@@ -106,10 +164,10 @@ evict_for(const Queue *queue)
 		Queue	   *candidate = &fanout_queues[i];
 
 		if (candidate->state != QUEUE_FREE &&
-			candidate->ready.set.count + candidate->scheduled.set.count > largest_count)
+			candidate->ready_count + candidate->scheduled.set.count > largest_count)
 		{
 			largest = candidate;
-			largest_count = candidate->ready.set.count + candidate->scheduled.set.count;
+			largest_count = candidate->ready_count + candidate->scheduled.set.count;
 		}
 	}
 	return largest != NULL && queue_evict_last(largest);
@@ -153,12 +211,15 @@ seed_is_due(const TaskSeed *seed, TimestampTz now)
 }
 
 static Task *
-enter_from_seed(Queue *queue, const TaskSeed *seed)
+enter_from_seed(Queue *queue, Lane *lane, const TaskSeed *seed)
 {
 	Task	   *task = task_enter(queue->db, seed->task);
 
 	if (task == NULL)
 		return NULL;
+	task->lane = lane;
+	lane->tasks++;
+	lane->sample_task = seed->task;
 	task->queue = queue_index(queue);
 	task->batch = seed->batch;
 	task->priority = seed->priority;
@@ -170,11 +231,11 @@ enter_from_seed(Queue *queue, const TaskSeed *seed)
 
 /* Insert a task that waits into the window of its state. */
 static void
-insert_ready(Queue *queue, Task *task)
+insert_ready(Task *task)
 {
 	task->state = TASK_READY;
 	task->node.key = task->priority;
-	order_insert(&queue->ready.set, &task->node);
+	lane_add(task->lane, task);
 }
 
 static void
@@ -194,15 +255,20 @@ Task *
 task_reserve(Queue *queue, const TaskSeed *seed, TimestampTz now)
 {
 	bool		due = seed_is_due(seed, now);
-	Window	   *window = due ? &queue->ready : &queue->scheduled;
-	Task	   *task;
+	Lane	   *lane = lane_for(queue, seed->partition);
+	Task	   *task = NULL;
 
-	if (!make_room(queue, window, due ? seed->priority : seed->run_at, seed->task))
+	if (lane == NULL)
 		return NULL;
-
-	task = enter_from_seed(queue, seed);
+	lane->tasks++;				/* while room is made, it is not to go away */
+	if (make_room(queue, due ? &lane->ready : &queue->scheduled, due ? seed->priority : seed->run_at, seed->task))
+		task = enter_from_seed(queue, lane, seed);
+	lane->tasks--;
 	if (task == NULL)
+	{
+		lane_release(lane);
 		return NULL;
+	}
 	task->state = TASK_ENQUEUED;
 	task->flags |= TASK_FLAG_UNTOUCHED | TASK_FLAG_FRESH;
 	queue->reserved++;
@@ -226,19 +292,19 @@ task_admit(Task *task, TimestampTz now)
 	{
 		queue->timed++;
 		if (!window_is_beyond(&queue->scheduled, run_at, task->key.task))
-		{
 			insert_scheduled(queue, task, run_at);
-			return;
+		else
+		{
+			window_leave_on_disk(&queue->scheduled, run_at, task->key.task);
+			task_drop(task);
 		}
-		window_leave_on_disk(&queue->scheduled, run_at, task->key.task);
-		task_free(task);
 	}
-	else if (timed || !window_is_beyond(&queue->ready, task->priority, task->key.task))
-		insert_ready(queue, task);
+	else if (timed || !window_is_beyond(&task->lane->ready, task->priority, task->key.task))
+		insert_ready(task);
 	else
 	{
-		window_leave_on_disk(&queue->ready, task->priority, task->key.task);
-		task_free(task);
+		lane_leave_on_disk(task->lane, task->priority, task->key.task);
+		task_drop(task);
 	}
 }
 
@@ -248,7 +314,7 @@ task_forget(Task *task)
 {
 	Assert(task->state == TASK_ENQUEUED);
 	queue_of(task)->reserved--;
-	task_free(task);
+	task_drop(task);
 }
 
 /*
@@ -267,7 +333,14 @@ queue_leave_on_disk(Queue *queue, const TaskSeed *first, int64 count)
 		window_leave_on_disk(&queue->scheduled, first->run_at, first->task);
 	}
 	else
-		window_leave_on_disk(&queue->ready, first->priority, first->task);
+	{
+		Lane	   *lane = lane_find(queue, first->partition);
+
+		if (lane != NULL)
+			lane_leave_on_disk(lane, first->priority, first->task);
+		else
+			window_leave_on_disk(&queue->strays, 0, first->task);
+	}
 	queue->wants_refill = true;
 	keeper_wake(database_of(queue));
 }
@@ -280,26 +353,49 @@ queue_leave_on_disk(Queue *queue, const TaskSeed *first, int64 count)
 Task *
 task_load(Queue *queue, const TaskSeed *seed, ItemPointer tid, bool urgent, TimestampTz now)
 {
-	Window	   *window = seed->timed ? &queue->scheduled : &queue->ready;
+	Lane	   *lane = lane_for(queue, seed->partition);
 	int64		key = seed->timed ? seed->run_at : seed->priority;
 	Task	   *task = NULL;
 
-	if (queue_room(queue) || window_evict_after(window, key, seed->task) ||
-		(urgent && (fanout_shared->free_tasks > 0 || evict_for(queue))))
-		task = enter_from_seed(queue, seed);
-	if (task == NULL)
+	if (lane == NULL)
 		return NULL;
+	lane->tasks++;				/* while room is made, it is not to go away */
+	if (queue_room(queue) ||
+		window_evict_after(seed->timed ? &queue->scheduled : &lane->ready, key, seed->task) ||
+		(urgent && (fanout_shared->free_tasks > 0 || evict_for(queue))))
+		task = enter_from_seed(queue, lane, seed);
+	lane->tasks--;
+	if (task == NULL)
+	{
+		lane_release(lane);
+		return NULL;
+	}
 	task->tid = *tid;
 	task->flags |= TASK_FLAG_UNTOUCHED;
 	if (seed_is_due(seed, now))
 	{
 		if (seed->timed && queue->timed > 0)
 			queue->timed--;
-		insert_ready(queue, task);
+		insert_ready(task);
 	}
 	else
 		insert_scheduled(queue, task, seed->run_at);
 	return task;
+}
+
+/* A task without a place in memory, at a rebuild. */
+static void
+rebuild_on_disk(Queue *queue, Lane *lane, const TaskSeed *seed, bool scheduled)
+{
+	if (scheduled)
+	{
+		queue->timed++;
+		window_leave_on_disk(&queue->scheduled, seed->run_at, seed->task);
+	}
+	else if (lane != NULL)
+		lane_leave_on_disk(lane, seed->priority, seed->task);
+	else
+		window_leave_on_disk(&queue->strays, 0, seed->task);
 }
 
 /*
@@ -311,24 +407,32 @@ Task *
 task_rebuild(Queue *queue, const TaskSeed *seed, ItemPointer tid, int attempts, bool own_due, TimestampTz now)
 {
 	bool		due = seed_is_due(seed, now);
-	Window	   *window = due && (own_due || !seed->timed) ? &queue->ready : &queue->scheduled;
-	int64		key = window == &queue->ready ? seed->priority : seed->run_at;
+	bool		scheduled = !due || (!own_due && seed->timed);
+	Lane	   *lane = lane_for(queue, seed->partition);
 	Task	   *task = NULL;
 
 	queue->waiting++;
-	if (own_due ? (fanout_shared->free_tasks > 0 || evict_for(queue)) : make_room(queue, window, key, seed->task))
-		task = enter_from_seed(queue, seed);
+	if (lane != NULL)
+	{
+		lane->tasks++;			/* while room is made, it is not to go away */
+		if (own_due ? (fanout_shared->free_tasks > 0 || evict_for(queue)) :
+			make_room(queue, scheduled ? &queue->scheduled : &lane->ready,
+					  scheduled ? seed->run_at : seed->priority, seed->task))
+			task = enter_from_seed(queue, lane, seed);
+		lane->tasks--;
+	}
 	if (task == NULL)
 	{
-		queue->timed += window == &queue->scheduled;
-		window_leave_on_disk(window, key, seed->task);
+		rebuild_on_disk(queue, lane, seed, scheduled);
+		if (lane != NULL)
+			lane_release(lane);
 		return NULL;
 	}
 	task->tid = *tid;
 	task->attempts = attempts;
 	task->flags |= own_due ? 0 : TASK_FLAG_UNTOUCHED;
 	if (due)
-		insert_ready(queue, task);
+		insert_ready(task);
 	else
 	{
 		queue->timed++;
@@ -360,7 +464,7 @@ queue_promote_due(Queue *queue, TimestampTz now)
 		order_remove(&queue->scheduled.set, first);
 		if (queue->timed > 0)
 			queue->timed--;
-		insert_ready(queue, task);
+		insert_ready(task);
 	}
 	return false;
 }
@@ -457,6 +561,7 @@ lease_begin(Task *task, int64 number, Worker *worker, WorkerUse *use, TimestampT
 	use->leases++;
 	use->running++;
 	queue->running++;
+	lane_take_permit(task->lane);
 
 	task->state = TASK_RUNNING;
 	task->lease = lease;
@@ -484,6 +589,7 @@ lease_end(Lease *lease)
 		use->running--;
 		queue->running--;
 	}
+	lane_give_permit(task->lane);
 	worker_release(worker, use);
 
 	task->lease = NULL;
@@ -527,7 +633,8 @@ claim_one(Queue *queue, Task *task, Database *database, Worker *worker, WorkerUs
 	lease->holder_pid = MyProcPid;
 	lease->bound = claimant->bound;
 
-	order_remove(&queue->ready.set, &task->node);
+	lane_take(task->lane, task);
+	lane_serve(task->lane);
 	queue->waiting--;
 	queue->dequeued++;
 
@@ -548,31 +655,6 @@ claim_one(Queue *queue, Task *task, Database *database, Worker *worker, WorkerUs
 }
 
 /*
- * The task to be given out next.  Should no refill have found memory, tasks
- * that are there and cannot leave go before those on disk: otherwise they
- * would wait for each other.
- */
-OrderNode *
-queue_first(const Queue *queue)
-{
-	OrderNode  *first = window_first(&queue->ready);
-
-	return first == NULL && queue->starved ? queue->ready.set.first : first;
-}
-
-/* Ask for a refill when the window runs low. */
-static void
-check_refill(Queue *queue)
-{
-	if (queue->ready.bounded && !queue->wants_refill &&
-		(window_first(&queue->ready) == NULL || queue->ready.set.count < queue_window_limit() / 2))
-	{
-		queue->wants_refill = true;
-		keeper_wake(database_of(queue));
-	}
-}
-
-/*
  * Claim up to "max" tasks for the claimant, in order; their number.  The
  * caller must see to it that each is committed or undone.
  */
@@ -580,7 +662,7 @@ int
 queue_claim(Queue *queue, const Claimant *claimant, int max, TimestampTz now, Claim *claims)
 {
 	Database   *database = database_of(queue);
-	OrderNode  *first;
+	Lane	   *lane;
 	int			count = 0;
 
 	if (queue->state != QUEUE_OPEN || queue->settings.paused || database->state != DATABASE_READY)
@@ -589,18 +671,17 @@ queue_claim(Queue *queue, const Claimant *claimant, int max, TimestampTz now, Cl
 	/* a burst that is due is the keeper's to go on with */
 	if (!queue_promote_due(queue, now))
 		keeper_wake(database);
-	first = queue_first(queue);
-	if (first != NULL)
+	lane = queue_next_lane(queue);
+	if (lane != NULL)
 	{
 		Worker	   *worker = worker_enter(queue->db, claimant->worker);
 		WorkerUse  *use = worker != NULL ? worker_use_enter(worker, queue_index(queue)) : NULL;
 		int			passed = 0;
 
-		while (use != NULL && first != NULL && count < max && database->next_lease < database->lease_ceiling &&
-			   claim_one(queue, order_container(Task, node, first), database, worker, use, claimant, now, &passed,
-						 &claims[count]))
+		while (use != NULL && lane != NULL && count < max && database->next_lease < database->lease_ceiling &&
+			   claim_one(queue, lane_first(lane), database, worker, use, claimant, now, &passed, &claims[count]))
 		{
-			first = queue_first(queue);
+			lane = queue_next_lane(queue);
 			count++;
 		}
 		if (worker != NULL)
@@ -608,7 +689,6 @@ queue_claim(Queue *queue, const Claimant *claimant, int max, TimestampTz now, Cl
 	}
 	if (queue->wants_refill)
 		keeper_wake(database);
-	check_refill(queue);
 	return count;
 }
 
@@ -642,10 +722,11 @@ lease_undo(Lease *lease)
 
 	Assert(!lease->committed && task->state == TASK_RUNNING);
 	lease_end(lease);
+	lane_unserve(task->lane);
 	task->attempts--;
 	queue->waiting++;
 	queue->dequeued--;
-	insert_ready(queue, task);
+	insert_ready(task);
 }
 
 /* Rebuild: the task is RUNNING with a lease that the journal knows.  NULL if a pool is used up. */
@@ -666,7 +747,7 @@ lease_restore(Task *task, int64 number, const char *worker_name, TimestampTz cla
 			worker_release(worker, use);
 		return NULL;
 	}
-	order_remove(&queue->ready.set, &task->node);
+	lane_take(task->lane, task);
 	queue->waiting--;
 	lease_commit(lease, true);
 	return lease;
@@ -767,7 +848,7 @@ task_requeue(Task *task, TimestampTz due, bool counts, TimestampTz now)
 		insert_scheduled(queue, task, due);
 	}
 	else
-		insert_ready(queue, task);
+		insert_ready(task);
 }
 
 /* READY or SCHEDULED -> ENDING: nobody may claim it while a transaction ends it. */
@@ -784,7 +865,7 @@ task_withdraw(Task *task, TransactionId ender)
 	}
 	else
 	{
-		order_remove(&queue->ready.set, &task->node);
+		lane_take(task->lane, task);
 		task->flags &= ~TASK_FLAG_WAS_SCHEDULED;
 	}
 	task->state = TASK_ENDING;
@@ -795,19 +876,34 @@ task_withdraw(Task *task, TransactionId ender)
 Task *
 task_withdraw_from_disk(Queue *queue, const TaskSeed *seed, TransactionId ender)
 {
-	Task	   *task;
+	Lane	   *lane = lane_for(queue, seed->partition);
+	Task	   *task = NULL;
 
-	if (fanout_shared->free_tasks == 0 && !evict_for(queue) && !evict_any())
+	if (lane == NULL)
 		return NULL;
-	task = enter_from_seed(queue, seed);
+	lane->tasks++;				/* while room is made, it is not to go away */
+	if (fanout_shared->free_tasks > 0 || evict_for(queue) || evict_any())
+		task = enter_from_seed(queue, lane, seed);
+	lane->tasks--;
 	if (task == NULL)
+	{
+		lane_release(lane);
 		return NULL;
+	}
 	task->flags |= TASK_FLAG_UNTOUCHED; /* only such are on disk */
 	if (seed->timed)
 		task->flags |= TASK_FLAG_WAS_SCHEDULED;
 	task->state = TASK_ENDING;
 	task->ender = ender;
 	return task;
+}
+
+/* ENDING -> (gone): it had ended before it was withdrawn from disk. */
+void
+task_forget_withdrawn(Task *task)
+{
+	Assert(task->state == TASK_ENDING);
+	task_drop(task);
 }
 
 /* ENDED -> (gone): the task gets another life. */
@@ -829,7 +925,7 @@ task_restore(Task *task)
 	if (task->flags & TASK_FLAG_WAS_SCHEDULED)
 		insert_scheduled(queue, task, task->node.key);
 	else
-		insert_ready(queue, task);
+		insert_ready(task);
 }
 
 /* Have the keeper look whether the batch has ended by its join. */
@@ -880,13 +976,18 @@ task_end(Task *task, Outcome outcome)
 	if (task->flags & TASK_FLAG_EARLY_JOIN)
 		note_dirty_join(database, task->batch);
 
-	if (queue->ready.refilling || queue->scheduled.refilling)
+	if (queue->refilling > 0)
 	{
+		Lane	   *lane = task->lane;
+
 		task->state = TASK_ENDED;
+		task->lane = NULL;
 		dlist_push_tail(&queue->ended, &task->ended_link);
+		lane->tasks--;
+		lane_release(lane);
 	}
 	else
-		task_free(task);
+		task_drop(task);
 }
 
 /* ENDED -> (gone), for all of the queue: no refill is reading. */
@@ -918,7 +1019,7 @@ queue_reopen(Queue *queue)
 	if (queue->state != QUEUE_CLOSED)
 		return;
 	queue->state = queue->was_new ? QUEUE_NEW : QUEUE_OPEN;
-	queue->wants_refill |= queue->ready.bounded || queue->scheduled.bounded;
+	queue->wants_refill = true;
 	keeper_wake(database_of(queue));
 	queue_wake(queue);
 }
@@ -933,7 +1034,7 @@ forget_if_of_queue(Task *task, void *arg)
 		return;
 	if (task->state == TASK_RUNNING)
 		lease_end(task->lease);
-	task_free(task);
+	task_free(task);			/* the lanes go as a whole */
 }
 
 /*
@@ -944,6 +1045,7 @@ void
 queue_remove(Queue *queue)
 {
 	task_iterate(forget_if_of_queue, queue);
+	queue_clear_lanes(queue);
 	stop_all_waiting_for(queue);
 	results_wake_all(database_of(queue));
 	queue->state = QUEUE_FREE;

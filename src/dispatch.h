@@ -22,6 +22,7 @@ typedef struct TaskSeed
 {
 	int64		task;
 	int64		batch;
+	int64		partition;		/* 0: none */
 	int32		priority;
 	int16		max_attempts;
 	bool		timed;
@@ -71,7 +72,6 @@ extern Task *task_rebuild(Queue *queue, const TaskSeed *seed, ItemPointer tid, i
 
 /* dequeue */
 extern int	queue_claim(Queue *queue, const Claimant *claimant, int max, TimestampTz now, Claim *claims);
-extern OrderNode *queue_first(const Queue *queue);
 extern bool queue_admits(Queue *queue, const char *worker);
 extern void lease_commit(Lease *lease, bool journaled);
 extern void lease_undo(Lease *lease);
@@ -90,6 +90,7 @@ extern void lease_journaled(Lease *lease);
 extern void task_requeue(Task *task, TimestampTz due, bool counts, TimestampTz now);
 extern void task_withdraw(Task *task, TransactionId ender);
 extern Task *task_withdraw_from_disk(Queue *queue, const TaskSeed *seed, TransactionId ender);
+extern void task_forget_withdrawn(Task *task);
 extern void task_forget_ended(Task *task);
 extern void task_restore(Task *task);
 extern void task_end(Task *task, Outcome outcome);

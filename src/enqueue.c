@@ -23,6 +23,7 @@
 #include "commit_hooks.h"
 #include "ids.h"
 #include "lease.h"
+#include "partitions.h"
 #include "queues.h"
 #include "storage.h"
 
@@ -40,6 +41,10 @@ typedef struct Request
 	Datum		name;			/* one for all */
 	Datum	   *args;
 	bool	   *arg_nulls;
+	Datum	   *partition_keys; /* one for each, or NULL */
+	bool	   *partition_nulls;
+	Datum		partition_key;	/* one for all, or 0 */
+	int64	   *partitions;		/* their hashes, where there is one for each */
 	int64		parent;			/* 0: none */
 	TaskSeed	seed;			/* of the first task */
 	TimestampTz now;
@@ -91,6 +96,37 @@ take_common_args(FunctionCallInfo fcinfo, Request *request, int priority_arg)
 }
 
 static void
+take_partition_keys(FunctionCallInfo fcinfo, int arg, Request *request)
+{
+	int			count;
+
+	if (PG_ARGISNULL(arg))
+		return;
+	if (request->partition_key != (Datum) 0)
+		ereport(ERROR,
+				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
+				 errmsg("partition_key and partition_keys cannot both be given")));
+	count = array_elements(PG_GETARG_ARRAYTYPE_P(arg), TEXTOID, "partition_keys", &request->partition_keys,
+						   &request->partition_nulls, true);
+	if (count != request->count)
+		ereport(ERROR,
+				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
+				 errmsg("%d partition keys were given for " INT64_FORMAT " args", count, request->count)));
+	request->partitions = MemoryContextAllocHuge(TopTransactionContext, Max(count, 1) * sizeof(int64));
+	for (int i = 0; i < count; i++)
+		request->partitions[i] = request->partition_nulls[i] ? 0 : partition_of(DatumGetTextPP(request->partition_keys[i]));
+}
+
+static void
+take_partition_key(FunctionCallInfo fcinfo, int arg, Request *request)
+{
+	if (PG_ARGISNULL(arg))
+		return;
+	request->partition_key = PG_GETARG_DATUM(arg);
+	request->seed.partition = partition_of(PG_GETARG_TEXT_PP(arg));
+}
+
+static void
 check_task_name(Datum name)
 {
 	if (VARSIZE_ANY_EXHDR(DatumGetPointer(name)) == 0)
@@ -119,10 +155,12 @@ reserve_chunk(Request *request)
 		Task	   *task;
 
 		seed.task = request->seed.task + request->reserved;
+		if (request->partitions != NULL)
+			seed.partition = request->partitions[request->reserved];
 		task = task_reserve(request->ref.queue, &seed, request->now);
-		if (task == NULL)
+		if (task == NULL && request->partitions == NULL)
 		{
-			request->place_count = request->reserved;	/* the rest stays on disk */
+			request->place_count = request->reserved;	/* the rest, of the same lane, stays on disk */
 			break;
 		}
 		request->places[request->reserved++].entry = task;
@@ -145,7 +183,7 @@ admit(Request *request, Database *database, int64 *backlog)
 	if (request->seed.task == 0)
 		return NO_NUMBERS;
 	queue->pending += request->count;
-	pending_enqueue(queue, &request->seed, request->count, 0, request->places);
+	pending_enqueue(queue, &request->seed, request->count, 0, request->places, request->partitions);
 	reserve_chunk(request);
 	return ADMITTED;
 }
@@ -209,12 +247,21 @@ insert_rows(const Request *request)
 	nulls[TASK_PARENT] = request->parent == 0;
 	values[TASK_MAX_ATTEMPTS] = Int16GetDatum(request->seed.max_attempts);
 	nulls[TASK_MAX_ATTEMPTS] = request->seed.max_attempts == 0;
+	values[TASK_PARTITION_KEY] = request->partition_key;
+	values[TASK_LANE] = Int64GetDatum(request->seed.partition);
+	nulls[TASK_LANE] = nulls[TASK_PARTITION_KEY] = request->partition_key == (Datum) 0;
 	for (int64 i = 0; i < request->count; i++)
 	{
 		values[TASK_ID] = Int64GetDatum(request->seed.task + i);
 		values[TASK_NAME] = request->names != NULL ? request->names[i] : request->name;
 		values[TASK_ARGS] = request->args[i];
 		nulls[TASK_ARGS] = request->arg_nulls[i];
+		if (request->partitions != NULL)
+		{
+			values[TASK_PARTITION_KEY] = request->partition_keys[i];
+			values[TASK_LANE] = Int64GetDatum(request->partitions[i]);
+			nulls[TASK_LANE] = nulls[TASK_PARTITION_KEY] = request->partition_nulls[i];
+		}
 		log_writer_add(writer, values, nulls, i < request->reserved ? &request->places[i].tid : NULL);
 	}
 	log_writer_close(writer);
@@ -258,6 +305,7 @@ digest_of(const Request *request, uint64 start)
 	hash = hash_combine64(hash, request->count);
 	hash = hash_combine64(hash, request->seed.priority);
 	hash = hash_combine64(hash, request->seed.max_attempts);
+	hash = hash_combine64(hash, request->seed.partition);
 	if (request->names == NULL)
 		hash = hash_datum(hash, request->name, false);
 	for (int64 i = 0; i < request->count; i++)
@@ -265,6 +313,8 @@ digest_of(const Request *request, uint64 start)
 		if (request->names != NULL)
 			hash = hash_datum(hash, request->names[i], false);
 		hash = hash_datum(hash, request->args[i], request->arg_nulls[i]);
+		if (request->partitions != NULL)
+			hash = hash_combine64(hash, request->partitions[i]);
 	}
 	return hash;
 }
@@ -283,6 +333,9 @@ static bool
 enqueue_under_step(FunctionCallInfo fcinfo, Request *request, const char *kind, Spawn *spawn)
 {
 	take_common_args(fcinfo, request, 3);
+	take_partition_key(fcinfo, 10, request);
+	if (PG_NARGS() > 11)
+		take_partition_keys(fcinfo, 11, request);
 	if (spawn_begin(fcinfo, 8, 9, kind,
 					PG_ARGISNULL(8) ? 0 : digest_of(request, PG_ARGISNULL(7) ? 0 : PG_GETARG_INT64(7)), spawn))
 		return false;
@@ -366,6 +419,8 @@ fan_out(FunctionCallInfo fcinfo, Request *request)
 				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
 				 errmsg("join_count must be at least 1")));
 	take_common_args(fcinfo, request, 5);
+	take_partition_key(fcinfo, 11, request);
+	take_partition_keys(fcinfo, 12, request);
 	if (!PG_ARGISNULL(9))
 		digest = digest_of(request, hash_datum(join_count, PointerGetDatum(join), false));
 	if (spawn_begin(fcinfo, 9, 10, "fan_out", digest, &spawn))

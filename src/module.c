@@ -28,6 +28,7 @@ int			fanout_max_tracked_tasks;
 int			fanout_max_queues;
 int			fanout_max_databases;
 int			fanout_max_workers;
+int			fanout_max_lanes;
 int			fanout_journal_interval;
 int			fanout_max_wait;
 
@@ -68,6 +69,10 @@ define_settings(void)
 	DefineCustomIntVariable("pg_fanout.max_workers_tracked",
 							"Workers that can hold leases at one time.",
 							NULL, &fanout_max_workers, 4096, 16, 1024 * 1024,
+							PGC_POSTMASTER, 0, NULL, NULL, NULL);
+	DefineCustomIntVariable("pg_fanout.max_lanes",
+							"Partitions with unfinished tasks that are kept in memory; further ones wait on disk.",
+							NULL, &fanout_max_lanes, 65536, 16, 64 * 1024 * 1024,
 							PGC_POSTMASTER, 0, NULL, NULL, NULL);
 	DefineCustomIntVariable("pg_fanout.journal_interval",
 							"Time within which a lease is journaled.",

@@ -35,23 +35,30 @@ PG_FUNCTION_INFO_V1(fanout_grant_queue);
 PG_FUNCTION_INFO_V1(fanout_revoke_queue);
 PG_FUNCTION_INFO_V1(fanout_grant_usage);
 
+/* Places of arguments of create_queue and alter_queue: settings are the ones from 1 on. */
+#define SETTING_PARTITION_CONCURRENCY	9
+#define SETTING_COUNT					9
+#define AFTER_SETTINGS					10
+
 static SpiStatement insert_queue = {
 	"INSERT INTO fanout.queue (name, owner, concurrency, worker_concurrency, lease, max_attempts, backoff, backoff_max,"
-	" max_backlog, synchronous_claims) VALUES ($1, $2::regrole, $3, $4, coalesce($5, '60 s'), coalesce($6, 5), coalesce($7, '1 s'), coalesce($8, '5 min'),"
-	" $9, coalesce($10, false))"
+	" max_backlog, synchronous_claims, partition_concurrency)"
+	" VALUES ($1, $2::regrole, $3, $4, coalesce($5, '60 s'), coalesce($6, 5), coalesce($7, '1 s'), coalesce($8, '5 min'),"
+	" $9, coalesce($10, false), $11)"
 	" ON CONFLICT (name) DO NOTHING RETURNING id, " QUEUE_SETTINGS_COLUMNS,
-	10, {TEXTOID, OIDOID, INT4OID, INT4OID, INTERVALOID, INT4OID, INTERVALOID, INTERVALOID, INT8OID, BOOLOID}
+	11, {TEXTOID, OIDOID, INT4OID, INT4OID, INTERVALOID, INT4OID, INTERVALOID, INTERVALOID, INT8OID, BOOLOID, INT4OID}
 };
 static SpiStatement update_queue = {
 	"UPDATE fanout.queue SET"
-	" concurrency = CASE WHEN 'concurrency' = ANY (coalesce($10, '{}')) THEN NULL ELSE coalesce($2, concurrency) END,"
-	" worker_concurrency = CASE WHEN 'worker_concurrency' = ANY (coalesce($10, '{}')) THEN NULL ELSE coalesce($3, worker_concurrency) END,"
+	" concurrency = CASE WHEN 'concurrency' = ANY ($11) THEN NULL ELSE coalesce($2, concurrency) END,"
+	" worker_concurrency = CASE WHEN 'worker_concurrency' = ANY ($11) THEN NULL ELSE coalesce($3, worker_concurrency) END,"
+	" partition_concurrency = CASE WHEN 'partition_concurrency' = ANY ($11) THEN NULL ELSE coalesce($10, partition_concurrency) END,"
 	" lease = coalesce($4, lease), max_attempts = coalesce($5, max_attempts), backoff = coalesce($6, backoff),"
 	" backoff_max = coalesce($7, backoff_max),"
-	" max_backlog = CASE WHEN 'max_backlog' = ANY (coalesce($10, '{}')) THEN NULL ELSE coalesce($8, max_backlog) END,"
+	" max_backlog = CASE WHEN 'max_backlog' = ANY ($11) THEN NULL ELSE coalesce($8, max_backlog) END,"
 	" synchronous_claims = coalesce($9, synchronous_claims)"
 	" WHERE id = $1 RETURNING " QUEUE_SETTINGS_COLUMNS,
-	10, {INT4OID, INT4OID, INT4OID, INTERVALOID, INT4OID, INTERVALOID, INTERVALOID, INT8OID, BOOLOID, TEXTARRAYOID}
+	11, {INT4OID, INT4OID, INT4OID, INTERVALOID, INT4OID, INTERVALOID, INTERVALOID, INT8OID, BOOLOID, INT4OID, TEXTARRAYOID}
 };
 static SpiStatement update_paused = {
 	"UPDATE fanout.queue SET paused = $2 WHERE id = $1 AND paused <> $2 RETURNING " QUEUE_SETTINGS_COLUMNS,
@@ -123,6 +130,7 @@ queue_settings_read(uint64 row, int first_column)
 	settings.max_attempts = nullable_int(row, first_column + 6);
 	settings.synchronous_claims = DatumGetBool(spi_value(row, first_column + 7, &isnull));
 	settings.paused = DatumGetBool(spi_value(row, first_column + 8, &isnull));
+	settings.partition_concurrency = nullable_int(row, first_column + 9);
 	return settings;
 }
 
@@ -159,7 +167,7 @@ check_at_least_one(FunctionCallInfo fcinfo, int arg, int64 value, const char *na
 				 errhint("Leave it out, or unset it, for no limit; pause the queue to stop it.")));
 }
 
-/* The arguments from concurrency to max_backlog stand at the same places in create_queue and alter_queue. */
+/* The arguments that are settings stand at the same places in create_queue and alter_queue. */
 static void
 check_settings(FunctionCallInfo fcinfo)
 {
@@ -171,6 +179,8 @@ check_settings(FunctionCallInfo fcinfo)
 	(void) arg_duration(fcinfo, 6, "backoff_max", 0);
 	check_at_least_one(fcinfo, 1, PG_GETARG_INT32(1), "concurrency", PG_INT32_MAX);
 	check_at_least_one(fcinfo, 2, PG_GETARG_INT32(2), "worker_concurrency", PG_INT32_MAX);
+	check_at_least_one(fcinfo, SETTING_PARTITION_CONCURRENCY, PG_GETARG_INT32(SETTING_PARTITION_CONCURRENCY),
+					   "partition_concurrency", PG_INT32_MAX);
 	check_at_least_one(fcinfo, 4, PG_GETARG_INT32(4), "max_attempts", PG_INT16_MAX);
 	if (!PG_ARGISNULL(7))
 		check_at_least_one(fcinfo, 7, PG_GETARG_INT64(7), "max_backlog", PG_INT64_MAX);
@@ -213,8 +223,8 @@ Datum
 fanout_create_queue(PG_FUNCTION_ARGS)
 {
 	SpiScope	scope;
-	Datum		values[10];
-	char		nulls[11] = "          ";
+	Datum		values[2 + SETTING_COUNT];
+	char		nulls[2 + SETTING_COUNT + 1] = "           ";
 	Oid			owner = GetUserId();
 	bool		created;
 	bool		in_memory;
@@ -231,7 +241,7 @@ fanout_create_queue(PG_FUNCTION_ARGS)
 
 	values[0] = PG_GETARG_DATUM(0);
 	values[1] = ObjectIdGetDatum(owner);
-	take_args(fcinfo, 1, 8, &values[2], &nulls[2]);
+	take_args(fcinfo, 1, SETTING_COUNT, &values[2], &nulls[2]);
 
 	spi_begin(&scope);
 	created = spi_run(&insert_queue, values, nulls) == 1;
@@ -245,7 +255,7 @@ fanout_create_queue(PG_FUNCTION_ARGS)
 	}
 	spi_end(&scope);
 
-	if (!created && (PG_ARGISNULL(9) || !PG_GETARG_BOOL(9)))
+	if (!created && (PG_ARGISNULL(AFTER_SETTINGS) || !PG_GETARG_BOOL(AFTER_SETTINGS)))
 		ereport(ERROR,
 				(errcode(ERRCODE_DUPLICATE_OBJECT),
 				 errmsg("queue \"%s\" already exists", text_to_cstring(PG_GETARG_TEXT_PP(0))),
@@ -261,7 +271,8 @@ check_unset(FunctionCallInfo fcinfo, ArrayType *unset)
 	{
 		const char *name;
 		int			arg;
-	}			limits[] = {{"concurrency", 1}, {"worker_concurrency", 2}, {"max_backlog", 7}};
+	}			limits[] = {{"concurrency", 1}, {"worker_concurrency", 2}, {"max_backlog", 7},
+	{"partition_concurrency", SETTING_PARTITION_CONCURRENCY}};
 	Datum	   *names;
 	bool	   *nulls;
 	int			count = array_elements(unset, TEXTOID, "unset", &names, &nulls, false);
@@ -277,7 +288,7 @@ check_unset(FunctionCallInfo fcinfo, ArrayType *unset)
 			ereport(ERROR,
 					(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
 					 errmsg("cannot unset \"%s\"", name),
-					 errdetail("Only concurrency, worker_concurrency and max_backlog can be unset, each unless it is given a value.")));
+					 errdetail("Only concurrency, worker_concurrency, partition_concurrency and max_backlog can be unset, each unless it is given a value.")));
 	}
 }
 
@@ -296,19 +307,19 @@ Datum
 fanout_alter_queue(PG_FUNCTION_ARGS)
 {
 	SpiScope	scope;
-	Datum		values[10];
-	char		nulls[11] = "          ";
+	Datum		values[2 + SETTING_COUNT];
+	char		nulls[2 + SETTING_COUNT + 1] = "           ";
 	QueueRef	ref;
 
 	require_writable("fanout.alter_queue()");
 	require_arg(fcinfo, 0, "queue");
 	check_settings(fcinfo);
-	if (!PG_ARGISNULL(9))
-		check_unset(fcinfo, PG_GETARG_ARRAYTYPE_P(9));
+	if (!PG_ARGISNULL(AFTER_SETTINGS))
+		check_unset(fcinfo, PG_GETARG_ARRAYTYPE_P(AFTER_SETTINGS));
 	ref = registry_queue(PG_GETARG_TEXT_PP(0), PRIVILEGE_MANAGE);
 
 	values[0] = Int32GetDatum(ref.id);
-	take_args(fcinfo, 1, 9, &values[1], &nulls[1]);
+	take_args(fcinfo, 1, SETTING_COUNT + 1, &values[1], &nulls[1]);
 	spi_begin(&scope);
 	if (spi_run(&update_queue, values, nulls) == 1)
 		alter_slot(ref.queue);

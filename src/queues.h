@@ -11,7 +11,8 @@
 
 /* The columns that queue_settings_read() expects, in a row of SPI_tuptable. */
 #define QUEUE_SETTINGS_COLUMNS \
-	"concurrency, worker_concurrency, max_backlog, lease, backoff, backoff_max, max_attempts, synchronous_claims, paused"
+	"concurrency, worker_concurrency, max_backlog, lease, backoff, backoff_max, max_attempts, synchronous_claims, paused," \
+	" partition_concurrency"
 
 extern QueueSettings queue_settings_read(uint64 row, int first_column);
 

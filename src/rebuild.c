@@ -26,6 +26,8 @@
 
 #include "dispatch.h"
 #include "ids.h"
+#include "lane.h"
+#include "partitions.h"
 #include "queues.h"
 #include "rebuild.h"
 #include "registry.h"
@@ -37,10 +39,12 @@
 #define REFILL_LEAST	64
 #define REFILL_MOST		8192
 #define REFILL_URGENT	16
+#define REFILL_PARTITION	64	/* tasks of one partition */
+#define REFILL_PARTITIONS	64
 
 #define UNFINISHED " NOT EXISTS (SELECT FROM fanout.outcome o WHERE o.task = t.id) "
 #define EARLY_JOIN " (t.batch IS NOT NULL AND EXISTS (SELECT FROM fanout.batch b WHERE b.id = t.batch AND b.join_policy <> 'all')) "
-#define SEED_COLUMNS " t.id, t.ctid, coalesce(t.priority, 0), t.run_at, t.batch, t.max_attempts," EARLY_JOIN
+#define SEED_COLUMNS " t.id, t.ctid, coalesce(t.priority, 0), t.run_at, t.batch, t.max_attempts, coalesce(t.lane, 0)," EARLY_JOIN
 
 static SpiStatement select_queues = {
 	"SELECT id, " QUEUE_SETTINGS_COLUMNS " FROM fanout.queue", 0, {0}
@@ -54,21 +58,31 @@ static SpiStatement select_unfinished = {
 	"SELECT" SEED_COLUMNS ", t.queue FROM fanout.task t WHERE" UNFINISHED, 0, {0}
 };
 
-/* The order of a lane is that of three scans: priorities below, at and above the usual one. */
+/* The order of the main lane is that of three scans: priorities below, at and above the usual one. */
 static SpiStatement refill_below = {
-	"SELECT" SEED_COLUMNS "FROM fanout.task t WHERE t.queue = $1 AND t.priority < 0"
+	"SELECT" SEED_COLUMNS "FROM fanout.task t WHERE t.queue = $1 AND t.lane IS NULL AND t.priority < 0"
 	" AND (t.priority, t.id) >= ($2, $3) AND t.run_at IS NULL AND" UNFINISHED
 	"ORDER BY t.priority, t.id LIMIT $4", 4, {INT4OID, INT4OID, INT8OID, INT8OID}
 };
 static SpiStatement refill_usual = {
-	"SELECT" SEED_COLUMNS "FROM fanout.task t WHERE t.queue = $1 AND t.priority IS NULL AND $2 = 0"
+	"SELECT" SEED_COLUMNS "FROM fanout.task t WHERE t.queue = $1 AND t.lane IS NULL AND t.priority IS NULL AND $2 = 0"
 	" AND t.id >= $3 AND t.run_at IS NULL AND" UNFINISHED
 	"ORDER BY t.id LIMIT $4", 4, {INT4OID, INT4OID, INT8OID, INT8OID}
 };
 static SpiStatement refill_above = {
-	"SELECT" SEED_COLUMNS "FROM fanout.task t WHERE t.queue = $1 AND t.priority > 0"
+	"SELECT" SEED_COLUMNS "FROM fanout.task t WHERE t.queue = $1 AND t.lane IS NULL AND t.priority > 0"
 	" AND (t.priority, t.id) >= ($2, $3) AND t.run_at IS NULL AND" UNFINISHED
 	"ORDER BY t.priority, t.id LIMIT $4", 4, {INT4OID, INT4OID, INT8OID, INT8OID}
+};
+static SpiStatement refill_partition = {
+	"SELECT" SEED_COLUMNS "FROM fanout.task t WHERE t.queue = $1 AND t.lane = $5"
+	" AND (coalesce(t.priority, 0), t.id) >= ($2, $3) AND t.run_at IS NULL AND" UNFINISHED
+	"ORDER BY coalesce(t.priority, 0), t.id LIMIT $4", 5, {INT4OID, INT4OID, INT8OID, INT8OID, INT8OID}
+};
+static SpiStatement refill_strays = {
+	"SELECT" SEED_COLUMNS "FROM fanout.task t WHERE t.queue = $1 AND t.lane IS NOT NULL AND $2 = 0"
+	" AND t.id >= $3 AND t.run_at IS NULL AND" UNFINISHED
+	"ORDER BY t.id LIMIT $4", 4, {INT4OID, INT4OID, INT8OID, INT8OID}
 };
 static SpiStatement refill_timed = {
 	"SELECT" SEED_COLUMNS "FROM fanout.task t WHERE t.queue = $1"
@@ -230,7 +244,8 @@ read_seed(uint64 row, TaskSeed *seed, ItemPointer tid)
 	seed->batch = isnull ? 0 : DatumGetInt64(value);
 	value = spi_value(row, 6, &isnull);
 	seed->max_attempts = isnull ? 0 : DatumGetInt16(value);
-	seed->early_join = DatumGetBool(spi_value(row, 7, &isnull));
+	seed->partition = spi_int64(row, 7);
+	seed->early_join = DatumGetBool(spi_value(row, 8, &isnull));
 }
 
 /*
@@ -289,7 +304,7 @@ handle_unfinished(void *arg, uint64 rows)
 		ItemPointerData tid;
 		History    *history;
 		bool		isnull;
-		int32		queue_id = DatumGetInt32(spi_value(i, 8, &isnull));
+		int32		queue_id = DatumGetInt32(spi_value(i, 9, &isnull));
 
 		read_seed(i, &seed, &tid);
 		history = hash_search(state->histories, &seed.task, HASH_FIND, NULL);
@@ -327,6 +342,7 @@ rebuild(Database *database, bool foreign)
 	PushActiveSnapshot(GetTransactionSnapshot());
 	ids_load(database, foreign);
 	load_queues(database);
+	partitions_load(database);
 	state.histories = load_histories();
 	for_each_chunk(&select_unfinished, handle_unfinished, &state);
 	PopActiveSnapshot();
@@ -356,9 +372,18 @@ typedef struct RefillRow
 	ItemPointerData tid;
 } RefillRow;
 
+typedef enum RefillKind
+{
+	REFILL_SCHEDULED,
+	REFILL_LANE,
+	REFILL_STRAYS				/* only finds lanes: these are refilled on their own then */
+} RefillKind;
+
 typedef struct Refill
 {
+	RefillKind	kind;
 	Queue	   *queue;
+	Lane	   *lane;			/* REFILL_LANE */
 	Window	   *window;
 	int32		queue_id;
 	int64		epoch;
@@ -367,6 +392,7 @@ typedef struct Refill
 	int64		limit;
 	int64		row_count;
 	int64		loaded;
+	bool		headway;
 	bool		urgent;			/* nothing can be given out before it is done */
 	RefillRow  *rows;
 } Refill;
@@ -375,15 +401,16 @@ typedef struct Refill
 static void
 read_rows(Refill *refill, SpiStatement *statement, int64 key, int64 id)
 {
-	Datum		values[4];
+	Datum		values[5];
 	uint64		rows;
 
 	if (refill->row_count == refill->limit)
 		return;
 	values[0] = Int32GetDatum(refill->queue_id);
-	values[1] = statement == &refill_timed ? TimestampTzGetDatum(key) : Int32GetDatum((int32) key);
+	values[1] = statement == &refill_timed ? TimestampTzGetDatum(key) : Int32GetDatum(Max(key, PG_INT32_MIN));
 	values[2] = Int64GetDatum(id);
 	values[3] = Int64GetDatum(refill->limit - refill->row_count);
+	values[4] = Int64GetDatum(refill->lane != NULL ? refill->lane->key.partition : 0);
 	rows = spi_read_latest(statement, values, NULL);
 	for (uint64 i = 0; i < rows; i++)
 	{
@@ -410,6 +437,17 @@ follow_the_order(void)
 		(void) set_config_option(off[i], "off", PGC_USERSET, PGC_S_SESSION, GUC_ACTION_SAVE, true, 0, false);
 }
 
+/* Read the main lane from the bound on. */
+static void
+read_main_lane(Refill *refill)
+{
+	if (refill->key < 0)
+		read_rows(refill, &refill_below, refill->key, refill->id);
+	if (refill->key <= 0)
+		read_rows(refill, &refill_usual, 0, refill->key == 0 ? refill->id : 0);
+	read_rows(refill, &refill_above, Max(refill->key, 1), refill->key > 0 ? refill->id : 0);
+}
+
 /* Read from the bound on, in the order of the window. */
 static void
 read_from_bound(Refill *refill)
@@ -420,41 +458,17 @@ read_from_bound(Refill *refill)
 	PushActiveSnapshot(GetTransactionSnapshot());
 	spi_begin(&scope);
 	follow_the_order();
-	if (refill->window == &refill->queue->scheduled)
+	if (refill->kind == REFILL_SCHEDULED)
 		read_rows(refill, &refill_timed, refill->key, refill->id);
+	else if (refill->kind == REFILL_STRAYS)
+		read_rows(refill, &refill_strays, 0, refill->id);
+	else if (refill->lane->key.partition == 0)
+		read_main_lane(refill);
 	else
-	{
-		if (refill->key < 0)
-			read_rows(refill, &refill_below, refill->key, refill->id);
-		if (refill->key <= 0)
-			read_rows(refill, &refill_usual, 0, refill->key == 0 ? refill->id : 0);
-		read_rows(refill, &refill_above, Max(refill->key, 1), refill->key > 0 ? refill->id : 0);
-	}
+		read_rows(refill, &refill_partition, refill->key, refill->id);
 	spi_end(&scope);
 	PopActiveSnapshot();
 	CommitTransactionCommand();
-}
-
-/* Note the begin of the refill; false if the window needs none. */
-static bool
-begin_refill(Refill *refill)
-{
-	Queue	   *queue = refill->queue;
-	bool		wanted;
-
-	dispatcher_lock();
-	wanted = queue->state == QUEUE_OPEN && queue->db == MyDatabaseId && refill->window->bounded;
-	if (wanted)
-	{
-		refill->queue_id = queue->id;
-		refill->epoch = queue->epoch;
-		refill->key = refill->window->bound_key;
-		refill->id = refill->window->bound_id;
-		refill->urgent = window_first(refill->window) == NULL;
-		window_begin_refill(refill->window);
-	}
-	dispatcher_unlock();
-	return wanted;
 }
 
 /* Has the queue been dropped or purged since the refill began?  Under the lock. */
@@ -470,7 +484,61 @@ refill_is_void(const Refill *refill)
 static int64
 place_of(const Refill *refill, const TaskSeed *seed)
 {
-	return refill->window == &refill->queue->scheduled ? seed->run_at : seed->priority;
+	if (refill->kind == REFILL_SCHEDULED)
+		return seed->run_at;
+	return refill->kind == REFILL_STRAYS ? 0 : seed->priority;
+}
+
+/* Put one row that was read into memory; false if there is no room.  Under the lock. */
+static bool
+load_row(Refill *refill, const RefillRow *row, TimestampTz now)
+{
+	bool		urgent = refill->urgent && refill->loaded < REFILL_URGENT;
+
+	if (refill->kind == REFILL_STRAYS)
+	{
+		/* a lane that is new now counts as being on disk, and asks for a refill */
+		if (lane_for(refill->queue, row->seed.partition) == NULL)
+			return false;
+		refill->loaded++;
+		return true;
+	}
+	if (task_find(MyDatabaseId, row->seed.task) != NULL)
+		return true;
+	if (task_load(refill->queue, &row->seed, (ItemPointer) &row->tid, urgent, now) == NULL)
+		return false;
+	refill->loaded++;
+	return true;
+}
+
+/* The refill is done with the first "done" rows.  Under the lock. */
+static void
+end_refill(Refill *refill, int64 done)
+{
+	Queue	   *queue = refill->queue;
+	Window	   *window = refill->window;
+	bool		full = done < refill->row_count;
+
+	refill->headway = !full || done > 0;
+	if (refill_is_void(refill))
+		window_end_refill(window, true, refill->key, refill->id);
+	else if (full)
+		window_end_refill(window, true, place_of(refill, &refill->rows[done].seed), refill->rows[done].seed.task);
+	else if (refill->row_count == refill->limit)
+		window_end_refill(window, true, place_of(refill, &refill->rows[done - 1].seed),
+						  refill->rows[done - 1].seed.task + 1);
+	else
+		window_end_refill(window, false, 0, 0);
+	queue->refilling--;
+	if (queue->refilling == 0)
+		queue_forget_ended(queue);
+	if (refill->kind == REFILL_LANE)
+	{
+		refill->lane->starved = full && window_first(window) == NULL;
+		lane_settle(refill->lane);
+		lane_release(refill->lane);
+	}
+	queue_wake(queue);
 }
 
 /* Put what was read into memory, as far as there is room, and end the refill. */
@@ -479,93 +547,135 @@ load_rows(Refill *refill)
 {
 	Queue	   *queue = refill->queue;
 	TimestampTz now = GetCurrentTimestamp();
-	bool		full = false;
-	int64		i = 0;
+	int64		done = 0;
 
 	dispatcher_lock();
-	for (; i < refill->row_count && !full && !refill_is_void(refill); i++)
+	while (done < refill->row_count && !refill_is_void(refill) && load_row(refill, &refill->rows[done], now))
 	{
-		RefillRow  *row = &refill->rows[i];
-
-		if (task_find(MyDatabaseId, row->seed.task) == NULL)
-		{
-			bool		urgent = refill->urgent && refill->loaded < REFILL_URGENT;
-
-			if (task_load(queue, &row->seed, &row->tid, urgent, now) == NULL)
-			{
-				full = true;
-				break;
-			}
-			refill->loaded++;
-		}
-		if (i % FANOUT_WORK_CHUNK == FANOUT_WORK_CHUNK - 1)
+		if (++done % FANOUT_WORK_CHUNK == 0)
 		{
 			dispatcher_unlock();
 			dispatcher_lock();
 		}
 	}
-
 	if (queue->state != QUEUE_FREE && queue->id == refill->queue_id && queue->db == MyDatabaseId)
-	{
-		if (refill_is_void(refill))
-			window_end_refill(refill->window, true, refill->key, refill->id);
-		else if (full)
-			window_end_refill(refill->window, true, place_of(refill, &refill->rows[i].seed), refill->rows[i].seed.task);
-		else if (refill->row_count == refill->limit)
-			window_end_refill(refill->window, true, place_of(refill, &refill->rows[i - 1].seed),
-							  refill->rows[i - 1].seed.task + 1);
-		else
-			window_end_refill(refill->window, false, 0, 0);
-		if (refill->window == &queue->ready)
-			queue->starved = full && window_first(&queue->ready) == NULL;
-		if (!queue->ready.refilling && !queue->scheduled.refilling)
-			queue_forget_ended(queue);
-		queue_wake(queue);
-	}
-	database_of(queue)->refills++;
+		end_refill(refill, done);
+	database_find(MyDatabaseId)->refills++;
 	dispatcher_unlock();
 }
 
-/* Refill one window; false if there is more to read but no headway was made. */
+/* Note the begin of the refill; false if the window needs none.  Under the lock. */
 static bool
-refill_window(Queue *queue, Window *window)
+begin_refill(Refill *refill)
 {
-	Refill		refill = {.queue = queue, .window = window};
-	bool		stuck;
+	Queue	   *queue = refill->queue;
 
-	if (!begin_refill(&refill))
-		return true;
-	refill.limit = Max(REFILL_LEAST, Min(REFILL_MOST, queue_window_limit()));
-	refill.rows = palloc(refill.limit * sizeof(RefillRow));
-	read_from_bound(&refill);
-	load_rows(&refill);
-	stuck = refill.loaded == 0 && refill.row_count > 0 && window->bounded &&
-		window->bound_key == refill.key && window->bound_id == refill.id;
-	pfree(refill.rows);
-	return !stuck;
+	if (queue->state != QUEUE_OPEN || queue->db != MyDatabaseId || !refill->window->bounded)
+		return false;
+	refill->queue_id = queue->id;
+	refill->epoch = queue->epoch;
+	refill->key = refill->window->bound_key;
+	refill->id = refill->window->bound_id;
+	refill->urgent = window_first(refill->window) == NULL;
+	window_begin_refill(refill->window);
+	queue->refilling++;
+	return true;
+}
+
+/* Go on with a refill that has begun; false if there is more to read but no headway was made. */
+static bool
+run_refill(Refill *refill)
+{
+	int64		most = Max(REFILL_LEAST, Min(REFILL_MOST, queue_window_limit()));
+
+	if (refill->kind == REFILL_LANE && refill->lane->key.partition != 0)
+		most = Min(most, REFILL_PARTITION);
+	refill->limit = most;
+	refill->rows = palloc(refill->limit * sizeof(RefillRow));
+	read_from_bound(refill);
+	load_rows(refill);
+	pfree(refill->rows);
+	return refill->headway;
+}
+
+static bool
+refill_window(Queue *queue, RefillKind kind, Lane *lane, Window *window)
+{
+	Refill		refill = {.kind = kind, .queue = queue, .lane = lane, .window = window, .headway = true};
+	bool		begun;
+
+	dispatcher_lock();
+	begun = begin_refill(&refill);
+	dispatcher_unlock();
+	return !begun || run_refill(&refill);
+}
+
+/*
+ * Refill some of the partitions that ask for it, which stand first in the
+ * list; the next look goes on with others.  False if one made no headway.
+ */
+static bool
+refill_partitions(Queue *queue)
+{
+	bool		headway = true;
+
+	for (int i = 0; i < REFILL_PARTITIONS && headway; i++)
+	{
+		Refill		refill = {.kind = REFILL_LANE, .queue = queue, .headway = true};
+		bool		begun = false;
+
+		dispatcher_lock();
+		if (queue->state == QUEUE_OPEN && queue->db == MyDatabaseId && !dlist_is_empty(&queue->lanes))
+		{
+			Lane	   *lane = dlist_head_element(Lane, link, &queue->lanes);
+
+			if (lane->wants_refill)
+			{
+				lane->wants_refill = false;
+				dlist_delete(&lane->link);
+				dlist_push_tail(&queue->lanes, &lane->link);
+				refill.lane = lane;
+				refill.window = &lane->ready;
+				begun = begin_refill(&refill);
+			}
+		}
+		dispatcher_unlock();
+		if (refill.lane == NULL)
+			return true;
+		if (begun)
+			headway = run_refill(&refill);
+		CHECK_FOR_INTERRUPTS();
+	}
+	dispatcher_lock();
+	queue->wants_refill = true;
+	dispatcher_unlock();
+	return headway;
 }
 
 bool
 refill_queue(Queue *queue)
 {
-	bool		again;
 	bool		headway;
 
 	dispatcher_lock();
 	queue->wants_refill = false;
+	queue->main.wants_refill = false;
 	dispatcher_unlock();
 
-	headway = refill_window(queue, &queue->scheduled);
-	headway &= refill_window(queue, &queue->ready);
-
-	/* what was read may all have been in memory, or done */
-	dispatcher_lock();
-	again = queue->state == QUEUE_OPEN && queue->db == MyDatabaseId &&
-		queue->ready.bounded && window_first(&queue->ready) == NULL;
-	if (again)
-		queue->wants_refill = true;
-	dispatcher_unlock();
+	headway = refill_window(queue, REFILL_SCHEDULED, NULL, &queue->scheduled);
+	headway &= refill_window(queue, REFILL_LANE, &queue->main, &queue->main.ready);
+	headway &= refill_window(queue, REFILL_STRAYS, NULL, &queue->strays);
+	headway &= refill_partitions(queue);
 	return headway;
+}
+
+static void
+reset_window(Queue *queue, Window *window)
+{
+	if (!window->refilling)
+		return;
+	window_end_refill(window, true, window->bound_key, window->bound_id);
+	queue->refilling--;
 }
 
 void
@@ -575,17 +685,23 @@ refill_reset(Database *database)
 	for (int i = 0; i < fanout_shared->queue_high; i++)
 	{
 		Queue	   *queue = &fanout_queues[i];
-		Window	   *windows[2] = {&queue->ready, &queue->scheduled};
+		dlist_mutable_iter iter;
 
 		if (queue->state == QUEUE_FREE || queue->db != database->db)
 			continue;
-		for (int j = 0; j < 2; j++)
+		reset_window(queue, &queue->scheduled);
+		reset_window(queue, &queue->main.ready);
+		reset_window(queue, &queue->strays);
+		dlist_foreach_modify(iter, &queue->lanes)
 		{
-			if (windows[j]->refilling)
-				window_end_refill(windows[j], true, windows[j]->bound_key, windows[j]->bound_id);
+			Lane	   *lane = dlist_container(Lane, link, iter.cur);
+
+			reset_window(queue, &lane->ready);
+			lane_settle(lane);
 		}
+		lane_settle(&queue->main);
 		queue_forget_ended(queue);
-		queue->wants_refill |= queue->ready.bounded || queue->scheduled.bounded;
+		queue->wants_refill = true;
 	}
 	dispatcher_unlock();
 }

@@ -24,6 +24,7 @@ Database   *fanout_databases = NULL;
 
 static HTAB *task_pool = NULL;
 static HTAB *lease_pool = NULL;
+static HTAB *lane_pool = NULL;
 static HTAB *worker_pool = NULL;
 static HTAB *worker_use_pool = NULL;
 static Waiter *waiters = NULL;
@@ -60,6 +61,7 @@ shared_state_request(void)
 	size = add_size(size, waiters_size());
 	size = add_size(size, hash_estimate_size(fanout_max_tracked_tasks, sizeof(Task)));
 	size = add_size(size, hash_estimate_size(fanout_max_tracked_tasks, sizeof(Lease)));
+	size = add_size(size, hash_estimate_size(fanout_max_lanes, sizeof(Lane)));
 	size = add_size(size, hash_estimate_size(fanout_max_workers, sizeof(Worker)));
 	size = add_size(size, hash_estimate_size(mul_size(fanout_max_workers, 2), sizeof(WorkerUse)));
 	RequestAddinShmemSpace(size);
@@ -91,6 +93,7 @@ shared_state_startup(void)
 	waiters = ShmemInitStruct("pg_fanout waiters", waiters_size(), &found);
 	task_pool = create_pool("pg_fanout tasks", fanout_max_tracked_tasks, sizeof(TaskKey), sizeof(Task));
 	lease_pool = create_pool("pg_fanout leases", fanout_max_tracked_tasks, sizeof(LeaseKey), sizeof(Lease));
+	lane_pool = create_pool("pg_fanout lanes", fanout_max_lanes, sizeof(LaneKey), sizeof(Lane));
 	worker_pool = create_pool("pg_fanout workers", fanout_max_workers, sizeof(WorkerKey), sizeof(Worker));
 	worker_use_pool = create_pool("pg_fanout worker uses", (int64) fanout_max_workers * 2,
 								  sizeof(WorkerUseKey), sizeof(WorkerUse));
@@ -105,6 +108,7 @@ shared_state_startup(void)
 		ConditionVariableInit(&fanout_shared->changed);
 		fanout_shared->free_tasks = fanout_max_tracked_tasks;
 		fanout_shared->free_leases = fanout_max_tracked_tasks;
+		fanout_shared->free_lanes = fanout_max_lanes;
 		fanout_shared->free_workers = fanout_max_workers;
 		fanout_shared->free_uses = (int64) fanout_max_workers * 2;
 	}
@@ -217,8 +221,12 @@ database_clear(Database *database)
 	}
 	for (int i = 0; i < fanout_shared->queue_high; i++)
 	{
-		if (fanout_queues[i].db == database->db)
-			fanout_queues[i].state = QUEUE_FREE;
+		Queue	   *queue = &fanout_queues[i];
+
+		if (queue->state == QUEUE_FREE || queue->db != database->db)
+			continue;
+		queue_clear_lanes(queue);
+		queue->state = QUEUE_FREE;
 	}
 }
 
@@ -250,6 +258,9 @@ queue_enter(Oid db, int32 id)
 		queue->state = QUEUE_NEW;
 		queue->db = db;
 		queue->id = id;
+		queue->main.key.queue = i;
+		queue->main.settings.weight = 1;
+		dlist_init(&queue->lanes);
 		dlist_init(&queue->waiters);
 		dlist_init(&queue->ended);
 		fanout_shared->queue_high = Max(fanout_shared->queue_high, i + 1);
@@ -375,6 +386,73 @@ lease_iterate(void (*visit) (Lease *lease, void *arg), void *arg)
 	hash_seq_init(&scan, lease_pool);
 	while ((lease = hash_seq_search(&scan)) != NULL)
 		visit(lease, arg);
+}
+
+static LaneKey
+lane_key(const Queue *queue, int64 partition)
+{
+	return (LaneKey) {.partition = partition, .queue = queue - fanout_queues, .zero = 0};
+}
+
+Lane *
+lane_find(Queue *queue, int64 partition)
+{
+	LaneKey		key = lane_key(queue, partition);
+
+	return partition == 0 ? &queue->main : hash_search(lane_pool, &key, HASH_FIND, NULL);
+}
+
+/* The lane, entered if it is not known yet; NULL if the pool is used up. */
+Lane *
+lane_enter(Queue *queue, int64 partition)
+{
+	LaneKey		key = lane_key(queue, partition);
+	Lane	   *lane = lane_find(queue, partition);
+
+	if (lane != NULL || fanout_shared->free_lanes == 0)
+		return lane;
+	lane = hash_search(lane_pool, &key, HASH_ENTER_NULL, NULL);
+	memset((char *) lane + sizeof(LaneKey), 0, sizeof(Lane) - sizeof(LaneKey));
+	lane->node.id = partition;
+	lane->settings.weight = 1;
+	dlist_push_tail(&queue->lanes, &lane->link);
+	queue->lane_count++;
+	fanout_shared->free_lanes--;
+	return lane;
+}
+
+void
+lane_free(Lane *lane)
+{
+	LaneKey		key = lane->key;
+	Queue	   *queue = &fanout_queues[key.queue];
+
+	Assert(key.partition != 0);
+	if (queue->walk == &lane->link)
+		queue->walk = NULL;
+	dlist_delete(&lane->link);
+	queue->lane_count--;
+	hash_search(lane_pool, &key, HASH_REMOVE, NULL);
+	fanout_shared->free_lanes++;
+}
+
+/* Another of the queue's lanes, of which there must be one, with each call. */
+Lane *
+queue_walk_lanes(Queue *queue)
+{
+	dlist_node *node = queue->walk;
+
+	node = node != NULL && dlist_has_next(&queue->lanes, node) ?
+		dlist_next_node(&queue->lanes, node) : dlist_head_node(&queue->lanes);
+	queue->walk = node;
+	return dlist_container(Lane, link, node);
+}
+
+void
+queue_clear_lanes(Queue *queue)
+{
+	while (!dlist_is_empty(&queue->lanes))
+		lane_free(dlist_head_element(Lane, link, &queue->lanes));
 }
 
 static WorkerKey

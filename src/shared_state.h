@@ -45,6 +45,7 @@ typedef struct QueueSettings
 {
 	int32		concurrency;	/* 0: no limit, here and below */
 	int32		worker_concurrency;
+	int32		partition_concurrency;
 	int64		max_backlog;
 	int64		lease;			/* microseconds, here and below */
 	int64		backoff;
@@ -53,6 +54,40 @@ typedef struct QueueSettings
 	bool		synchronous_claims;
 	bool		paused;
 } QueueSettings;
+
+/*
+ * A lane: the ready tasks of a queue that have the same partition key, with
+ * limits and a share of their own.
+ */
+typedef struct LaneKey
+{
+	int64		partition;		/* hash of the key; 0: the queue's main lane, of tasks without one */
+	int32		queue;			/* index of its Queue */
+	uint32		zero;			/* keys are compared as bytes */
+} LaneKey;
+
+typedef struct LaneSettings
+{
+	int32		concurrency;	/* 0: the queue's for each partition */
+	int32		weight;			/* its share, beside the other lanes' */
+	bool		paused;
+} LaneSettings;
+
+typedef struct Lane
+{
+	LaneKey		key;
+	OrderNode	node;			/* in Queue.turns while it has a task that may start; its key is a virtual time */
+	dlist_node	link;			/* in Queue.lanes */
+	Window		ready;			/* ordered by (priority, id) */
+	int64		sample_task;	/* one of its tasks, maybe ended: its row tells the partition's key */
+	int32		tasks;			/* pool entries that belong to it */
+	int32		running;		/* permits held, uncommitted claims included */
+	int32		startable;		/* how many of its tasks may start now, as far as the lane goes */
+	LaneSettings settings;
+	bool		named;			/* it has settings of its own, or is to have some: it stays */
+	bool		wants_refill;
+	bool		starved;		/* the last refill found no memory */
+} Lane;
 
 typedef enum QueueState
 {
@@ -72,9 +107,17 @@ typedef struct Queue
 	int32		id;
 	QueueSettings settings;
 
-	/* The queue's one lane, and its timed tasks: ordered by (priority, id) and by (due, id). */
-	Window		ready;
-	Window		scheduled;
+	Lane		main;			/* tasks without a partition key */
+	dlist_head	lanes;			/* all others; those that want a refill come first */
+	int32		lane_count;
+	dlist_node *walk;			/* where queue_walk_lanes() goes on; NULL: at the head */
+	Window		strays;			/* by (0, id): on disk, and their lanes have no place in memory; its set is empty */
+	Window		scheduled;		/* timed tasks, ordered by (due, id) */
+
+	OrderedSet	turns;			/* lanes that have a task that may start, by virtual time */
+	int64		clock;			/* the virtual time of the last turn */
+	int64		startable;		/* tasks that may start as far as their lanes go */
+	int64		ready_count;	/* ready tasks that are in memory */
 
 	int64		waiting;		/* ready and scheduled ones, on disk too */
 	int64		timed;			/* those of them that are scheduled */
@@ -82,7 +125,7 @@ typedef struct Queue
 	int64		reserved;		/* pool entries of the pending ones */
 	int64		running;		/* permits held, uncommitted claims included */
 	bool		wants_refill;
-	bool		starved;		/* the last refill found no memory */
+	int32		refilling;		/* windows that are being refilled */
 	int64		epoch;			/* counts the times it was closed */
 	dlist_head	ended;			/* tombstones, kept while a window refills */
 
@@ -124,7 +167,8 @@ typedef struct TaskKey
 typedef struct Task
 {
 	TaskKey		key;
-	OrderNode	node;			/* in the queue's ready or scheduled window */
+	OrderNode	node;			/* in its lane's ready window, or in the queue's scheduled one */
+	Lane	   *lane;			/* NULL: ENDED */
 	struct Lease *lease;		/* RUNNING */
 	int64		batch;			/* 0: none */
 	int32		priority;
@@ -280,6 +324,7 @@ typedef struct SharedState
 	ConditionVariable changed;	/* a database became ready or lost its keeper, a ceiling moved, a queue is open */
 	int64		free_tasks;
 	int64		free_leases;
+	int64		free_lanes;
 	int64		free_workers;
 	int64		free_uses;
 	int32		queue_high;		/* queues at or above this index were never used */
@@ -295,6 +340,7 @@ extern int	fanout_max_tracked_tasks;
 extern int	fanout_max_queues;
 extern int	fanout_max_databases;
 extern int	fanout_max_workers;
+extern int	fanout_max_lanes;
 extern int	fanout_journal_interval;
 extern int	fanout_max_wait;
 
@@ -356,6 +402,12 @@ extern Lease *lease_find(Oid db, int64 lease);
 extern Lease *lease_enter(Oid db, int64 lease);
 extern void lease_free(Lease *lease);
 extern void lease_iterate(void (*visit) (Lease *lease, void *arg), void *arg);
+
+extern Lane *lane_find(Queue *queue, int64 partition);
+extern Lane *lane_enter(Queue *queue, int64 partition);
+extern void lane_free(Lane *lane);
+extern Lane *queue_walk_lanes(Queue *queue);
+extern void queue_clear_lanes(Queue *queue);
 
 extern Worker *worker_find(Oid db, const char *name);
 extern Worker *worker_enter(Oid db, const char *name);

@@ -262,7 +262,7 @@ static bool
 queue_is_all_in_memory(const Queue *queue)
 {
 	return queue != NULL && queue->state != QUEUE_FREE && queue->pending == 0 &&
-		!queue->ready.bounded && !queue->scheduled.bounded;
+		!queue->main.ready.bounded && !queue->scheduled.bounded && queue->lane_count == 0 && !queue->strays.bounded;
 }
 
 /* Look for the task in memory; false if there is no memory to tell. */
@@ -371,7 +371,7 @@ first_not_before(const OrderedSet *set, int64 key, int64 id)
 static Task *
 oldest_ready(const Queue *queue)
 {
-	const OrderedSet *set = &queue->ready.set;
+	const OrderedSet *set = &queue->main.ready.set;
 	OrderNode  *node = set->first;
 	OrderNode  *oldest = node;
 
@@ -393,7 +393,7 @@ copy_queue(const Queue *queue, LiveQueue *live)
 	live->scheduled = Min(queue->timed, queue->waiting);
 	live->ready = queue->waiting - live->scheduled;
 	live->running = queue->running;
-	live->in_memory = queue->ready.set.count + queue->scheduled.set.count + queue->reserved + queue->running;
+	live->in_memory = queue->ready_count + queue->scheduled.set.count + queue->reserved + queue->running;
 	live->oldest_task = oldest != NULL ? oldest->key.task : 0;
 	if (oldest != NULL)
 		live->oldest_tid = oldest->tid;

@@ -6,6 +6,7 @@ CREATE TABLE fanout.queue (
     owner              regrole NOT NULL,
     concurrency        int,
     worker_concurrency int,
+    partition_concurrency int,
     lease              interval NOT NULL,
     max_attempts       int NOT NULL,
     backoff            interval NOT NULL,
@@ -14,6 +15,17 @@ CREATE TABLE fanout.queue (
     synchronous_claims boolean NOT NULL,
     paused             boolean NOT NULL DEFAULT false,
     created_at         timestamptz NOT NULL DEFAULT now()
+);
+
+-- Settings of single partitions; one without a row has none.
+CREATE TABLE fanout.partition (
+    queue       int NOT NULL REFERENCES fanout.queue (id) ON DELETE CASCADE,
+    key         text NOT NULL,
+    lane        bigint NOT NULL,    -- hash of the key, as in fanout.task
+    concurrency int,
+    weight      int NOT NULL DEFAULT 1,
+    paused      boolean NOT NULL DEFAULT false,
+    PRIMARY KEY (queue, key)
 );
 
 CREATE TABLE fanout.queue_grant (
@@ -64,11 +76,14 @@ CREATE TABLE fanout.task (
     batch        bigint,
     parent       bigint,
     max_attempts smallint,
+    lane         bigint,            -- hash of the partition key
     name         text NOT NULL,
-    args         jsonb
+    args         jsonb,
+    partition_key text
 );
 -- Tasks of the usual priority, and due at once, are found in the order of their ids; only the others pay for an index.
-CREATE INDEX task_priority ON fanout.task (queue, priority, id) WHERE priority IS NOT NULL;
+CREATE INDEX task_priority ON fanout.task (queue, priority, id) WHERE priority IS NOT NULL AND lane IS NULL;
+CREATE INDEX task_lane ON fanout.task (queue, lane, (coalesce(priority, 0)), id) WHERE lane IS NOT NULL AND run_at IS NULL;
 CREATE INDEX task_run_at ON fanout.task (queue, run_at, id) WHERE run_at IS NOT NULL;
 
 CREATE TABLE fanout.attempt (
@@ -113,12 +128,14 @@ CREATE SEQUENCE fanout.lease_id;
 CREATE FUNCTION fanout._filled() RETURNS trigger
     AS 'MODULE_PATHNAME', 'fanout_filled' LANGUAGE C;
 CREATE TRIGGER filled AFTER INSERT OR TRUNCATE ON fanout.queue FOR EACH STATEMENT EXECUTE FUNCTION fanout._filled();
+CREATE TRIGGER filled AFTER INSERT OR TRUNCATE ON fanout.partition FOR EACH STATEMENT EXECUTE FUNCTION fanout._filled();
 CREATE TRIGGER filled AFTER INSERT OR TRUNCATE ON fanout.task FOR EACH STATEMENT EXECUTE FUNCTION fanout._filled();
 CREATE TRIGGER filled AFTER INSERT OR TRUNCATE ON fanout.attempt FOR EACH STATEMENT EXECUTE FUNCTION fanout._filled();
 CREATE TRIGGER filled AFTER INSERT OR TRUNCATE ON fanout.outcome FOR EACH STATEMENT EXECUTE FUNCTION fanout._filled();
 
 SELECT pg_extension_config_dump('fanout.queue', '');
 SELECT pg_extension_config_dump('fanout.queue_id_seq', '');
+SELECT pg_extension_config_dump('fanout.partition', '');
 SELECT pg_extension_config_dump('fanout.queue_grant', '');
 SELECT pg_extension_config_dump('fanout.batch', '');
 SELECT pg_extension_config_dump('fanout.batch_id_seq', '');

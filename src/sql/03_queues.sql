@@ -1,14 +1,16 @@
 CREATE FUNCTION fanout.create_queue(
     queue text, concurrency int DEFAULT NULL, worker_concurrency int DEFAULT NULL, lease interval DEFAULT '60 s',
     max_attempts int DEFAULT 5, backoff interval DEFAULT '1 s', backoff_max interval DEFAULT '5 min',
-    max_backlog bigint DEFAULT NULL, synchronous_claims boolean DEFAULT false, if_not_exists boolean DEFAULT false)
+    max_backlog bigint DEFAULT NULL, synchronous_claims boolean DEFAULT false,
+    partition_concurrency int DEFAULT NULL, if_not_exists boolean DEFAULT false)
     RETURNS boolean AS 'MODULE_PATHNAME', 'fanout_create_queue' LANGUAGE C VOLATILE;
 COMMENT ON FUNCTION fanout.create_queue IS 'creates a queue, owned by the current role; true if it was created';
 
 CREATE FUNCTION fanout.alter_queue(
     queue text, concurrency int DEFAULT NULL, worker_concurrency int DEFAULT NULL, lease interval DEFAULT NULL,
     max_attempts int DEFAULT NULL, backoff interval DEFAULT NULL, backoff_max interval DEFAULT NULL,
-    max_backlog bigint DEFAULT NULL, synchronous_claims boolean DEFAULT NULL, unset text[] DEFAULT '{}')
+    max_backlog bigint DEFAULT NULL, synchronous_claims boolean DEFAULT NULL,
+    partition_concurrency int DEFAULT NULL, unset text[] DEFAULT '{}')
     RETURNS void AS 'MODULE_PATHNAME', 'fanout_alter_queue' LANGUAGE C VOLATILE;
 COMMENT ON FUNCTION fanout.alter_queue IS 'changes the settings that are given; unset names limits to take away';
 
@@ -27,6 +29,19 @@ COMMENT ON FUNCTION fanout.resume_queue IS 'gives out tasks of the queue again; 
 CREATE FUNCTION fanout.purge_queue(queue text) RETURNS bigint
     AS 'MODULE_PATHNAME', 'fanout_purge_queue' LANGUAGE C VOLATILE;
 COMMENT ON FUNCTION fanout.purge_queue IS 'cancels every task of the queue that waits; the number of them';
+
+CREATE FUNCTION fanout.set_partition(
+    queue text, key text, concurrency int DEFAULT NULL, weight int DEFAULT NULL, unset text[] DEFAULT '{}') RETURNS void
+    AS 'MODULE_PATHNAME', 'fanout_set_partition' LANGUAGE C VOLATILE;
+COMMENT ON FUNCTION fanout.set_partition IS 'gives a partition of the queue a limit and a share of its own';
+
+CREATE FUNCTION fanout.pause_partition(queue text, key text) RETURNS boolean
+    AS 'MODULE_PATHNAME', 'fanout_pause_partition' LANGUAGE C VOLATILE;
+COMMENT ON FUNCTION fanout.pause_partition IS 'stops giving out tasks of the partition; true if it was not paused before';
+
+CREATE FUNCTION fanout.resume_partition(queue text, key text) RETURNS boolean
+    AS 'MODULE_PATHNAME', 'fanout_resume_partition' LANGUAGE C VOLATILE;
+COMMENT ON FUNCTION fanout.resume_partition IS 'gives out tasks of the partition again; true if it was paused before';
 
 CREATE FUNCTION fanout.grant_queue(queue text, role regrole, privileges text[] DEFAULT '{enqueue,dequeue}') RETURNS void
     AS 'MODULE_PATHNAME', 'fanout_grant_queue' LANGUAGE C VOLATILE;

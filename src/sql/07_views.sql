@@ -21,6 +21,11 @@ CREATE FUNCTION fanout._live_leases(
     OUT claimed_at timestamptz, OUT lease_until timestamptz, OUT session_pid int, OUT committed boolean)
     RETURNS SETOF record AS 'MODULE_PATHNAME', 'fanout_live_leases' LANGUAGE C VOLATILE ROWS 100;
 
+CREATE FUNCTION fanout._live_lanes(
+    OUT queue_id int, OUT lane bigint, OUT sample_task bigint, OUT ready bigint, OUT running int, OUT concurrency int,
+    OUT startable int, OUT more_on_disk boolean)
+    RETURNS SETOF record AS 'MODULE_PATHNAME', 'fanout_live_lanes' LANGUAGE C VOLATILE ROWS 1000;
+
 CREATE FUNCTION fanout.status(OUT item text, OUT value text) RETURNS SETOF record
     AS 'MODULE_PATHNAME', 'fanout_status' LANGUAGE C VOLATILE ROWS 20;
 COMMENT ON FUNCTION fanout.status IS 'what the extension is doing in this database: versions, processes, use of memory';
@@ -28,7 +33,7 @@ COMMENT ON FUNCTION fanout.status IS 'what the extension is doing in this databa
 CREATE VIEW fanout.queues WITH (security_barrier) AS
     SELECT q.name AS queue, q.owner::text AS owner, q.paused,
            l.scheduled, l.ready, l.running, l.oldest_ready, now() - l.oldest_ready AS oldest_ready_age,
-           q.concurrency, q.worker_concurrency, q.max_backlog,
+           q.concurrency, q.worker_concurrency, q.partition_concurrency, q.max_backlog,
            q.lease, q.max_attempts, q.backoff, q.backoff_max, q.synchronous_claims,
            l.waiting_workers, l.in_memory,
            l.enqueued, l.dequeued, l.succeeded, l.failed, l.cancelled,
@@ -38,10 +43,19 @@ CREATE VIEW fanout.queues WITH (security_barrier) AS
      WHERE fanout._queue_visible(q.id);
 COMMENT ON VIEW fanout.queues IS 'queues with their settings and live counts; counters and rates are since the server started';
 
+CREATE VIEW fanout.partitions WITH (security_barrier) AS
+    SELECT q.name AS queue, coalesce(p.key, (SELECT t.partition_key FROM fanout.task t WHERE t.id = l.sample_task)) AS partition_key,
+           l.ready, l.more_on_disk, l.running, coalesce(l.concurrency, p.concurrency, q.partition_concurrency) AS concurrency,
+           coalesce(p.weight, 1) AS weight, coalesce(p.paused, false) AS paused, l.startable
+      FROM fanout._live_lanes() l FULL JOIN fanout.partition p ON p.queue = l.queue_id AND p.lane = l.lane
+      JOIN fanout.queue q ON q.id = coalesce(l.queue_id, p.queue)
+     WHERE fanout._queue_visible(q.id);
+COMMENT ON VIEW fanout.partitions IS 'partitions that are in memory, as they have tasks, or have settings';
+
 CREATE VIEW fanout.tasks WITH (security_barrier) AS
     SELECT t.id AS task, q.name AS queue, t.name, t.args,
            CASE o.status WHEN 's' THEN 'succeeded' WHEN 'f' THEN 'failed' WHEN 'c' THEN 'cancelled' ELSE l.state END AS state,
-           coalesce(t.priority, 0) AS priority, t.batch, t.parent, t.enqueued_at, CASE WHEN o.task IS NULL THEN coalesce(l.due, t.run_at) ELSE t.run_at END AS run_at,
+           coalesce(t.priority, 0) AS priority, t.partition_key, t.batch, t.parent, t.enqueued_at, CASE WHEN o.task IS NULL THEN coalesce(l.due, t.run_at) ELSE t.run_at END AS run_at,
            coalesce(o.attempt::int, l.attempt) AS attempt, coalesce(t.max_attempts::int, q.max_attempts) AS max_attempts,
            coalesce(o.lease, l.lease) AS lease, coalesce(o.worker, l.worker) AS worker, l.lease_until,
            o.finished_at, CASE WHEN o.status = 's' THEN o.value END AS result,

@@ -1,0 +1,52 @@
+/*
+ * lane.h
+ *		The lanes of a queue, and whose turn it is.
+ *
+ * All of it expects the dispatcher lock to be held, and cannot throw.
+ */
+#ifndef FANOUT_LANE_H
+#define FANOUT_LANE_H
+
+#include "shared_state.h"
+
+static inline Queue *
+queue_of_lane(const Lane *lane)
+{
+	return &fanout_queues[lane->key.queue];
+}
+
+/* A lane of a partition that has fewer tasks in memory than this asks for a refill, if there are more on disk. */
+#define LANE_LOW	8
+
+/* The lane of a partition, entered if it is not known yet; NULL if there is no room for one. */
+extern Lane *lane_for(Queue *queue, int64 partition);
+
+/* Give it settings of its own, or take them away; false if there is no room for the lane. */
+extern bool lane_set(Queue *queue, int64 partition, const LaneSettings *settings);
+
+/* How many of its tasks may run at one time; 0: any number. */
+extern int32 lane_limit(const Lane *lane);
+
+/* To be called when one of the reasons why a lane is in memory has gone. */
+extern void lane_release(Lane *lane);
+
+/* Its ready tasks. */
+extern void lane_add(Lane *lane, Task *task);
+extern void lane_take(Lane *lane, Task *task);
+extern void lane_leave_on_disk(Lane *lane, int64 key, int64 id);
+extern Task *lane_first(const Lane *lane);
+
+/* Its permits. */
+extern void lane_take_permit(Lane *lane);
+extern void lane_give_permit(Lane *lane);
+
+/* To be called when its limit, or what of it is on disk, has changed. */
+extern void lane_settle(Lane *lane);
+extern void queue_settle_lanes(Queue *queue);
+
+/* Whose turn it is. */
+extern Lane *queue_next_lane(const Queue *queue);
+extern void lane_serve(Lane *lane);
+extern void lane_unserve(Lane *lane);
+
+#endif							/* FANOUT_LANE_H */

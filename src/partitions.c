@@ -1,0 +1,315 @@
+/*
+ * partitions.c
+ *		Settings of single partitions, and what is to be seen of all.
+ *
+ * A partition needs no settings: it is there as long as it has tasks.  One
+ * that has some keeps its lane in memory, so that they are at hand whenever a
+ * task comes.
+ */
+#include "postgres.h"
+
+#include "access/xlog.h"
+#include "catalog/pg_type.h"
+#include "common/hashfn.h"
+#include "miscadmin.h"
+#include "utils/builtins.h"
+
+#include "arguments.h"
+#include "commit_hooks.h"
+#include "lane.h"
+#include "partitions.h"
+#include "registry.h"
+#include "spi.h"
+#include "views.h"
+
+PG_FUNCTION_INFO_V1(fanout_set_partition);
+PG_FUNCTION_INFO_V1(fanout_pause_partition);
+PG_FUNCTION_INFO_V1(fanout_resume_partition);
+PG_FUNCTION_INFO_V1(fanout_live_lanes);
+
+#define LANE_SETTINGS_COLUMNS "concurrency, weight, paused"
+
+static SpiStatement upsert_partition = {
+	"INSERT INTO fanout.partition AS p (queue, key, lane, concurrency, weight)"
+	" VALUES ($1, $2, $3, CASE WHEN 'concurrency' = ANY ($6) THEN NULL ELSE $4 END, coalesce($5, 1))"
+	" ON CONFLICT (queue, key) DO UPDATE SET weight = coalesce($5, p.weight),"
+	" concurrency = CASE WHEN 'concurrency' = ANY ($6) THEN NULL ELSE coalesce($4, p.concurrency) END"
+	" RETURNING " LANE_SETTINGS_COLUMNS,
+	6, {INT4OID, TEXTOID, INT8OID, INT4OID, INT4OID, TEXTARRAYOID}
+};
+static SpiStatement pause_partition = {
+	"INSERT INTO fanout.partition AS p (queue, key, lane, paused) VALUES ($1, $2, $3, true)"
+	" ON CONFLICT (queue, key) DO UPDATE SET paused = true WHERE NOT p.paused RETURNING " LANE_SETTINGS_COLUMNS,
+	3, {INT4OID, TEXTOID, INT8OID}
+};
+static SpiStatement resume_partition = {
+	"UPDATE fanout.partition SET paused = false WHERE queue = $1 AND key = $2 AND lane = $3 AND paused"
+	" RETURNING " LANE_SETTINGS_COLUMNS,
+	3, {INT4OID, TEXTOID, INT8OID}
+};
+static SpiStatement select_partitions = {
+	"SELECT queue, lane, " LANE_SETTINGS_COLUMNS " FROM fanout.partition", 0, {0}
+};
+
+int64
+partition_of(text *key)
+{
+	int			length = VARSIZE_ANY_EXHDR(key);
+	int64		hash;
+
+	if (length == 0 || length > PARTITION_KEY_MAX)
+		ereport(ERROR,
+				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
+				 errmsg("invalid partition key"),
+				 errdetail("A partition key must have from 1 to %d bytes.", PARTITION_KEY_MAX)));
+	hash = (int64) hash_bytes_extended((unsigned char *) VARDATA_ANY(key), length, 0);
+	return hash != 0 ? hash : 1;
+}
+
+static LaneSettings
+read_settings(uint64 row, int first_column)
+{
+	LaneSettings settings = {0};
+	bool		isnull;
+	Datum		concurrency = spi_value(row, first_column, &isnull);
+
+	settings.concurrency = isnull ? 0 : DatumGetInt32(concurrency);
+	settings.weight = DatumGetInt32(spi_value(row, first_column + 1, &isnull));
+	settings.paused = DatumGetBool(spi_value(row, first_column + 2, &isnull));
+	return settings;
+}
+
+/* For a rebuild, before tasks are loaded. */
+void
+partitions_load(Database *database)
+{
+	SpiScope	scope;
+	uint64		rows;
+
+	spi_begin(&scope);
+	rows = spi_read_latest(&select_partitions, NULL, NULL);
+	for (uint64 i = 0; i < rows; i++)
+	{
+		bool		isnull;
+		int32		queue_id = DatumGetInt32(spi_value(i, 1, &isnull));
+		int64		partition = spi_int64(i, 2);
+		LaneSettings settings = read_settings(i, 3);
+		Queue	   *queue;
+		bool		forgotten;
+
+		dispatcher_lock();
+		queue = queue_find(database->db, queue_id);
+		forgotten = queue != NULL && !lane_set(queue, partition, &settings);
+		dispatcher_unlock();
+		if (forgotten)
+			ereport(WARNING,
+					(errmsg("pg_fanout has no place in memory for the settings of a partition"),
+					 errhint("Raise pg_fanout.max_lanes and restart the server.")));
+	}
+	spi_end(&scope);
+}
+
+/* The lane will have settings: it is to stay from now on. */
+static void
+keep_lane(const QueueRef *ref, int64 partition)
+{
+	Lane	   *lane = NULL;
+	bool		gone;
+
+	dispatcher_lock();
+	gone = !queue_ref_is_valid(ref);
+	if (!gone)
+		lane = lane_for(ref->queue, partition);
+	if (lane != NULL)
+		lane->named = true;
+	dispatcher_unlock();
+
+	if (gone)
+		throw_queue_gone(ref->name);
+	if (lane == NULL)
+		ereport(ERROR,
+				(errcode(ERRCODE_CONFIGURATION_LIMIT_EXCEEDED),
+				 errmsg("too many partitions"),
+				 errhint("Raise pg_fanout.max_lanes and restart the server.")));
+}
+
+/* Change the settings by the statement, whose first parameters are those of every partition; false if it did nothing. */
+static bool
+change_partition(FunctionCallInfo fcinfo, SpiStatement *statement, Datum *values, const char *nulls)
+{
+	SpiScope	scope;
+	QueueRef	ref;
+	int64		partition;
+	bool		changed;
+
+	require_arg(fcinfo, 0, "queue");
+	require_arg(fcinfo, 1, "key");
+	ref = registry_queue(PG_GETARG_TEXT_PP(0), PRIVILEGE_MANAGE);
+	partition = partition_of(PG_GETARG_TEXT_PP(1));
+	values[0] = Int32GetDatum(ref.id);
+	values[1] = PG_GETARG_DATUM(1);
+	values[2] = Int64GetDatum(partition);
+
+	spi_begin(&scope);
+	changed = spi_run(statement, values, nulls) == 1;
+	if (changed)
+	{
+		LaneSettings settings = read_settings(0, 1);
+
+		pending_prepare(1);
+		keep_lane(&ref, partition);
+		pending_lane_set(ref.queue, partition, &settings);
+	}
+	spi_end(&scope);
+	return changed;
+}
+
+static void
+check_unset(ArrayType *unset)
+{
+	Datum	   *names;
+	bool	   *nulls;
+	int			count = array_elements(unset, TEXTOID, "unset", &names, &nulls, false);
+
+	for (int i = 0; i < count; i++)
+	{
+		char	   *name = TextDatumGetCString(names[i]);
+
+		if (strcmp(name, "concurrency") != 0)
+			ereport(ERROR,
+					(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
+					 errmsg("cannot unset \"%s\"", name),
+					 errdetail("Only concurrency can be unset.")));
+	}
+}
+
+Datum
+fanout_set_partition(PG_FUNCTION_ARGS)
+{
+	Datum		values[6];
+	char		nulls[7] = "      ";
+
+	require_writable("fanout.set_partition()");
+	for (int i = 2; i < 4; i++)
+	{
+		if (!PG_ARGISNULL(i) && PG_GETARG_INT32(i) < 1)
+			ereport(ERROR,
+					(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
+					 errmsg("%s must be at least 1", i == 2 ? "concurrency" : "weight")));
+		values[i + 1] = PG_ARGISNULL(i) ? (Datum) 0 : PG_GETARG_DATUM(i);
+		nulls[i + 1] = PG_ARGISNULL(i) ? 'n' : ' ';
+	}
+	if (!PG_ARGISNULL(3) && PG_GETARG_INT32(3) > LANE_WEIGHT_MAX)
+		ereport(ERROR,
+				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
+				 errmsg("weight must be from 1 to %d", LANE_WEIGHT_MAX)));
+	if (!PG_ARGISNULL(4))
+		check_unset(PG_GETARG_ARRAYTYPE_P(4));
+	values[5] = PG_ARGISNULL(4) ? (Datum) 0 : PG_GETARG_DATUM(4);
+	nulls[5] = PG_ARGISNULL(4) ? 'n' : ' ';
+	(void) change_partition(fcinfo, &upsert_partition, values, nulls);
+	PG_RETURN_VOID();
+}
+
+Datum
+fanout_pause_partition(PG_FUNCTION_ARGS)
+{
+	Datum		values[3];
+
+	require_writable("fanout.pause_partition()");
+	PG_RETURN_BOOL(change_partition(fcinfo, &pause_partition, values, NULL));
+}
+
+Datum
+fanout_resume_partition(PG_FUNCTION_ARGS)
+{
+	Datum		values[3];
+
+	require_writable("fanout.resume_partition()");
+	PG_RETURN_BOOL(change_partition(fcinfo, &resume_partition, values, NULL));
+}
+
+/* What is shown of a lane, copied out. */
+typedef struct LiveLane
+{
+	int32		queue_id;
+	int64		partition;
+	int64		sample_task;
+	int64		ready;
+	int32		running;
+	int32		concurrency;
+	int32		startable;
+	bool		more_on_disk;
+} LiveLane;
+
+/* Copy the lanes of this database's partitions; their number. */
+static int64
+copy_lanes(LiveLane **lanes)
+{
+	int64		room = fanout_max_lanes;
+	int64		count = 0;
+
+	*lanes = MemoryContextAllocHuge(CurrentMemoryContext, room * sizeof(LiveLane));
+	dispatcher_lock();
+	for (int i = 0; i < fanout_shared->queue_high; i++)
+	{
+		Queue	   *queue = &fanout_queues[i];
+		dlist_iter	iter;
+
+		if (queue->state == QUEUE_FREE || queue->db != MyDatabaseId)
+			continue;
+		dlist_foreach(iter, &queue->lanes)
+		{
+			Lane	   *lane = dlist_container(Lane, link, iter.cur);
+			LiveLane   *live = &(*lanes)[count++];
+
+			live->queue_id = queue->id;
+			live->partition = lane->key.partition;
+			live->sample_task = lane->sample_task;
+			live->ready = lane->ready.set.count;
+			live->running = lane->running;
+			live->concurrency = lane_limit(lane);
+			live->startable = lane->startable;
+			live->more_on_disk = lane->ready.bounded;
+		}
+	}
+	dispatcher_unlock();
+	return count;
+}
+
+Datum
+fanout_live_lanes(PG_FUNCTION_ARGS)
+{
+	ResultSet	set;
+	VisibleQueues *visible;
+	LiveLane   *lanes;
+	int64		count;
+
+	require_preload();
+	set = result_set_begin(fcinfo);
+	if (RecoveryInProgress())
+		return (Datum) 0;
+
+	visible = read_visible_queues();
+	count = copy_lanes(&lanes);
+	for (int64 i = 0; i < count; i++)
+	{
+		LiveLane   *lane = &lanes[i];
+		Datum		values[8];
+		bool		nulls[8] = {false};
+
+		if (!queue_is_visible(visible, lane->queue_id))
+			continue;
+		values[0] = Int32GetDatum(lane->queue_id);
+		values[1] = Int64GetDatum(lane->partition);
+		values[2] = Int64GetDatum(lane->sample_task);
+		values[3] = Int64GetDatum(lane->ready);
+		values[4] = Int32GetDatum(lane->running);
+		values[5] = Int32GetDatum(lane->concurrency);
+		nulls[5] = lane->concurrency == 0;
+		values[6] = Int32GetDatum(lane->startable);
+		values[7] = BoolGetDatum(lane->more_on_disk);
+		result_set_add(&set, values, nulls);
+	}
+	return (Datum) 0;
+}
