@@ -8,6 +8,10 @@
 #include "dispatch.h"
 #include "registry.h"
 
+#if PG_VERSION_NUM < 180000
+#define pg_noreturn	pg_attribute_noreturn()
+#endif
+
 #define ERRCODE_LEASE_LOST			MAKE_SQLSTATE('F', 'O', '0', '0', '1')
 #define ERRCODE_BACKLOG_FULL		MAKE_SQLSTATE('F', 'O', '0', '0', '3')
 #define ERRCODE_STEP_MISMATCH		MAKE_SQLSTATE('F', 'O', '0', '0', '4')
@@ -45,6 +49,6 @@ typedef enum LeaseUse
  */
 extern bool lease_hold(int64 lease, LeaseUse use, HeldLease *held);
 
-extern void throw_lease_lost(int64 lease) pg_attribute_noreturn();
+pg_noreturn extern void throw_lease_lost(int64 lease);
 
 #endif							/* FANOUT_LEASE_H */
