@@ -185,3 +185,6 @@ RESET ROLE;
 SELECT fanout.revoke_queue('q', 'partition_user');
 DROP OWNED BY partition_user;
 DROP ROLE partition_user;
+
+DROP FUNCTION test.put, test.take, test.lanes;
+SELECT count(fanout.drop_queue(queue, force => true)) FROM fanout.queues;

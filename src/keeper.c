@@ -549,7 +549,11 @@ fanout_keeper_main(Datum arg)
 	BackgroundWorkerUnblockSignals();
 	BackgroundWorkerInitializeConnectionByOid(db, InvalidOid, 0);
 	pgstat_report_activity(STATE_IDLE, NULL);
+	(void) set_config_option("lock_timeout", "0", PGC_USERSET, PGC_S_OVERRIDE, GUC_ACTION_SET, true, 0, false);
 	(void) set_config_option("statement_timeout", "0", PGC_USERSET, PGC_S_OVERRIDE, GUC_ACTION_SET, true, 0, false);
+#if PG_VERSION_NUM >= 170000
+	(void) set_config_option("transaction_timeout", "0", PGC_USERSET, PGC_S_OVERRIDE, GUC_ACTION_SET, true, 0, false);
+#endif
 	(void) set_config_option("synchronous_commit", "on", PGC_USERSET, PGC_S_OVERRIDE, GUC_ACTION_SET, true, 0, false);
 	(void) set_config_option("default_transaction_read_only", "off", PGC_USERSET, PGC_S_OVERRIDE, GUC_ACTION_SET, true, 0, false);
 	(void) set_config_option("default_transaction_isolation", "read committed", PGC_USERSET, PGC_S_OVERRIDE, GUC_ACTION_SET, true, 0, false);

@@ -51,6 +51,6 @@ extern bool lease_hold(int64 lease, LeaseUse use, HeldLease *held);
 /* The same for several, to extend, write or complete; held[i].lease is 0 where one is not live. */
 extern void lease_hold_many(const Datum *leases, int count, LeaseUse use, HeldLease *held);
 
-extern void throw_lease_lost(int64 lease) pg_attribute_noreturn();
+pg_noreturn extern void throw_lease_lost(int64 lease);
 
 #endif							/* FANOUT_LEASE_H */

@@ -8,6 +8,10 @@
 
 #include "shared_state.h"
 
+#if PG_VERSION_NUM < 180000
+#define pg_noreturn	pg_attribute_noreturn()
+#endif
+
 typedef enum LogRelation
 {
 	LOG_TASK,
@@ -60,7 +64,7 @@ extern bool registry_queue_by_id(int32 id, QueuePrivilege privilege, QueueRef *r
 extern bool queue_ref_is_valid(const QueueRef *ref);
 
 /* It was there a moment ago: throws 42704. */
-extern void throw_queue_gone(const char *name) pg_attribute_noreturn();
+pg_noreturn extern void throw_queue_gone(const char *name);
 
 /* The id of the queue that was looked up last, if the caller may use it so, or 0. */
 extern int32 registry_recent_queue(QueuePrivilege privilege);
