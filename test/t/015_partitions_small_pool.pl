@@ -1,0 +1,109 @@
+# Far more partitions than there is memory for: 64 tasks, 16 lanes, 100 partitions.
+#
+# Promise 2: every task is delivered, and once. Promise 4: never more of a partition at one time than its limit. A
+# partition with a limit of one is first-in, first-out whatever fits into memory. Promise 1: what was rolled back or
+# cancelled never comes.
+
+use strict;
+use warnings FATAL => 'all';
+
+use FindBin;
+use lib $FindBin::RealBin;
+
+use FanoutTest;
+use PostgreSQL::Test::Cluster;
+use PostgreSQL::Test::Utils;
+use Test::More;
+
+my $node = new_node('main', conf => "pg_fanout.max_tracked_tasks = 64\npg_fanout.max_lanes = 16");
+
+$node->safe_psql('postgres', <<'EOS');
+SELECT fanout.create_queue('p', partition_concurrency => 1, lease => '1 hour');
+CREATE TABLE delivered (n bigserial, task bigint, worker text, began timestamptz, ended timestamptz);
+
+-- Tasks of all partitions in one call, of one partition, of none, of another priority, and some that come to nothing
+CREATE PROCEDURE produce_for(partitions int, transactions int) LANGUAGE plpgsql AS $$
+BEGIN
+	FOR i IN 1 .. transactions LOOP
+		PERFORM fanout.enqueue_many('p', 'mixed', array_fill('{}'::jsonb, ARRAY[partitions]),
+			partition_keys => ARRAY(SELECT 'key' || k FROM generate_series(1, partitions) k ORDER BY (k * i) % 7, k));
+		PERFORM fanout.enqueue_many('p', 'one', array_fill('{}'::jsonb, ARRAY[5]), partition_key => 'key' || i % partitions + 1);
+		PERFORM fanout.enqueue('p', 'first', partition_key => 'key' || i % 3 + 1, priority => -i % 3);
+		PERFORM fanout.enqueue('p', 'main');
+		PERFORM fanout.enqueue('p', 'delayed', partition_key => 'key' || i % 5 + 1, delay => '5 ms');
+		COMMIT;
+		PERFORM fanout.enqueue_many('p', 'rolled back', array_fill('{}'::jsonb, ARRAY[20]), partition_key => 'key' || i);
+		ROLLBACK;
+	END LOOP;
+END $$;
+
+-- Work until nothing has come for so long: some at once, now and then rolled back, failed or released
+CREATE PROCEDURE work_off(worker_name text, patience interval) LANGUAGE plpgsql AS $$
+DECLARE
+	took record;
+	turn int := 0;
+	since timestamptz;
+BEGIN
+	LOOP
+		turn := turn + 1;
+		SELECT array_agg(d.task ORDER BY d.ordinality) AS tasks, array_agg(d.lease ORDER BY d.ordinality) AS leases INTO took
+		  FROM fanout.dequeue('p', worker_name, max_tasks => turn % 7 + 1, wait => patience) WITH ORDINALITY d;
+		since := clock_timestamp();
+		EXIT WHEN took.tasks IS NULL;
+		IF turn % 11 = 0 THEN
+			ROLLBACK;
+			CONTINUE;
+		END IF;
+		COMMIT;
+		IF turn % 13 = 0 THEN
+			PERFORM fanout.release(took.leases);
+		ELSE
+			INSERT INTO delivered (task, worker, began, ended)
+				SELECT t, worker_name, since, clock_timestamp() FROM unnest(took.tasks) t;
+			PERFORM fanout.complete(took.leases);
+		END IF;
+		COMMIT;
+	END LOOP;
+END $$;
+EOS
+
+ok(finish_clients(map { start_client($node, 'CALL produce_for(100, 10)') } 1 .. 2), 'producers');
+is($node->safe_psql('postgres', "SELECT ready + scheduled FROM fanout.queues"), 2 * 10 * 108, 'the counts include what is not in memory');
+cmp_ok($node->safe_psql('postgres', 'SELECT count(*) FROM fanout.partitions'), '<=', 16, 'most partitions are not in memory');
+
+# On with it at once, with more that arrives, and a crash in the middle
+my @clients = map { start_client($node, "CALL work_off('w$_', '5 s')") } 1 .. 3;
+push @clients, start_client($node, 'CALL produce_for(60, 10)');
+$node->poll_query_until('postgres', 'SELECT count(*) > 500 FROM delivered') or die 'nothing is delivered';
+is($node->safe_psql('postgres', <<'EOS'), 0, 'promise 4: no partition runs more than one at a time');
+SELECT count(*) FROM (SELECT t.partition_key FROM fanout.leases l JOIN fanout.task t ON t.id = l.task
+	WHERE t.partition_key IS NOT NULL GROUP BY 1 HAVING count(*) > 1) more
+EOS
+$node->stop('immediate');
+finish_clients(@clients);
+$node->start;
+wait_for_memory($node);
+$node->safe_psql('postgres', 'SELECT fanout.release(coalesce(array_agg(lease), \'{}\')) FROM fanout.leases');
+ok(finish_clients(map { start_client($node, "CALL work_off('w$_', '5 s')") } 1 .. 3), 'workers');
+
+is($node->safe_psql('postgres', "SELECT state, count(*) FROM fanout.tasks WHERE state <> 'succeeded' GROUP BY 1"),
+	'', 'promise 2: all is delivered');
+is($node->safe_psql('postgres', 'SELECT count(*) - count(DISTINCT task) FROM delivered'), 0, 'promise 2: each once');
+is($node->safe_psql('postgres', "SELECT count(*) FROM fanout.tasks WHERE name = 'rolled back'"), 0, 'promise 1');
+is($node->safe_psql('postgres', "SELECT value FROM fanout.status() WHERE item IN ('tasks in memory', 'leases in memory')"),
+	"0 of 64\n0 of 64", 'memory is empty again');
+is($node->safe_psql('postgres', 'SELECT count(*) FROM fanout.partitions'), 0, 'and so are the lanes');
+
+# One worker, one partition after the other: in order, although most of it was left on disk
+$node->safe_psql('postgres', <<'EOS');
+TRUNCATE delivered;
+SELECT count(fanout.enqueue('p', 'ordered', to_jsonb(i), partition_key => 'key' || i % 90)) FROM generate_series(1, 1800) i;
+EOS
+$node->safe_psql('postgres', "CALL work_off('w', '1 s')");
+is($node->safe_psql('postgres', <<'EOS'), "1800|0", 'promise 4: with a limit of one, a partition is first-in, first-out');
+SELECT count(*), count(*) FILTER (WHERE task < before) FROM
+	(SELECT task, lag(task) OVER (PARTITION BY partition_key ORDER BY n) AS before FROM delivered JOIN fanout.tasks USING (task)) d
+EOS
+
+$node->stop;
+done_testing();
