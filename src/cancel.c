@@ -53,6 +53,7 @@ read_task(int64 task, TaskSeed *seed, int32 *queue_id)
 		seed->task = task;
 		seed->priority = nulls[TASK_PRIORITY] ? 0 : DatumGetInt32(row[TASK_PRIORITY]);
 		seed->partition = nulls[TASK_LANE] ? 0 : DatumGetInt64(row[TASK_LANE]);
+		seed->cost = nulls[TASK_COST] ? 1 : DatumGetInt32(row[TASK_COST]);
 		seed->batch = nulls[TASK_BATCH] ? 0 : DatumGetInt64(row[TASK_BATCH]);
 		seed->max_attempts = nulls[TASK_MAX_ATTEMPTS] ? 0 : DatumGetInt16(row[TASK_MAX_ATTEMPTS]);
 		seed->timed = !nulls[TASK_RUN_AT];

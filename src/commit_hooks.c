@@ -485,8 +485,7 @@ apply(const Pending *op, TimestampTz now)
 			queue = queue_of_note(op);
 			if (queue != NULL)
 			{
-				queue->settings = op->u.settings;
-				queue_settle_lanes(queue);
+				queue_set(queue, &op->u.settings);
 				queue_wake(queue);
 			}
 			break;

@@ -400,7 +400,7 @@ look_only(const QueueList *list, const DequeueOptions *options, Claim *claims)
 		if (queue->state != QUEUE_OPEN || queue->settings.paused)
 			continue;
 		(void) queue_promote_due(queue, now);
-		if (queue->startable > 0 && queue_admits(queue, options->worker))
+		if (queue_startable(queue) > 0 && queue_admits(queue, options->worker))
 			return 1;
 	}
 	return 0;

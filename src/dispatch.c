@@ -223,6 +223,7 @@ enter_from_seed(Queue *queue, Lane *lane, const TaskSeed *seed)
 	task->queue = queue_index(queue);
 	task->batch = seed->batch;
 	task->priority = seed->priority;
+	task->cost = Max(seed->cost, 1);
 	task->max_attempts = seed->max_attempts;
 	task->node.key = seed->timed ? seed->run_at : seed->priority;
 	task->flags = (seed->timed ? TASK_FLAG_TIMED : 0) | (seed->early_join ? TASK_FLAG_EARLY_JOIN : 0);
@@ -449,6 +450,8 @@ task_rebuild(Queue *queue, const TaskSeed *seed, ItemPointer tid, int attempts, 
 bool
 queue_promote_due(Queue *queue, TimestampTz now)
 {
+	if (!queue_release_throttled(queue, now))
+		return false;
 	for (int i = 0; i < FANOUT_WORK_CHUNK; i++)
 	{
 		OrderNode  *first = queue->scheduled.set.first;
@@ -467,6 +470,154 @@ queue_promote_due(Queue *queue, TimestampTz now)
 		insert_ready(task);
 	}
 	return false;
+}
+
+static RateView
+rate_of(Queue *queue)
+{
+	return (RateView) {
+		.log = &queue->rate_log,
+		.limits = queue->settings.rates,
+		.uses = queue->rate_uses,
+		.count = queue->settings.rate_count
+	};
+}
+
+/*
+ * When the queue lets the task whose turn it is start, as far as its rates
+ * go and its workers' word to wait; 0: now.  Who is told a later time is woken
+ * then.
+ */
+TimestampTz
+queue_admits_start(Queue *queue, TimestampTz now)
+{
+	RateView	rate = rate_of(queue);
+	Lane	   *lane = queue_next_lane(queue);
+	TimestampTz at = 0;
+
+	if (queue->settings.held_until > now)
+		at = queue->settings.held_until;
+	else if (rate.count > 0 && lane != NULL)
+	{
+		int32		cost = lane_first(lane)->cost;
+
+		at = rate_admits(&rate, cost, now);
+		if (at == 0 && queue->unjournaled > 0 && queue->unjournaled + cost > rate_slack(&rate))
+			at = now + fanout_journal_interval * INT64CONST(1000);	/* the journal wakes us before that */
+	}
+	if (at != 0)
+		keeper_wake_by(database_of(queue), at);
+	return at;
+}
+
+/* How many tasks may start now, as far as lanes and rates go. */
+int64
+queue_startable(Queue *queue)
+{
+	RateView	rate = rate_of(queue);
+	TimestampTz now;
+
+	if (queue->startable == 0 || (rate.count == 0 && queue->settings.held_until == 0))
+		return queue->startable;
+	now = GetCurrentTimestamp();
+	if (queue_admits_start(queue, now) != 0)
+		return 0;
+	return rate.count > 0 ? Min(queue->startable, Max(rate_left(&rate, now), 1)) : queue->startable;
+}
+
+/* The queue gets these settings. */
+void
+queue_set(Queue *queue, const QueueSettings *settings)
+{
+	RateView	rate;
+
+	queue->settings = *settings;
+	rate = rate_of(queue);
+	memset(queue->rate_uses, 0, sizeof(queue->rate_uses));
+	if (rate.count > 0)
+		rate_recount(&rate, GetCurrentTimestamp());
+	else
+		rate_log_free(&queue->rate_log);
+	queue_settle_lanes(queue);
+}
+
+/* The task starts under the lease: rate limits remember it. */
+static void
+note_start(Queue *queue, Task *task, Lease *lease, TimestampTz now)
+{
+	RateView	rate = rate_of(queue);
+
+	lease->cost = lane_start(task->lane, task->cost, now);
+	if (rate.count > 0)
+	{
+		lease->cost = task->cost;
+		(void) rate_take(&rate, task->cost, now);
+	}
+	lease->unjournaled = lease->cost > 0;
+	queue->unjournaled += lease->cost;
+}
+
+/* What the lease's start has taken of rate limits is on disk by now, or was given back. */
+void
+lease_start_journaled(Lease *lease)
+{
+	Queue	   *queue;
+
+	if (!lease->unjournaled || lease->task == NULL)
+		return;
+	queue = queue_of(lease->task);
+	lease->unjournaled = false;
+	queue->unjournaled -= Min(queue->unjournaled, lease->cost);
+	lane_journaled(lease->task->lane, lease->cost);
+	queue_wake(queue);
+}
+
+/* The claim was undone: give back what its start has taken. */
+static void
+undo_start(Queue *queue, Lease *lease)
+{
+	RateView	rate = rate_of(queue);
+
+	if (lease->cost == 0)
+		return;
+	if (rate.count > 0)
+		rate_give_back(&rate, lease->claimed_at, lease->cost);
+	lane_unstart(lease->task->lane, lease->cost, lease->claimed_at);
+	lease_start_journaled(lease);
+}
+
+/* For a rebuild: a task has started then.  To be told in the order of time. */
+void
+queue_remember_start(Queue *queue, int64 partition, int32 cost, TimestampTz at)
+{
+	RateView	rate = rate_of(queue);
+	Lane	   *lane = NULL;
+
+	if (rate.count > 0)
+		(void) rate_take(&rate, cost, at);
+	if (partition != 0)
+		lane = lane_for(queue, partition);
+	if (lane != NULL)
+	{
+		lane_remember_start(lane, cost, at);
+		lane_settle(lane);
+		lane_release(lane);
+	}
+}
+
+/* For a rebuild: some may have started that were not on disk yet. */
+void
+queue_remember_unknown_starts(Queue *queue, TimestampTz now)
+{
+	RateView	rate = rate_of(queue);
+
+	dlist_iter	iter;
+
+	queue->loaded_at = now;
+	if (rate.count > 0)
+		(void) rate_take(&rate, rate_slack(&rate), now);
+	dlist_foreach(iter, &queue->lanes)
+		lane_remember_unknown_starts(dlist_container(Lane, link, iter.cur), now);
 }
 
 /* Does a limit leave the worker (NULL: any) a permit, if so many more were given back? */
@@ -579,6 +730,7 @@ lease_end(Lease *lease)
 	Worker	   *worker = lease->worker;
 	WorkerUse  *use = lease->use;
 
+	lease_start_journaled(lease);
 	if (lease->committed)
 		order_remove(&database_of(queue)->expiry, &lease->node);
 	dlist_delete(&lease->worker_link);
@@ -629,6 +781,7 @@ claim_one(Queue *queue, Task *task, Database *database, Worker *worker, WorkerUs
 	if (lease == NULL)
 		return false;
 	database->next_lease++;
+	note_start(queue, task, lease, now);
 	lease->holder = MyProc;
 	lease->holder_pid = MyProcPid;
 	lease->bound = claimant->bound;
@@ -679,6 +832,7 @@ queue_claim(Queue *queue, const Claimant *claimant, int max, TimestampTz now, Cl
 		int			passed = 0;
 
 		while (use != NULL && lane != NULL && count < max && database->next_lease < database->lease_ceiling &&
+			   queue_admits_start(queue, now) == 0 &&
 			   claim_one(queue, lane_first(lane), database, worker, use, claimant, now, &passed, &claims[count]))
 		{
 			lane = queue_next_lane(queue);
@@ -708,7 +862,9 @@ lease_commit(Lease *lease, bool journaled)
 	lease->task->flags &= ~(TASK_FLAG_UNTOUCHED | TASK_FLAG_FRESH);
 	lease->node.key = lease->until;
 	order_insert(&database->expiry, &lease->node);
-	if (!journaled)
+	if (journaled)
+		lease_start_journaled(lease);
+	else
 		lease_journal(lease, LEASE_JOURNAL_CLAIM);
 	keeper_wake_by(database, lease->until);
 }
@@ -721,6 +877,7 @@ lease_undo(Lease *lease)
 	Queue	   *queue = queue_of(task);
 
 	Assert(!lease->committed && task->state == TASK_RUNNING);
+	undo_start(queue, lease);
 	lease_end(lease);
 	lane_unserve(task->lane);
 	task->attempts--;

@@ -24,6 +24,7 @@ typedef struct TaskSeed
 	int64		batch;
 	int64		partition;		/* 0: none */
 	int32		priority;
+	int32		cost;			/* units of rate limits; 0: 1 */
 	int16		max_attempts;
 	bool		timed;
 	bool		early_join;
@@ -73,6 +74,12 @@ extern Task *task_rebuild(Queue *queue, const TaskSeed *seed, ItemPointer tid, i
 /* dequeue */
 extern int	queue_claim(Queue *queue, const Claimant *claimant, int max, TimestampTz now, Claim *claims);
 extern bool queue_admits(Queue *queue, const char *worker);
+extern TimestampTz queue_admits_start(Queue *queue, TimestampTz now);
+extern int64 queue_startable(Queue *queue);
+extern void queue_set(Queue *queue, const QueueSettings *settings);
+extern void queue_remember_start(Queue *queue, int64 partition, int32 cost, TimestampTz at);
+extern void queue_remember_unknown_starts(Queue *queue, TimestampTz now);
+extern void lease_start_journaled(Lease *lease);
 extern void lease_commit(Lease *lease, bool journaled);
 extern void lease_undo(Lease *lease);
 extern Lease *lease_restore(Task *task, int64 number, const char *worker, TimestampTz claimed_at, TimestampTz until);

@@ -127,6 +127,16 @@ take_partition_key(FunctionCallInfo fcinfo, int arg, Request *request)
 }
 
 static void
+take_cost(FunctionCallInfo fcinfo, int arg, Request *request)
+{
+	request->seed.cost = PG_ARGISNULL(arg) ? 1 : PG_GETARG_INT32(arg);
+	if (request->seed.cost < 1)
+		ereport(ERROR,
+				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
+				 errmsg("cost must be at least 1")));
+}
+
+static void
 check_task_name(Datum name)
 {
 	if (VARSIZE_ANY_EXHDR(DatumGetPointer(name)) == 0)
@@ -247,6 +257,8 @@ insert_rows(const Request *request)
 	nulls[TASK_PARENT] = request->parent == 0;
 	values[TASK_MAX_ATTEMPTS] = Int16GetDatum(request->seed.max_attempts);
 	nulls[TASK_MAX_ATTEMPTS] = request->seed.max_attempts == 0;
+	values[TASK_COST] = Int32GetDatum(request->seed.cost);
+	nulls[TASK_COST] = request->seed.cost == 1;
 	values[TASK_PARTITION_KEY] = request->partition_key;
 	values[TASK_LANE] = Int64GetDatum(request->seed.partition);
 	nulls[TASK_LANE] = nulls[TASK_PARTITION_KEY] = request->partition_key == (Datum) 0;
@@ -306,6 +318,7 @@ digest_of(const Request *request, uint64 start)
 	hash = hash_combine64(hash, request->seed.priority);
 	hash = hash_combine64(hash, request->seed.max_attempts);
 	hash = hash_combine64(hash, request->seed.partition);
+	hash = hash_combine64(hash, request->seed.cost);
 	if (request->names == NULL)
 		hash = hash_datum(hash, request->name, false);
 	for (int64 i = 0; i < request->count; i++)
@@ -334,8 +347,9 @@ enqueue_under_step(FunctionCallInfo fcinfo, Request *request, const char *kind, 
 {
 	take_common_args(fcinfo, request, 3);
 	take_partition_key(fcinfo, 10, request);
-	if (PG_NARGS() > 11)
-		take_partition_keys(fcinfo, 11, request);
+	take_cost(fcinfo, 11, request);
+	if (PG_NARGS() > 12)
+		take_partition_keys(fcinfo, 12, request);
 	if (spawn_begin(fcinfo, 8, 9, kind,
 					PG_ARGISNULL(8) ? 0 : digest_of(request, PG_ARGISNULL(7) ? 0 : PG_GETARG_INT64(7)), spawn))
 		return false;
@@ -420,7 +434,8 @@ fan_out(FunctionCallInfo fcinfo, Request *request)
 				 errmsg("join_count must be at least 1")));
 	take_common_args(fcinfo, request, 5);
 	take_partition_key(fcinfo, 11, request);
-	take_partition_keys(fcinfo, 12, request);
+	take_cost(fcinfo, 12, request);
+	take_partition_keys(fcinfo, 13, request);
 	if (!PG_ARGISNULL(9))
 		digest = digest_of(request, hash_datum(join_count, PointerGetDatum(join), false));
 	if (spawn_begin(fcinfo, 9, 10, "fan_out", digest, &spawn))

@@ -84,6 +84,8 @@ settle_item(const JournalItem *item)
 
 	if (lease == NULL || lease->journal == 0)
 		return;
+	if (item->what & LEASE_JOURNAL_CLAIM)
+		lease_start_journaled(lease);
 	left = lease->journal & ~item->what;
 	if ((lease->journal & LEASE_JOURNAL_EXTEND) && lease->until != item->until)
 		left |= LEASE_JOURNAL_EXTEND;

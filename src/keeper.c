@@ -427,6 +427,15 @@ plan_next_look(TimestampTz last_flush, bool headway, TimestampTz next_join)
 			continue;
 		if (queue->scheduled.set.first != NULL)
 			next = Min(next, queue->scheduled.set.first->key);
+		if (queue->throttled.first != NULL)
+			next = Min(next, queue->throttled.first->key);
+		if (queue->waiter_count > 0 && queue->startable > 0)
+		{
+			TimestampTz at = queue_admits_start(queue, GetCurrentTimestamp());
+
+			if (at != 0)
+				next = Min(next, at);
+		}
 		if (queue->scheduled.bounded)
 			next = Min(next, queue->scheduled.bound_key);
 		if (queue->wants_refill)

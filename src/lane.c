@@ -14,9 +14,13 @@
  *
  * Only lanes that have a task which may start stand in the set of turns.  One
  * that is empty, at its limit, or waits for a refill is not looked at until
- * that changes: lane_settle() is called by whatever changes it.
+ * that changes: lane_settle() is called by whatever changes it.  One that time
+ * will change, as a rate limit or its worker's word holds it back, stands in
+ * the set of throttled lanes, and is settled again when the time has come.
  */
 #include "postgres.h"
+
+#include "utils/timestamp.h"
 
 #include "dispatch.h"
 #include "lane.h"
@@ -24,6 +28,53 @@
 #include "window.h"
 
 #define TURN	INT64CONST(1048576) /* virtual time of a claim by a lane of weight 1 */
+
+/* The lane's rate limit; none if its view has no windows. */
+static RateView
+rate_of(Lane *lane)
+{
+	const RateLimit *limit = &lane->settings.rate;
+
+	if (limit->units == 0)
+		limit = &queue_of_lane(lane)->settings.partition_rate;
+	return (RateView) {
+		.log = &lane->rate_log,
+		.limits = limit,
+		.uses = &lane->rate_use,
+		.count = lane->key.partition != 0 && limit->units > 0 ? 1 : 0
+	};
+}
+
+/*
+ * The starts that a crash may make us forget, as they were not on disk yet:
+ * never more than these are left unjournaled, and a rebuild takes them for
+ * started.
+ */
+int64
+rate_slack(const RateView *rate)
+{
+	int64		slack = PG_INT64_MAX;
+
+	for (int i = 0; i < rate->count; i++)
+	{
+		double		units = (double) rate->limits[i].units;
+		double		while_journaled = units * fanout_journal_interval * 2000 / rate->limits[i].period;
+		double		of_window = Max(units / 16, while_journaled);
+
+		slack = Min(slack, (int64) Max(1, Min(of_window, units)));
+	}
+	return slack;
+}
+
+/* Before a crash some may have started that nobody knows of. */
+void
+lane_remember_unknown_starts(Lane *lane, TimestampTz at)
+{
+	RateView	rate = rate_of(lane);
+
+	if (rate.count > 0 && at + rate.limits->period > GetCurrentTimestamp())
+		(void) rate_take(&rate, rate_slack(&rate), at);
+}
 
 Lane *
 lane_for(Queue *queue, int64 partition)
@@ -33,17 +84,23 @@ lane_for(Queue *queue, int64 partition)
 	if (lane != NULL)
 		return lane;
 	lane = lane_enter(queue, partition);
+	if (lane == NULL)
+		return NULL;
 
 	/* some of its tasks may be strays: all of it counts as being on disk until a refill has looked */
-	if (lane != NULL && queue->strays.bounded)
+	if (queue->strays.bounded)
 		lane_leave_on_disk(lane, PG_INT64_MIN, 0);
+
+	if (queue->loaded_at != 0)
+		lane_remember_unknown_starts(lane, queue->loaded_at);
 	return lane;
 }
 
 void
 lane_release(Lane *lane)
 {
-	if (lane->key.partition == 0 || lane->tasks > 0 || lane->named || lane->ready.bounded || lane->ready.refilling)
+	if (lane->key.partition == 0 || lane->tasks > 0 || lane->named || lane->ready.bounded || lane->ready.refilling ||
+		lane->throttled_until != 0)
 		return;
 	Assert(lane->running == 0 && lane->startable == 0);
 	lane_free(lane);
@@ -66,7 +123,9 @@ lane_set(Queue *queue, int64 partition, const LaneSettings *settings)
 	if (lane == NULL)
 		return false;
 	lane->settings = *settings;
-	lane->named = settings->concurrency > 0 || settings->weight != 1 || settings->paused;
+	lane->named = settings->concurrency > 0 || settings->weight != 1 || settings->paused ||
+		settings->rate.units > 0 || settings->held_until != 0;
+	lane_recount_rate(lane);
 	lane_settle(lane);
 	lane_release(lane);
 	return true;
@@ -87,16 +146,44 @@ lane_first(const Lane *lane)
 	return first != NULL ? order_container(Task, node, first) : NULL;
 }
 
+/* When time lets a start of so many units happen; 0: now.  Or, without a task, when there is nothing to remember. */
+static TimestampTz
+throttled_until(Lane *lane, const RateView *rate, const Task *first)
+{
+	TimestampTz now;
+
+	if (rate->count == 0 && lane->settings.held_until == 0)
+		return 0;
+	now = GetCurrentTimestamp();
+	if (lane->settings.held_until > now)
+		return lane->settings.held_until;
+	if (rate->count == 0)
+		return 0;
+	if (first != NULL)
+		return rate_admits(rate, first->cost, now);
+	return rate_left(rate, now) < rate->limits->units ? rate_empty_at(rate) : 0;
+}
+
+/* How many tasks may start now; if none, when time will change that is told, if it will. */
 static int32
-startable_of(const Lane *lane)
+startable_of(Lane *lane, TimestampTz *until)
 {
 	int64		count = lane->ready.set.count;
 	int32		limit = lane_limit(lane);
+	RateView	rate = rate_of(lane);
+	Task	   *first = lane_first(lane);
 
-	if (lane->settings.paused || lane_first(lane) == NULL)
+	*until = throttled_until(lane, &rate, first);
+	if (*until != 0 || first == NULL || lane->settings.paused)
 		return 0;
 	if (limit > 0)
 		count = Min(count, limit - lane->running);
+	if (rate.count > 0)
+	{
+		count = Min(count, Max(rate_left(&rate, GetCurrentTimestamp()), 1));
+		if (lane->unjournaled > 0 && lane->unjournaled + first->cost > rate_slack(&rate))
+			return 0;			/* until the journal has caught up */
+	}
 	return Max(count, 0);
 }
 
@@ -119,25 +206,135 @@ check_refill(Lane *lane)
 	keeper_wake(database_of(queue));
 }
 
+/* Take the lane out of the set that it stands in. */
+static void
+leave_set(Lane *lane)
+{
+	Queue	   *queue = queue_of_lane(lane);
+
+	if (lane->startable > 0)
+		order_remove(&queue->turns, &lane->node);
+	else if (lane->throttled_until != 0)
+		order_remove(&queue->throttled, &lane->node);
+}
+
+/* Put it into the set that it belongs to. */
+static void
+enter_set(Lane *lane)
+{
+	Queue	   *queue = queue_of_lane(lane);
+
+	if (lane->startable > 0)
+	{
+		lane->node.key = lane->time;
+		order_insert(&queue->turns, &lane->node);
+	}
+	else if (lane->throttled_until != 0)
+	{
+		lane->node.key = lane->throttled_until;
+		order_insert(&queue->throttled, &lane->node);
+		keeper_wake_by(database_of(queue), lane->throttled_until);
+	}
+}
+
 void
 lane_settle(Lane *lane)
 {
 	Queue	   *queue = queue_of_lane(lane);
-	int32		startable = startable_of(lane);
+	TimestampTz until;
+	int32		startable = startable_of(lane, &until);
 
-	queue->startable += startable - lane->startable;
-	if (lane->startable > 0 && startable == 0)
-		order_remove(&queue->turns, &lane->node);
-	else if (lane->startable == 0 && startable > 0)
+	if ((startable > 0) != (lane->startable > 0) || until != lane->throttled_until)
 	{
-		lane->node.key = Max(lane->node.key, queue->clock);
-		order_insert(&queue->turns, &lane->node);
+		leave_set(lane);
+		if (startable > 0 && lane->startable == 0)
+			lane->time = Max(lane->time, queue->clock);
+		queue->startable += startable - lane->startable;
+		lane->startable = startable;
+		lane->throttled_until = until;
+		enter_set(lane);
 	}
-	lane->startable = startable;
+	else
+	{
+		queue->startable += startable - lane->startable;
+		lane->startable = startable;
+	}
 	check_refill(lane);
 }
 
-/* The limit for each partition has changed. */
+/* Settle lanes whose time has come; false if there are more than one call should do. */
+bool
+queue_release_throttled(Queue *queue, TimestampTz now)
+{
+	for (int i = 0; i < FANOUT_WORK_CHUNK; i++)
+	{
+		OrderNode  *first = queue->throttled.first;
+
+		if (first == NULL || first->key > now)
+			return true;
+		lane_settle(order_container(Lane, node, first));
+		lane_release(order_container(Lane, node, first));
+	}
+	return false;
+}
+
+/* The lane's rate limit has changed. */
+void
+lane_recount_rate(Lane *lane)
+{
+	RateView	rate = rate_of(lane);
+
+	if (rate.count > 0)
+		rate_recount(&rate, GetCurrentTimestamp());
+	else
+	{
+		rate_log_free(&lane->rate_log);
+		memset(&lane->rate_use, 0, sizeof(RateUse));
+	}
+}
+
+/* A task of the lane starts; how many units it takes, 0 if the lane has no rate limit. */
+int32
+lane_start(Lane *lane, int32 cost, TimestampTz now)
+{
+	RateView	rate = rate_of(lane);
+
+	if (rate.count == 0)
+		return 0;
+	(void) rate_take(&rate, cost, now);
+	lane->unjournaled += cost;
+	return cost;
+}
+
+/* It has not started after all. */
+void
+lane_unstart(Lane *lane, int32 cost, TimestampTz at)
+{
+	RateView	rate = rate_of(lane);
+
+	if (rate.count > 0)
+		rate_give_back(&rate, at, cost);
+}
+
+/* So many units that have started are on disk by now, or never were. */
+void
+lane_journaled(Lane *lane, int32 cost)
+{
+	lane->unjournaled -= Min(lane->unjournaled, cost);
+	lane_settle(lane);
+}
+
+/* For a rebuild: a task of the lane has started then. */
+void
+lane_remember_start(Lane *lane, int32 cost, TimestampTz at)
+{
+	RateView	rate = rate_of(lane);
+
+	if (rate.count > 0)
+		(void) rate_take(&rate, cost, at);
+}
+
+/* What holds for each partition has changed. */
 void
 queue_settle_lanes(Queue *queue)
 {
@@ -145,7 +342,13 @@ queue_settle_lanes(Queue *queue)
 
 	/* a lane that asks for a refill moves to the head of the list, where we have been */
 	dlist_foreach_modify(iter, &queue->lanes)
-		lane_settle(dlist_container(Lane, link, iter.cur));
+	{
+		Lane	   *lane = dlist_container(Lane, link, iter.cur);
+
+		lane_recount_rate(lane);
+		lane_settle(lane);
+		lane_release(lane);
+	}
 }
 
 void
@@ -200,20 +403,16 @@ queue_next_lane(const Queue *queue)
 static void
 move_time(Lane *lane, int64 by)
 {
-	Queue	   *queue = queue_of_lane(lane);
-
-	if (lane->startable > 0)
-		order_remove(&queue->turns, &lane->node);
-	lane->node.key += by;
-	if (lane->startable > 0)
-		order_insert(&queue->turns, &lane->node);
+	leave_set(lane);
+	lane->time += by;
+	enter_set(lane);
 }
 
 /* The lane has its turn. */
 void
 lane_serve(Lane *lane)
 {
-	queue_of_lane(lane)->clock = lane->node.key;
+	queue_of_lane(lane)->clock = lane->time;
 	move_time(lane, TURN / lane->settings.weight);
 }
 

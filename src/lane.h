@@ -44,6 +44,16 @@ extern void lane_give_permit(Lane *lane);
 extern void lane_settle(Lane *lane);
 extern void queue_settle_lanes(Queue *queue);
 
+/* Its rate limit. */
+extern int64 rate_slack(const RateView *rate);
+extern int32 lane_start(Lane *lane, int32 cost, TimestampTz now);
+extern void lane_unstart(Lane *lane, int32 cost, TimestampTz at);
+extern void lane_journaled(Lane *lane, int32 cost);
+extern void lane_remember_start(Lane *lane, int32 cost, TimestampTz at);
+extern void lane_remember_unknown_starts(Lane *lane, TimestampTz at);
+extern void lane_recount_rate(Lane *lane);
+extern bool queue_release_throttled(Queue *queue, TimestampTz now);
+
 /* Whose turn it is. */
 extern Lane *queue_next_lane(const Queue *queue);
 extern void lane_serve(Lane *lane);

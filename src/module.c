@@ -29,6 +29,7 @@ int			fanout_max_queues;
 int			fanout_max_databases;
 int			fanout_max_workers;
 int			fanout_max_lanes;
+int			fanout_max_rate_entries;
 int			fanout_journal_interval;
 int			fanout_max_wait;
 
@@ -73,6 +74,11 @@ define_settings(void)
 	DefineCustomIntVariable("pg_fanout.max_lanes",
 							"Partitions with unfinished tasks that are kept in memory; further ones wait on disk.",
 							NULL, &fanout_max_lanes, 65536, 16, 64 * 1024 * 1024,
+							PGC_POSTMASTER, 0, NULL, NULL, NULL);
+	DefineCustomIntVariable("pg_fanout.max_rate_entries",
+							"Moments at which tasks of rate-limited queues have started that are remembered.",
+							"Should they not suffice, starts count for longer than their period.",
+							&fanout_max_rate_entries, 65536, 1024, 64 * 1024 * 1024,
 							PGC_POSTMASTER, 0, NULL, NULL, NULL);
 	DefineCustomIntVariable("pg_fanout.journal_interval",
 							"Time within which a lease is journaled.",

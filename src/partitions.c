@@ -13,11 +13,14 @@
 #include "common/hashfn.h"
 #include "miscadmin.h"
 #include "utils/builtins.h"
+#include "utils/timestamp.h"
 
 #include "arguments.h"
 #include "commit_hooks.h"
 #include "lane.h"
 #include "partitions.h"
+#include "queue_settings.h"
+#include "queues.h"
 #include "registry.h"
 #include "spi.h"
 #include "views.h"
@@ -25,17 +28,20 @@
 PG_FUNCTION_INFO_V1(fanout_set_partition);
 PG_FUNCTION_INFO_V1(fanout_pause_partition);
 PG_FUNCTION_INFO_V1(fanout_resume_partition);
+PG_FUNCTION_INFO_V1(fanout_backpressure);
 PG_FUNCTION_INFO_V1(fanout_live_lanes);
 
-#define LANE_SETTINGS_COLUMNS "concurrency, weight, paused"
+#define LANE_SETTINGS_COLUMNS "concurrency, weight, paused, rate_limit, rate_period, held_until"
 
 static SpiStatement upsert_partition = {
-	"INSERT INTO fanout.partition AS p (queue, key, lane, concurrency, weight)"
-	" VALUES ($1, $2, $3, CASE WHEN 'concurrency' = ANY ($6) THEN NULL ELSE $4 END, coalesce($5, 1))"
+	"INSERT INTO fanout.partition AS p (queue, key, lane, concurrency, weight, rate_limit, rate_period)"
+	" VALUES ($1, $2, $3, $4, coalesce($5, 1), $6, $7)"
 	" ON CONFLICT (queue, key) DO UPDATE SET weight = coalesce($5, p.weight),"
-	" concurrency = CASE WHEN 'concurrency' = ANY ($6) THEN NULL ELSE coalesce($4, p.concurrency) END"
+	" concurrency = CASE WHEN 'concurrency' = ANY ($8) THEN NULL ELSE coalesce($4, p.concurrency) END,"
+	" rate_limit = CASE WHEN 'rate_limit' = ANY ($8) THEN NULL ELSE coalesce($6, p.rate_limit) END,"
+	" rate_period = CASE WHEN 'rate_limit' = ANY ($8) THEN NULL ELSE coalesce($7, p.rate_period) END"
 	" RETURNING " LANE_SETTINGS_COLUMNS,
-	6, {INT4OID, TEXTOID, INT8OID, INT4OID, INT4OID, TEXTARRAYOID}
+	8, {INT4OID, TEXTOID, INT8OID, INT4OID, INT4OID, INT4OID, INTERVALOID, TEXTARRAYOID}
 };
 static SpiStatement pause_partition = {
 	"INSERT INTO fanout.partition AS p (queue, key, lane, paused) VALUES ($1, $2, $3, true)"
@@ -46,6 +52,14 @@ static SpiStatement resume_partition = {
 	"UPDATE fanout.partition SET paused = false WHERE queue = $1 AND key = $2 AND lane = $3 AND paused"
 	" RETURNING " LANE_SETTINGS_COLUMNS,
 	3, {INT4OID, TEXTOID, INT8OID}
+};
+static SpiStatement hold_partition = {
+	"INSERT INTO fanout.partition AS p (queue, key, lane, held_until) VALUES ($1, $2, $3, $4)"
+	" ON CONFLICT (queue, key) DO UPDATE SET held_until = $4 RETURNING " LANE_SETTINGS_COLUMNS,
+	4, {INT4OID, TEXTOID, INT8OID, TIMESTAMPTZOID}
+};
+static SpiStatement hold_queue = {
+	"UPDATE fanout.queue SET held_until = $2 WHERE id = $1", 2, {INT4OID, TIMESTAMPTZOID}
 };
 static SpiStatement select_partitions = {
 	"SELECT queue, lane, " LANE_SETTINGS_COLUMNS " FROM fanout.partition", 0, {0}
@@ -71,11 +85,15 @@ read_settings(uint64 row, int first_column)
 {
 	LaneSettings settings = {0};
 	bool		isnull;
+	Datum		held_until;
 	Datum		concurrency = spi_value(row, first_column, &isnull);
 
 	settings.concurrency = isnull ? 0 : DatumGetInt32(concurrency);
 	settings.weight = DatumGetInt32(spi_value(row, first_column + 1, &isnull));
 	settings.paused = DatumGetBool(spi_value(row, first_column + 2, &isnull));
+	settings.rate = rate_limit_read(row, first_column + 3);
+	held_until = spi_value(row, first_column + 5, &isnull);
+	settings.held_until = isnull ? 0 : DatumGetTimestampTz(held_until);
 	return settings;
 }
 
@@ -133,21 +151,19 @@ keep_lane(const QueueRef *ref, int64 partition)
 				 errhint("Raise pg_fanout.max_lanes and restart the server.")));
 }
 
-/* Change the settings by the statement, whose first parameters are those of every partition; false if it did nothing. */
+/*
+ * Change the settings of a partition by the statement, whose first three
+ * parameters are the same for all; false if it did nothing.
+ */
 static bool
-change_partition(FunctionCallInfo fcinfo, SpiStatement *statement, Datum *values, const char *nulls)
+change_partition(const QueueRef *ref, text *key, SpiStatement *statement, Datum *values, const char *nulls)
 {
+	int64		partition = partition_of(key);
 	SpiScope	scope;
-	QueueRef	ref;
-	int64		partition;
 	bool		changed;
 
-	require_arg(fcinfo, 0, "queue");
-	require_arg(fcinfo, 1, "key");
-	ref = registry_queue(PG_GETARG_TEXT_PP(0), PRIVILEGE_MANAGE);
-	partition = partition_of(PG_GETARG_TEXT_PP(1));
-	values[0] = Int32GetDatum(ref.id);
-	values[1] = PG_GETARG_DATUM(1);
+	values[0] = Int32GetDatum(ref->id);
+	values[1] = PointerGetDatum(key);
 	values[2] = Int64GetDatum(partition);
 
 	spi_begin(&scope);
@@ -157,57 +173,71 @@ change_partition(FunctionCallInfo fcinfo, SpiStatement *statement, Datum *values
 		LaneSettings settings = read_settings(0, 1);
 
 		pending_prepare(1);
-		keep_lane(&ref, partition);
-		pending_lane_set(ref.queue, partition, &settings);
+		keep_lane(ref, partition);
+		pending_lane_set(ref->queue, partition, &settings);
 	}
 	spi_end(&scope);
 	return changed;
 }
 
+/* The same for a function whose first arguments are queue and key, and that needs the right to manage. */
+static bool
+manage_partition(FunctionCallInfo fcinfo, SpiStatement *statement, Datum *values, const char *nulls)
+{
+	QueueRef	ref;
+
+	require_arg(fcinfo, 0, "queue");
+	require_arg(fcinfo, 1, "key");
+	ref = registry_queue(PG_GETARG_TEXT_PP(0), PRIVILEGE_MANAGE);
+	return change_partition(&ref, PG_GETARG_TEXT_PP(1), statement, values, nulls);
+}
+
 static void
-check_unset(ArrayType *unset)
+check_unset(FunctionCallInfo fcinfo, int arg)
 {
 	Datum	   *names;
 	bool	   *nulls;
-	int			count = array_elements(unset, TEXTOID, "unset", &names, &nulls, false);
+	int			count = array_elements(PG_GETARG_ARRAYTYPE_P(arg), TEXTOID, "unset", &names, &nulls, false);
 
 	for (int i = 0; i < count; i++)
 	{
 		char	   *name = TextDatumGetCString(names[i]);
 
-		if (strcmp(name, "concurrency") != 0)
+		bool		concurrency = strcmp(name, "concurrency") == 0 && PG_ARGISNULL(2);
+		bool		rate = strcmp(name, "rate_limit") == 0 && PG_ARGISNULL(4);
+
+		if (!concurrency && !rate)
 			ereport(ERROR,
 					(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
 					 errmsg("cannot unset \"%s\"", name),
-					 errdetail("Only concurrency can be unset.")));
+					 errdetail("Only concurrency and rate_limit can be unset, each unless it is given a value.")));
 	}
 }
 
 Datum
 fanout_set_partition(PG_FUNCTION_ARGS)
 {
-	Datum		values[6];
-	char		nulls[7] = "      ";
+	Datum		values[8];
+	char		nulls[9] = "        ";
 
 	require_writable("fanout.set_partition()");
-	for (int i = 2; i < 4; i++)
-	{
-		if (!PG_ARGISNULL(i) && PG_GETARG_INT32(i) < 1)
-			ereport(ERROR,
-					(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
-					 errmsg("%s must be at least 1", i == 2 ? "concurrency" : "weight")));
-		values[i + 1] = PG_ARGISNULL(i) ? (Datum) 0 : PG_GETARG_DATUM(i);
-		nulls[i + 1] = PG_ARGISNULL(i) ? 'n' : ' ';
-	}
-	if (!PG_ARGISNULL(3) && PG_GETARG_INT32(3) > LANE_WEIGHT_MAX)
+	if (!PG_ARGISNULL(2) && PG_GETARG_INT32(2) < 1)
+		ereport(ERROR,
+				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
+				 errmsg("concurrency must be at least 1")));
+	if (!PG_ARGISNULL(3) && (PG_GETARG_INT32(3) < 1 || PG_GETARG_INT32(3) > LANE_WEIGHT_MAX))
 		ereport(ERROR,
 				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
 				 errmsg("weight must be from 1 to %d", LANE_WEIGHT_MAX)));
-	if (!PG_ARGISNULL(4))
-		check_unset(PG_GETARG_ARRAYTYPE_P(4));
-	values[5] = PG_ARGISNULL(4) ? (Datum) 0 : PG_GETARG_DATUM(4);
-	nulls[5] = PG_ARGISNULL(4) ? 'n' : ' ';
-	(void) change_partition(fcinfo, &upsert_partition, values, nulls);
+	check_rate(fcinfo, 4, "rate_limit", "rate_period");
+	if (!PG_ARGISNULL(6))
+		check_unset(fcinfo, 6);
+	for (int i = 2; i < 7; i++)
+	{
+		values[i + 1] = PG_ARGISNULL(i) ? (Datum) 0 : PG_GETARG_DATUM(i);
+		nulls[i + 1] = PG_ARGISNULL(i) ? 'n' : ' ';
+	}
+	(void) manage_partition(fcinfo, &upsert_partition, values, nulls);
 	PG_RETURN_VOID();
 }
 
@@ -217,7 +247,7 @@ fanout_pause_partition(PG_FUNCTION_ARGS)
 	Datum		values[3];
 
 	require_writable("fanout.pause_partition()");
-	PG_RETURN_BOOL(change_partition(fcinfo, &pause_partition, values, NULL));
+	PG_RETURN_BOOL(manage_partition(fcinfo, &pause_partition, values, NULL));
 }
 
 Datum
@@ -226,7 +256,40 @@ fanout_resume_partition(PG_FUNCTION_ARGS)
 	Datum		values[3];
 
 	require_writable("fanout.resume_partition()");
-	PG_RETURN_BOOL(change_partition(fcinfo, &resume_partition, values, NULL));
+	PG_RETURN_BOOL(manage_partition(fcinfo, &resume_partition, values, NULL));
+}
+
+/* For workers: those who may dequeue know when what is behind the queue has had enough. */
+Datum
+fanout_backpressure(PG_FUNCTION_ARGS)
+{
+	QueueRef	ref;
+	Datum		values[4];
+
+	require_writable("fanout.backpressure()");
+	require_arg(fcinfo, 0, "queue");
+	require_arg(fcinfo, 1, "until");
+	if (TIMESTAMP_NOT_FINITE(PG_GETARG_TIMESTAMPTZ(1)))
+		ereport(ERROR,
+				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
+				 errmsg("until must be finite"),
+				 errhint("Use fanout.pause_queue() or fanout.pause_partition() to stop it for good.")));
+	ref = registry_queue(PG_GETARG_TEXT_PP(0), PRIVILEGE_DEQUEUE);
+	if (PG_ARGISNULL(2))
+	{
+		SpiScope	scope;
+
+		values[0] = Int32GetDatum(ref.id);
+		values[1] = PG_GETARG_DATUM(1);
+		spi_begin(&scope);
+		if (spi_run(&hold_queue, values, NULL) == 1)
+			queue_follow_catalogue(&ref);
+		spi_end(&scope);
+		PG_RETURN_VOID();
+	}
+	values[3] = PG_GETARG_DATUM(1);
+	(void) change_partition(&ref, PG_GETARG_TEXT_PP(2), &hold_partition, values, NULL);
+	PG_RETURN_VOID();
 }
 
 /* What is shown of a lane, copied out. */

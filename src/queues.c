@@ -20,6 +20,7 @@
 
 #include "arguments.h"
 #include "commit_hooks.h"
+#include "queue_settings.h"
 #include "queues.h"
 #include "registry.h"
 #include "spi.h"
@@ -37,31 +38,37 @@ PG_FUNCTION_INFO_V1(fanout_grant_usage);
 
 /* Places of arguments of create_queue and alter_queue: settings are the ones from 1 on. */
 #define SETTING_PARTITION_CONCURRENCY	9
-#define SETTING_COUNT					9
-#define AFTER_SETTINGS					10
+#define SETTING_PARTITION_RATE			10	/* and its period */
+#define SETTING_COUNT					11
+#define SETTING_RATE					12	/* and its period: kept in fanout.rate */
+#define AFTER_SETTINGS					14
 
 static SpiStatement insert_queue = {
 	"INSERT INTO fanout.queue (name, owner, concurrency, worker_concurrency, lease, max_attempts, backoff, backoff_max,"
-	" max_backlog, synchronous_claims, partition_concurrency)"
+	" max_backlog, synchronous_claims, partition_concurrency, partition_rate_limit, partition_rate_period)"
 	" VALUES ($1, $2::regrole, $3, $4, coalesce($5, '60 s'), coalesce($6, 5), coalesce($7, '1 s'), coalesce($8, '5 min'),"
-	" $9, coalesce($10, false), $11)"
-	" ON CONFLICT (name) DO NOTHING RETURNING id, " QUEUE_SETTINGS_COLUMNS,
-	11, {TEXTOID, OIDOID, INT4OID, INT4OID, INTERVALOID, INT4OID, INTERVALOID, INTERVALOID, INT8OID, BOOLOID, INT4OID}
+	" $9, coalesce($10, false), $11, $12, $13)"
+	" ON CONFLICT (name) DO NOTHING RETURNING id",
+	13, {TEXTOID, OIDOID, INT4OID, INT4OID, INTERVALOID, INT4OID, INTERVALOID, INTERVALOID, INT8OID, BOOLOID, INT4OID,
+	INT4OID, INTERVALOID}
 };
 static SpiStatement update_queue = {
 	"UPDATE fanout.queue SET"
-	" concurrency = CASE WHEN 'concurrency' = ANY ($11) THEN NULL ELSE coalesce($2, concurrency) END,"
-	" worker_concurrency = CASE WHEN 'worker_concurrency' = ANY ($11) THEN NULL ELSE coalesce($3, worker_concurrency) END,"
-	" partition_concurrency = CASE WHEN 'partition_concurrency' = ANY ($11) THEN NULL ELSE coalesce($10, partition_concurrency) END,"
+	" concurrency = CASE WHEN 'concurrency' = ANY ($13) THEN NULL ELSE coalesce($2, concurrency) END,"
+	" worker_concurrency = CASE WHEN 'worker_concurrency' = ANY ($13) THEN NULL ELSE coalesce($3, worker_concurrency) END,"
+	" partition_concurrency = CASE WHEN 'partition_concurrency' = ANY ($13) THEN NULL ELSE coalesce($10, partition_concurrency) END,"
+	" partition_rate_limit = CASE WHEN 'partition_rate_limit' = ANY ($13) THEN NULL ELSE coalesce($11, partition_rate_limit) END,"
+	" partition_rate_period = CASE WHEN 'partition_rate_limit' = ANY ($13) THEN NULL ELSE coalesce($12, partition_rate_period) END,"
 	" lease = coalesce($4, lease), max_attempts = coalesce($5, max_attempts), backoff = coalesce($6, backoff),"
 	" backoff_max = coalesce($7, backoff_max),"
-	" max_backlog = CASE WHEN 'max_backlog' = ANY ($11) THEN NULL ELSE coalesce($8, max_backlog) END,"
+	" max_backlog = CASE WHEN 'max_backlog' = ANY ($13) THEN NULL ELSE coalesce($8, max_backlog) END,"
 	" synchronous_claims = coalesce($9, synchronous_claims)"
-	" WHERE id = $1 RETURNING " QUEUE_SETTINGS_COLUMNS,
-	11, {INT4OID, INT4OID, INT4OID, INTERVALOID, INT4OID, INTERVALOID, INTERVALOID, INT8OID, BOOLOID, INT4OID, TEXTARRAYOID}
+	" WHERE id = $1",
+	13, {INT4OID, INT4OID, INT4OID, INTERVALOID, INT4OID, INTERVALOID, INTERVALOID, INT8OID, BOOLOID, INT4OID,
+	INT4OID, INTERVALOID, TEXTARRAYOID}
 };
 static SpiStatement update_paused = {
-	"UPDATE fanout.queue SET paused = $2 WHERE id = $1 AND paused <> $2 RETURNING " QUEUE_SETTINGS_COLUMNS,
+	"UPDATE fanout.queue SET paused = $2 WHERE id = $1 AND paused <> $2",
 	2, {INT4OID, BOOLOID}
 };
 static SpiStatement delete_queue = {
@@ -96,44 +103,6 @@ static SpiStatement usage_statements = {
 	2, {TEXTOID, BOOLOID}
 };
 
-static int32
-nullable_int(uint64 row, int column)
-{
-	bool		isnull;
-	Datum		value = spi_value(row, column, &isnull);
-
-	return isnull ? 0 : DatumGetInt32(value);
-}
-
-static int64
-duration_column(uint64 row, int column, const char *name)
-{
-	bool		isnull;
-	Datum		value = spi_value(row, column, &isnull);
-
-	return duration_of(DatumGetIntervalP(value), name);
-}
-
-QueueSettings
-queue_settings_read(uint64 row, int first_column)
-{
-	QueueSettings settings = {0};
-	bool		isnull;
-	Datum		backlog = spi_value(row, first_column + 2, &isnull);
-
-	settings.max_backlog = isnull ? 0 : DatumGetInt64(backlog);
-	settings.concurrency = nullable_int(row, first_column);
-	settings.worker_concurrency = nullable_int(row, first_column + 1);
-	settings.lease = duration_column(row, first_column + 3, "lease");
-	settings.backoff = duration_column(row, first_column + 4, "backoff");
-	settings.backoff_max = duration_column(row, first_column + 5, "backoff_max");
-	settings.max_attempts = nullable_int(row, first_column + 6);
-	settings.synchronous_claims = DatumGetBool(spi_value(row, first_column + 7, &isnull));
-	settings.paused = DatumGetBool(spi_value(row, first_column + 8, &isnull));
-	settings.partition_concurrency = nullable_int(row, first_column + 9);
-	return settings;
-}
-
 void
 queue_lock(int32 id, LOCKMODE mode)
 {
@@ -167,6 +136,26 @@ check_at_least_one(FunctionCallInfo fcinfo, int arg, int64 value, const char *na
 				 errhint("Leave it out, or unset it, for no limit; pause the queue to stop it.")));
 }
 
+void
+check_rate(FunctionCallInfo fcinfo, int arg, const char *limit_name, const char *period_name)
+{
+	if (PG_ARGISNULL(arg) != PG_ARGISNULL(arg + 1))
+		ereport(ERROR,
+				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
+				 errmsg("%s and %s must be given together", limit_name, period_name)));
+	if (PG_ARGISNULL(arg))
+		return;
+	if (PG_GETARG_INT32(arg) < 1)
+		ereport(ERROR,
+				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
+				 errmsg("%s must be at least 1", limit_name),
+				 errhint("Leave it out, or unset it, for no limit; pause the queue to stop it.")));
+	if (arg_duration(fcinfo, arg + 1, period_name, 0) < 1)
+		ereport(ERROR,
+				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
+				 errmsg("%s must be longer than 0", period_name)));
+}
+
 /* The arguments that are settings stand at the same places in create_queue and alter_queue. */
 static void
 check_settings(FunctionCallInfo fcinfo)
@@ -182,6 +171,8 @@ check_settings(FunctionCallInfo fcinfo)
 	check_at_least_one(fcinfo, SETTING_PARTITION_CONCURRENCY, PG_GETARG_INT32(SETTING_PARTITION_CONCURRENCY),
 					   "partition_concurrency", PG_INT32_MAX);
 	check_at_least_one(fcinfo, 4, PG_GETARG_INT32(4), "max_attempts", PG_INT16_MAX);
+	check_rate(fcinfo, SETTING_PARTITION_RATE, "partition_rate_limit", "partition_rate_period");
+	check_rate(fcinfo, SETTING_RATE, "rate_limit", "rate_period");
 	if (!PG_ARGISNULL(7))
 		check_at_least_one(fcinfo, 7, PG_GETARG_INT64(7), "max_backlog", PG_INT64_MAX);
 }
@@ -224,7 +215,7 @@ fanout_create_queue(PG_FUNCTION_ARGS)
 {
 	SpiScope	scope;
 	Datum		values[2 + SETTING_COUNT];
-	char		nulls[2 + SETTING_COUNT + 1] = "           ";
+	char		nulls[2 + SETTING_COUNT + 1] = "             ";
 	Oid			owner = GetUserId();
 	bool		created;
 	bool		in_memory;
@@ -245,12 +236,17 @@ fanout_create_queue(PG_FUNCTION_ARGS)
 
 	spi_begin(&scope);
 	created = spi_run(&insert_queue, values, nulls) == 1;
-	if (created && in_memory)
+	if (created)
 	{
-		QueueSettings settings = queue_settings_read(0, 2);
 		bool		isnull;
+		int32		id = DatumGetInt32(spi_value(0, 1, &isnull));
+		QueueSettings settings;
 
-		add_slot(DatumGetInt32(spi_value(0, 1, &isnull)), &settings);
+		if (!PG_ARGISNULL(SETTING_RATE))
+			rate_limit_store(id, PG_GETARG_DATUM(SETTING_RATE), PG_GETARG_DATUM(SETTING_RATE + 1));
+		settings = queue_settings_load(id);
+		if (in_memory)
+			add_slot(id, &settings);
 		registry_invalidate();
 	}
 	spi_end(&scope);
@@ -263,16 +259,18 @@ fanout_create_queue(PG_FUNCTION_ARGS)
 	PG_RETURN_BOOL(created);
 }
 
-/* Refuse names that cannot be unset, or that are given a value at the same time. */
-static void
+/* Refuse names that cannot be unset, or that are given a value at the same time; is rate_limit one of them? */
+static bool
 check_unset(FunctionCallInfo fcinfo, ArrayType *unset)
 {
+	bool		unset_rate = false;
 	static const struct
 	{
 		const char *name;
 		int			arg;
 	}			limits[] = {{"concurrency", 1}, {"worker_concurrency", 2}, {"max_backlog", 7},
-	{"partition_concurrency", SETTING_PARTITION_CONCURRENCY}};
+	{"partition_concurrency", SETTING_PARTITION_CONCURRENCY},
+	{"partition_rate_limit", SETTING_PARTITION_RATE}, {"rate_limit", SETTING_RATE}};
 	Datum	   *names;
 	bool	   *nulls;
 	int			count = array_elements(unset, TEXTOID, "unset", &names, &nulls, false);
@@ -288,18 +286,21 @@ check_unset(FunctionCallInfo fcinfo, ArrayType *unset)
 			ereport(ERROR,
 					(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
 					 errmsg("cannot unset \"%s\"", name),
-					 errdetail("Only concurrency, worker_concurrency, partition_concurrency and max_backlog can be unset, each unless it is given a value.")));
+					 errdetail("Only concurrency, worker_concurrency, partition_concurrency, rate_limit, partition_rate_limit and max_backlog can be unset, each unless it is given a value.")));
+		unset_rate |= strcmp(name, "rate_limit") == 0;
 	}
+
+	return unset_rate;
 }
 
-/* Have memory follow the row that the statement in "scope" has just returned. */
-static void
-alter_slot(Queue *queue)
+/* Have memory follow what the catalogue says of the queue now; in an SpiScope. */
+void
+queue_follow_catalogue(const QueueRef *ref)
 {
-	QueueSettings settings = queue_settings_read(0, 1);
+	QueueSettings settings = queue_settings_load(ref->id);
 
 	pending_prepare(1);
-	pending_queue_alter(queue, &settings);
+	pending_queue_alter(ref->queue, &settings);
 	registry_invalidate();
 }
 
@@ -308,21 +309,29 @@ fanout_alter_queue(PG_FUNCTION_ARGS)
 {
 	SpiScope	scope;
 	Datum		values[2 + SETTING_COUNT];
-	char		nulls[2 + SETTING_COUNT + 1] = "           ";
+	char		nulls[2 + SETTING_COUNT + 1] = "             ";
 	QueueRef	ref;
+	bool		unset_rate = false;
 
 	require_writable("fanout.alter_queue()");
 	require_arg(fcinfo, 0, "queue");
 	check_settings(fcinfo);
 	if (!PG_ARGISNULL(AFTER_SETTINGS))
-		check_unset(fcinfo, PG_GETARG_ARRAYTYPE_P(AFTER_SETTINGS));
+		unset_rate = check_unset(fcinfo, PG_GETARG_ARRAYTYPE_P(AFTER_SETTINGS));
 	ref = registry_queue(PG_GETARG_TEXT_PP(0), PRIVILEGE_MANAGE);
 
 	values[0] = Int32GetDatum(ref.id);
-	take_args(fcinfo, 1, SETTING_COUNT + 1, &values[1], &nulls[1]);
+	take_args(fcinfo, 1, SETTING_COUNT, &values[1], &nulls[1]);
+	take_args(fcinfo, AFTER_SETTINGS, 1, &values[1 + SETTING_COUNT], &nulls[1 + SETTING_COUNT]);
 	spi_begin(&scope);
 	if (spi_run(&update_queue, values, nulls) == 1)
-		alter_slot(ref.queue);
+	{
+		if (unset_rate || !PG_ARGISNULL(SETTING_RATE))
+			rate_limits_delete(ref.id);
+		if (!PG_ARGISNULL(SETTING_RATE))
+			rate_limit_store(ref.id, PG_GETARG_DATUM(SETTING_RATE), PG_GETARG_DATUM(SETTING_RATE + 1));
+		queue_follow_catalogue(&ref);
+	}
 	spi_end(&scope);
 	PG_RETURN_VOID();
 }
@@ -342,7 +351,7 @@ set_paused(FunctionCallInfo fcinfo, bool paused)
 	spi_begin(&scope);
 	changed = spi_run(&update_paused, values, NULL) == 1;
 	if (changed)
-		alter_slot(ref.queue);
+		queue_follow_catalogue(&ref);
 	spi_end(&scope);
 	return changed;
 }

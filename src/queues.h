@@ -5,16 +5,16 @@
 #ifndef FANOUT_QUEUES_H
 #define FANOUT_QUEUES_H
 
+#include "fmgr.h"
 #include "storage/lockdefs.h"
 
-#include "shared_state.h"
+#include "registry.h"
 
-/* The columns that queue_settings_read() expects, in a row of SPI_tuptable. */
-#define QUEUE_SETTINGS_COLUMNS \
-	"concurrency, worker_concurrency, max_backlog, lease, backoff, backoff_max, max_attempts, synchronous_claims, paused," \
-	" partition_concurrency"
+/* Have memory follow what the catalogue says of the queue now, when this transaction commits; in an SpiScope. */
+extern void queue_follow_catalogue(const QueueRef *ref);
 
-extern QueueSettings queue_settings_read(uint64 row, int first_column);
+/* Throws 22023 for a rate limit (an argument, and its period the next) that is none. */
+extern void check_rate(FunctionCallInfo fcinfo, int arg, const char *limit_name, const char *period_name);
 
 /*
  * Lock the queue until the transaction ends: RowExclusiveLock to add tasks,

@@ -28,7 +28,7 @@
 #include "ids.h"
 #include "lane.h"
 #include "partitions.h"
-#include "queues.h"
+#include "queue_settings.h"
 #include "rebuild.h"
 #include "registry.h"
 #include "spi.h"
@@ -44,7 +44,7 @@
 
 #define UNFINISHED " NOT EXISTS (SELECT FROM fanout.outcome o WHERE o.task = t.id) "
 #define EARLY_JOIN " (t.batch IS NOT NULL AND EXISTS (SELECT FROM fanout.batch b WHERE b.id = t.batch AND b.join_policy <> 'all')) "
-#define SEED_COLUMNS " t.id, t.ctid, coalesce(t.priority, 0), t.run_at, t.batch, t.max_attempts, coalesce(t.lane, 0)," EARLY_JOIN
+#define SEED_COLUMNS " t.id, t.ctid, coalesce(t.priority, 0), t.run_at, t.batch, t.max_attempts, coalesce(t.lane, 0), coalesce(t.cost, 1)," EARLY_JOIN
 
 static SpiStatement select_queues = {
 	"SELECT id, " QUEUE_SETTINGS_COLUMNS " FROM fanout.queue", 0, {0}
@@ -56,6 +56,16 @@ static SpiStatement select_attempts = {
 };
 static SpiStatement select_unfinished = {
 	"SELECT" SEED_COLUMNS ", t.queue FROM fanout.task t WHERE" UNFINISHED, 0, {0}
+};
+
+/* A start that was not journaled before it ended is known from its end. */
+static SpiStatement select_starts = {
+	"SELECT t.queue, coalesce(t.lane, 0), min(s.at), coalesce(t.cost, 1)"
+	"  FROM (SELECT task, lease, at FROM fanout.attempt WHERE event IN ('c', 'b', 'f', 'r', 'x') AND at > $1"
+	"        UNION ALL SELECT task, lease, claimed_at FROM fanout.outcome WHERE claimed_at > $1) s"
+	"  JOIN fanout.task t ON t.id = s.task WHERE t.queue = ANY ($2)"
+	" GROUP BY t.queue, t.lane, t.cost, s.task, s.lease ORDER BY 3",
+	2, {TIMESTAMPTZOID, INT4ARRAYOID}
 };
 
 /* The order of the main lane is that of three scans: priorities below, at and above the usual one. */
@@ -133,6 +143,88 @@ load_queues(Database *database)
 					 errhint("Raise pg_fanout.max_queues and restart the server.")));
 	}
 	spi_end(&scope);
+}
+
+/* The longest window of the queue's rate limits, or 0 if it has none. */
+static int64
+longest_window(const Queue *queue)
+{
+	int64		longest = queue->settings.partition_rate.period;
+	dlist_iter	iter;
+
+	for (int i = 0; i < queue->settings.rate_count; i++)
+		longest = Max(longest, queue->settings.rates[i].period);
+	dlist_foreach(iter, &((Queue *) queue)->lanes)
+		longest = Max(longest, dlist_container(Lane, link, iter.cur)->settings.rate.period);
+	return longest;
+}
+
+/* The ids of queues with rate limits; how far back these reach. */
+static int64
+find_rated_queues(Database *database, Datum *ids, int *count)
+{
+	int64		longest = 0;
+
+	*count = 0;
+	dispatcher_lock();
+	for (int i = 0; i < fanout_shared->queue_high; i++)
+	{
+		Queue	   *queue = &fanout_queues[i];
+		int64		window;
+
+		if (queue->state == QUEUE_FREE || queue->db != database->db)
+			continue;
+		window = longest_window(queue);
+		if (window > 0)
+			ids[(*count)++] = Int32GetDatum(queue->id);
+		longest = Max(longest, window);
+	}
+	dispatcher_unlock();
+	return longest;
+}
+
+/* What has started within the windows of rate limits, and may have. */
+static void
+load_starts(Database *database, TimestampTz now)
+{
+	Datum	   *ids = palloc(fanout_max_queues * sizeof(Datum));
+	int			count;
+	int64		longest = find_rated_queues(database, ids, &count);
+	SpiScope	scope;
+	Datum		values[2];
+	uint64		rows;
+
+	if (count == 0)
+		return;
+	values[0] = TimestampTzGetDatum(now - longest);
+	values[1] = PointerGetDatum(construct_array(ids, count, INT4OID, 4, true, TYPALIGN_INT));
+	spi_begin(&scope);
+	rows = spi_read_latest(&select_starts, values, NULL);
+	for (uint64 i = 0; i < rows; i++)
+	{
+		bool		isnull;
+		int32		queue_id = DatumGetInt32(spi_value(i, 1, &isnull));
+		TimestampTz at = DatumGetTimestampTz(spi_value(i, 3, &isnull));
+		int32		cost = DatumGetInt32(spi_value(i, 4, &isnull));
+		Queue	   *queue;
+
+		dispatcher_lock();
+		queue = queue_find(database->db, queue_id);
+		if (queue != NULL)
+			queue_remember_start(queue, spi_int64(i, 2), cost, at);
+		dispatcher_unlock();
+	}
+	spi_end(&scope);
+
+	dispatcher_lock();
+	for (int i = 0; i < count; i++)
+	{
+		Queue	   *queue = queue_find(database->db, DatumGetInt32(ids[i]));
+
+		if (queue != NULL)
+			queue_remember_unknown_starts(queue, now);
+	}
+	dispatcher_unlock();
 }
 
 /* Fold one row of the journal into the task's history; rows come in the order of time. */
@@ -245,7 +337,8 @@ read_seed(uint64 row, TaskSeed *seed, ItemPointer tid)
 	value = spi_value(row, 6, &isnull);
 	seed->max_attempts = isnull ? 0 : DatumGetInt16(value);
 	seed->partition = spi_int64(row, 7);
-	seed->early_join = DatumGetBool(spi_value(row, 8, &isnull));
+	seed->cost = DatumGetInt32(spi_value(row, 8, &isnull));
+	seed->early_join = DatumGetBool(spi_value(row, 9, &isnull));
 }
 
 /*
@@ -304,7 +397,7 @@ handle_unfinished(void *arg, uint64 rows)
 		ItemPointerData tid;
 		History    *history;
 		bool		isnull;
-		int32		queue_id = DatumGetInt32(spi_value(i, 9, &isnull));
+		int32		queue_id = DatumGetInt32(spi_value(i, 10, &isnull));
 
 		read_seed(i, &seed, &tid);
 		history = hash_search(state->histories, &seed.task, HASH_FIND, NULL);
@@ -343,6 +436,7 @@ rebuild(Database *database, bool foreign)
 	ids_load(database, foreign);
 	load_queues(database);
 	partitions_load(database);
+	load_starts(database, state.now);
 	state.histories = load_histories();
 	for_each_chunk(&select_unfinished, handle_unfinished, &state);
 	PopActiveSnapshot();

@@ -59,6 +59,7 @@ shared_state_request(void)
 	size = add_size(size, queues_size());
 	size = add_size(size, databases_size());
 	size = add_size(size, waiters_size());
+	size = add_size(size, rate_pool_size());
 	size = add_size(size, hash_estimate_size(fanout_max_tracked_tasks, sizeof(Task)));
 	size = add_size(size, hash_estimate_size(fanout_max_tracked_tasks, sizeof(Lease)));
 	size = add_size(size, hash_estimate_size(fanout_max_lanes, sizeof(Lane)));
@@ -83,6 +84,7 @@ create_pool(const char *name, int64 count, Size keysize, Size entrysize)
 void
 shared_state_startup(void)
 {
+	void	   *rate_entries;
 	bool		found;
 
 	LWLockAcquire(AddinShmemInitLock, LW_EXCLUSIVE);
@@ -112,6 +114,9 @@ shared_state_startup(void)
 		fanout_shared->free_workers = fanout_max_workers;
 		fanout_shared->free_uses = (int64) fanout_max_workers * 2;
 	}
+
+	rate_entries = ShmemInitStruct("pg_fanout rate entries", rate_pool_size(), &found);
+	rate_pool_init(rate_entries, found);
 
 	LWLockRelease(AddinShmemInitLock);
 }
@@ -432,6 +437,7 @@ lane_free(Lane *lane)
 		queue->walk = NULL;
 	dlist_delete(&lane->link);
 	queue->lane_count--;
+	rate_log_free(&lane->rate_log);
 	hash_search(lane_pool, &key, HASH_REMOVE, NULL);
 	fanout_shared->free_lanes++;
 }
@@ -451,6 +457,7 @@ queue_walk_lanes(Queue *queue)
 void
 queue_clear_lanes(Queue *queue)
 {
+	rate_log_free(&queue->rate_log);
 	while (!dlist_is_empty(&queue->lanes))
 		lane_free(dlist_head_element(Lane, link, &queue->lanes));
 }

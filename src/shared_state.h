@@ -16,6 +16,7 @@
 #include "storage/proc.h"
 
 #include "order.h"
+#include "rate.h"
 
 #define FANOUT_NAME_LEN			64	/* of a queue's or a worker's name, with the final NUL */
 #define FANOUT_WAIT_QUEUES		16	/* queues that one dequeue may name */
@@ -50,6 +51,10 @@ typedef struct QueueSettings
 	int64		lease;			/* microseconds, here and below */
 	int64		backoff;
 	int64		backoff_max;
+	TimestampTz held_until;		/* nothing starts before */
+	RateLimit	rates[RATE_WINDOWS];
+	RateLimit	partition_rate; /* of each partition that has none of its own */
+	int32		rate_count;
 	int32		max_attempts;
 	bool		synchronous_claims;
 	bool		paused;
@@ -70,19 +75,26 @@ typedef struct LaneSettings
 {
 	int32		concurrency;	/* 0: the queue's for each partition */
 	int32		weight;			/* its share, beside the other lanes' */
+	RateLimit	rate;			/* no units: the queue's for each partition */
+	TimestampTz held_until;		/* nothing of it starts before */
 	bool		paused;
 } LaneSettings;
 
 typedef struct Lane
 {
 	LaneKey		key;
-	OrderNode	node;			/* in Queue.turns while it has a task that may start; its key is a virtual time */
+	OrderNode	node;			/* in Queue.turns by virtual time, or in Queue.throttled */
+	int64		time;			/* its virtual time */
+	TimestampTz throttled_until;	/* not 0: in Queue.throttled */
+	RateLog		rate_log;
+	RateUse		rate_use;
 	dlist_node	link;			/* in Queue.lanes */
 	Window		ready;			/* ordered by (priority, id) */
 	int64		sample_task;	/* one of its tasks, maybe ended: its row tells the partition's key */
 	int32		tasks;			/* pool entries that belong to it */
 	int32		running;		/* permits held, uncommitted claims included */
-	int32		startable;		/* how many of its tasks may start now, as far as the lane goes */
+	int32		unjournaled;	/* units that have started and are not on disk yet */
+	int32		startable;		/* how many of its tasks may start now, as far as the lane goes; not 0: in Queue.turns */
 	LaneSettings settings;
 	bool		named;			/* it has settings of its own, or is to have some: it stays */
 	bool		wants_refill;
@@ -115,6 +127,11 @@ typedef struct Queue
 	Window		scheduled;		/* timed tasks, ordered by (due, id) */
 
 	OrderedSet	turns;			/* lanes that have a task that may start, by virtual time */
+	OrderedSet	throttled;		/* lanes that time will change, by that time */
+	RateLog		rate_log;
+	RateUse		rate_uses[RATE_WINDOWS];
+	int64		unjournaled;	/* units that have started and are not on disk yet */
+	TimestampTz loaded_at;		/* when a rebuild found it, or 0 */
 	int64		clock;			/* the virtual time of the last turn */
 	int64		startable;		/* tasks that may start as far as their lanes go */
 	int64		ready_count;	/* ready tasks that are in memory */
@@ -172,6 +189,7 @@ typedef struct Task
 	struct Lease *lease;		/* RUNNING */
 	int64		batch;			/* 0: none */
 	int32		priority;
+	int32		cost;			/* units of rate limits */
 	int32		queue;			/* index of its Queue */
 	int16		attempts;		/* begun ones, the running one included */
 	int16		max_attempts;	/* 0: the queue's */
@@ -239,6 +257,8 @@ typedef struct Lease
 	TimestampTz until;
 	uint16		pins;			/* transactions that wrote under it: it does not expire under them */
 	int16		attempt;
+	int32		cost;			/* units of rate limits that it has taken */
+	bool		unjournaled;	/* these are not on disk yet */
 	uint8		journal;		/* LEASE_JOURNAL_ bits; not 0: in Database.journal */
 	bool		committed;
 	bool		bound;			/* ends with the holder's session */
@@ -325,6 +345,7 @@ typedef struct SharedState
 	int64		free_tasks;
 	int64		free_leases;
 	int64		free_lanes;
+	int32		free_rate_entry;
 	int64		free_workers;
 	int64		free_uses;
 	int32		queue_high;		/* queues at or above this index were never used */
@@ -341,6 +362,7 @@ extern int	fanout_max_queues;
 extern int	fanout_max_databases;
 extern int	fanout_max_workers;
 extern int	fanout_max_lanes;
+extern int	fanout_max_rate_entries;
 extern int	fanout_journal_interval;
 extern int	fanout_max_wait;
 

@@ -45,12 +45,12 @@ unlink_waiter(Waiter *waiter)
 void
 queue_wake(Queue *queue)
 {
-	int64		startable = queue->startable;
+	int64		startable;
 	dlist_mutable_iter iter;
 
-	if (queue->waiter_count == 0 || queue->state != QUEUE_OPEN || queue->settings.paused || startable == 0)
+	if (queue->waiter_count == 0 || queue->state != QUEUE_OPEN || queue->settings.paused)
 		return;
-
+	startable = queue_startable(queue);
 	if (queue->settings.concurrency > 0)
 		startable = Min(startable, queue->settings.concurrency - queue->running);
 

@@ -7,6 +7,9 @@ CREATE TABLE fanout.queue (
     concurrency        int,
     worker_concurrency int,
     partition_concurrency int,
+    partition_rate_limit int,       -- units within partition_rate_period
+    partition_rate_period interval,
+    held_until         timestamptz, -- nothing starts before
     lease              interval NOT NULL,
     max_attempts       int NOT NULL,
     backoff            interval NOT NULL,
@@ -17,6 +20,14 @@ CREATE TABLE fanout.queue (
     created_at         timestamptz NOT NULL DEFAULT now()
 );
 
+-- Windows of a queue's rate limit: at most so many units within any period so long.
+CREATE TABLE fanout.rate (
+    queue       int NOT NULL REFERENCES fanout.queue (id) ON DELETE CASCADE,
+    period      interval NOT NULL,
+    units       int NOT NULL,
+    PRIMARY KEY (queue, period)
+);
+
 -- Settings of single partitions; one without a row has none.
 CREATE TABLE fanout.partition (
     queue       int NOT NULL REFERENCES fanout.queue (id) ON DELETE CASCADE,
@@ -24,6 +35,9 @@ CREATE TABLE fanout.partition (
     lane        bigint NOT NULL,    -- hash of the key, as in fanout.task
     concurrency int,
     weight      int NOT NULL DEFAULT 1,
+    rate_limit  int,
+    rate_period interval,
+    held_until  timestamptz,
     paused      boolean NOT NULL DEFAULT false,
     PRIMARY KEY (queue, key)
 );
@@ -77,6 +91,7 @@ CREATE TABLE fanout.task (
     parent       bigint,
     max_attempts smallint,
     lane         bigint,            -- hash of the partition key
+    cost         int,               -- units of rate limits; NULL: 1
     name         text NOT NULL,
     args         jsonb,
     partition_key text
@@ -128,6 +143,7 @@ CREATE SEQUENCE fanout.lease_id;
 CREATE FUNCTION fanout._filled() RETURNS trigger
     AS 'MODULE_PATHNAME', 'fanout_filled' LANGUAGE C;
 CREATE TRIGGER filled AFTER INSERT OR TRUNCATE ON fanout.queue FOR EACH STATEMENT EXECUTE FUNCTION fanout._filled();
+CREATE TRIGGER filled AFTER INSERT OR TRUNCATE ON fanout.rate FOR EACH STATEMENT EXECUTE FUNCTION fanout._filled();
 CREATE TRIGGER filled AFTER INSERT OR TRUNCATE ON fanout.partition FOR EACH STATEMENT EXECUTE FUNCTION fanout._filled();
 CREATE TRIGGER filled AFTER INSERT OR TRUNCATE ON fanout.task FOR EACH STATEMENT EXECUTE FUNCTION fanout._filled();
 CREATE TRIGGER filled AFTER INSERT OR TRUNCATE ON fanout.attempt FOR EACH STATEMENT EXECUTE FUNCTION fanout._filled();
@@ -135,6 +151,7 @@ CREATE TRIGGER filled AFTER INSERT OR TRUNCATE ON fanout.outcome FOR EACH STATEM
 
 SELECT pg_extension_config_dump('fanout.queue', '');
 SELECT pg_extension_config_dump('fanout.queue_id_seq', '');
+SELECT pg_extension_config_dump('fanout.rate', '');
 SELECT pg_extension_config_dump('fanout.partition', '');
 SELECT pg_extension_config_dump('fanout.queue_grant', '');
 SELECT pg_extension_config_dump('fanout.batch', '');

@@ -2,7 +2,8 @@ CREATE FUNCTION fanout.create_queue(
     queue text, concurrency int DEFAULT NULL, worker_concurrency int DEFAULT NULL, lease interval DEFAULT '60 s',
     max_attempts int DEFAULT 5, backoff interval DEFAULT '1 s', backoff_max interval DEFAULT '5 min',
     max_backlog bigint DEFAULT NULL, synchronous_claims boolean DEFAULT false,
-    partition_concurrency int DEFAULT NULL, if_not_exists boolean DEFAULT false)
+    partition_concurrency int DEFAULT NULL, partition_rate_limit int DEFAULT NULL, partition_rate_period interval DEFAULT NULL,
+    rate_limit int DEFAULT NULL, rate_period interval DEFAULT NULL, if_not_exists boolean DEFAULT false)
     RETURNS boolean AS 'MODULE_PATHNAME', 'fanout_create_queue' LANGUAGE C VOLATILE;
 COMMENT ON FUNCTION fanout.create_queue IS 'creates a queue, owned by the current role; true if it was created';
 
@@ -10,7 +11,8 @@ CREATE FUNCTION fanout.alter_queue(
     queue text, concurrency int DEFAULT NULL, worker_concurrency int DEFAULT NULL, lease interval DEFAULT NULL,
     max_attempts int DEFAULT NULL, backoff interval DEFAULT NULL, backoff_max interval DEFAULT NULL,
     max_backlog bigint DEFAULT NULL, synchronous_claims boolean DEFAULT NULL,
-    partition_concurrency int DEFAULT NULL, unset text[] DEFAULT '{}')
+    partition_concurrency int DEFAULT NULL, partition_rate_limit int DEFAULT NULL, partition_rate_period interval DEFAULT NULL,
+    rate_limit int DEFAULT NULL, rate_period interval DEFAULT NULL, unset text[] DEFAULT '{}')
     RETURNS void AS 'MODULE_PATHNAME', 'fanout_alter_queue' LANGUAGE C VOLATILE;
 COMMENT ON FUNCTION fanout.alter_queue IS 'changes the settings that are given; unset names limits to take away';
 
@@ -30,8 +32,17 @@ CREATE FUNCTION fanout.purge_queue(queue text) RETURNS bigint
     AS 'MODULE_PATHNAME', 'fanout_purge_queue' LANGUAGE C VOLATILE;
 COMMENT ON FUNCTION fanout.purge_queue IS 'cancels every task of the queue that waits; the number of them';
 
+CREATE FUNCTION fanout.set_rate_limit(queue text, rate_limit int, rate_period interval) RETURNS void
+    AS 'MODULE_PATHNAME', 'fanout_set_rate_limit' LANGUAGE C VOLATILE;
+COMMENT ON FUNCTION fanout.set_rate_limit IS 'adds a window to the rate limit of the queue, changes the one of that period, or takes it away (NULL)';
+
+CREATE FUNCTION fanout.backpressure(queue text, until timestamptz, partition_key text DEFAULT NULL) RETURNS void
+    AS 'MODULE_PATHNAME', 'fanout_backpressure' LANGUAGE C VOLATILE;
+COMMENT ON FUNCTION fanout.backpressure IS 'lets no task of the queue, or of the partition, start before that time';
+
 CREATE FUNCTION fanout.set_partition(
-    queue text, key text, concurrency int DEFAULT NULL, weight int DEFAULT NULL, unset text[] DEFAULT '{}') RETURNS void
+    queue text, key text, concurrency int DEFAULT NULL, weight int DEFAULT NULL,
+    rate_limit int DEFAULT NULL, rate_period interval DEFAULT NULL, unset text[] DEFAULT '{}') RETURNS void
     AS 'MODULE_PATHNAME', 'fanout_set_partition' LANGUAGE C VOLATILE;
 COMMENT ON FUNCTION fanout.set_partition IS 'gives a partition of the queue a limit and a share of its own';
 

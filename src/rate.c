@@ -1,0 +1,242 @@
+/*
+ * rate.c
+ *		Rate limits: how much has started, in windows that slide.
+ *
+ * A limit says how many units may start within any period of some length.  To
+ * hold that for every period, and not only for those that begin at a round
+ * time, each start is remembered until no window reaches back to it.  A log
+ * has its starts in the order of time; each of its windows remembers its
+ * first start and the units in it, so that a claim costs as many steps as
+ * starts leave the windows, and none is counted anew.
+ *
+ * Starts of one moment are one entry.  Should the pool of entries be used up,
+ * the newest entry of the log takes the start, and moves to its time: what it
+ * held then counts for longer than it must, never for less.
+ */
+#include "postgres.h"
+
+#include "rate.h"
+#include "shared_state.h"
+
+#define NO_ROOM_PAUSE	(10 * INT64CONST(1000)) /* microseconds */
+
+/* Starts of one moment. */
+typedef struct RateEntry
+{
+	TimestampTz at;
+	int64		units;
+	int32		next;			/* a later one; of one that is free, another free one */
+	int32		previous;
+} RateEntry;
+
+static RateEntry *entries = NULL;	/* from 1 on */
+
+Size
+rate_pool_size(void)
+{
+	return mul_size(fanout_max_rate_entries + 1, sizeof(RateEntry));
+}
+
+void
+rate_pool_init(void *memory, bool found)
+{
+	entries = memory;
+	if (found)
+		return;
+	memset(entries, 0, rate_pool_size());
+	for (int i = 1; i < fanout_max_rate_entries; i++)
+		entries[i].next = i + 1;
+	fanout_shared->free_rate_entry = 1;
+}
+
+/* Append an entry; 0 if the pool is used up. */
+static int32
+append(RateLog *log, TimestampTz at)
+{
+	int32		place = fanout_shared->free_rate_entry;
+	RateEntry  *entry = &entries[place];
+
+	if (place == 0)
+		return 0;
+	fanout_shared->free_rate_entry = entry->next;
+	entry->at = at;
+	entry->units = 0;
+	entry->next = 0;
+	entry->previous = log->newest;
+	if (log->newest != 0)
+		entries[log->newest].next = place;
+	else
+		log->oldest = place;
+	log->newest = place;
+	return place;
+}
+
+static void
+drop_oldest(RateLog *log)
+{
+	int32		place = log->oldest;
+
+	log->oldest = entries[place].next;
+	if (log->oldest != 0)
+		entries[log->oldest].previous = 0;
+	else
+		log->newest = 0;
+	entries[place].next = fanout_shared->free_rate_entry;
+	fanout_shared->free_rate_entry = place;
+}
+
+/* Let the windows slide to now, and forget what none of them holds. */
+static void
+slide(const RateView *rate, TimestampTz now)
+{
+	for (int i = 0; i < rate->count; i++)
+	{
+		RateUse    *use = &rate->uses[i];
+
+		while (use->from != 0 && entries[use->from].at + rate->limits[i].period < now)
+		{
+			use->used -= entries[use->from].units;
+			use->from = entries[use->from].next;
+		}
+	}
+	while (rate->log->oldest != 0)
+	{
+		for (int i = 0; i < rate->count; i++)
+		{
+			if (rate->uses[i].from == rate->log->oldest)
+				return;
+		}
+		drop_oldest(rate->log);
+	}
+}
+
+/* When the window admits so many units; a start that is larger than the window takes all of it. */
+static TimestampTz
+window_admits(const RateLimit *limit, const RateUse *use, int32 cost)
+{
+	int64		excess = use->used + Min(cost, limit->units) - limit->units;
+	TimestampTz at = 0;
+
+	for (int32 place = use->from; place != 0 && excess > 0; place = entries[place].next)
+	{
+		excess -= entries[place].units;
+		at = entries[place].at + limit->period + 1;
+	}
+	return at;
+}
+
+TimestampTz
+rate_admits(const RateView *rate, int32 cost, TimestampTz now)
+{
+	TimestampTz at = 0;
+
+	/* what could not be remembered must not start; room comes as other logs forget */
+	if (rate->log->newest == 0 && fanout_shared->free_rate_entry == 0)
+		return now + NO_ROOM_PAUSE;
+
+	slide(rate, now);
+	for (int i = 0; i < rate->count; i++)
+	{
+		TimestampTz window_at = window_admits(&rate->limits[i], &rate->uses[i], cost);
+
+		at = Max(at, window_at);
+	}
+	return at;
+}
+
+int64
+rate_left(const RateView *rate, TimestampTz now)
+{
+	int64		left = PG_INT64_MAX;
+
+	slide(rate, now);
+	for (int i = 0; i < rate->count; i++)
+		left = Min(left, rate->limits[i].units - rate->uses[i].used);
+	return Max(left, 0);
+}
+
+TimestampTz
+rate_take(const RateView *rate, int32 cost, TimestampTz now)
+{
+	RateLog    *log = rate->log;
+	RateEntry  *newest = log->newest != 0 ? &entries[log->newest] : NULL;
+	int32		place = log->newest;
+
+	/* times are told before the lock is taken: one that comes late counts as of the last one */
+	if (newest == NULL || newest->at < now)
+	{
+		place = append(log, now);
+		if (place == 0 && newest == NULL)
+			return 0;
+		if (place == 0)
+		{
+			place = log->newest;
+			newest->at = now;
+		}
+	}
+	entries[place].units += cost;
+	for (int i = 0; i < rate->count; i++)
+	{
+		if (rate->uses[i].from == 0)
+			rate->uses[i].from = place;
+		rate->uses[i].used += cost;
+	}
+	return entries[place].at;
+}
+
+/* Does the window hold what started then? */
+static bool
+window_holds(const RateUse *use, TimestampTz at)
+{
+	return use->from != 0 && entries[use->from].at <= at;
+}
+
+void
+rate_give_back(const RateView *rate, TimestampTz at, int32 cost)
+{
+	int32		place = rate->log->newest;
+
+	/* its entry is the first that is not earlier; it may have moved to a later time, but not back */
+	while (place != 0 && entries[place].previous != 0 && entries[entries[place].previous].at >= at)
+		place = entries[place].previous;
+	if (place == 0 || entries[place].at < at || entries[place].units < cost)
+		return;
+	entries[place].units -= cost;
+	for (int i = 0; i < rate->count; i++)
+	{
+		if (window_holds(&rate->uses[i], entries[place].at))
+			rate->uses[i].used -= cost;
+	}
+}
+
+void
+rate_recount(const RateView *rate, TimestampTz now)
+{
+	for (int i = 0; i < rate->count; i++)
+	{
+		RateUse    *use = &rate->uses[i];
+
+		use->from = rate->log->oldest;
+		use->used = 0;
+		for (int32 place = use->from; place != 0; place = entries[place].next)
+			use->used += entries[place].units;
+	}
+	slide(rate, now);
+}
+
+TimestampTz
+rate_empty_at(const RateView *rate)
+{
+	TimestampTz at = 0;
+
+	for (int i = 0; i < rate->count && rate->log->newest != 0; i++)
+		at = Max(at, entries[rate->log->newest].at + rate->limits[i].period + 1);
+	return at;
+}
+
+void
+rate_log_free(RateLog *log)
+{
+	while (log->oldest != 0)
+		drop_oldest(log);
+}

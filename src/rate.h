@@ -1,0 +1,68 @@
+/*
+ * rate.h
+ *		Rate limits: how much has started, in windows that slide.
+ *
+ * All of it expects the dispatcher lock to be held, and cannot throw.
+ */
+#ifndef FANOUT_RATE_H
+#define FANOUT_RATE_H
+
+#include "datatype/timestamp.h"
+
+#define RATE_WINDOWS	4		/* of a queue */
+
+/* At most so many units may start within any period so long. */
+typedef struct RateLimit
+{
+	int64		units;			/* 0: there is no limit */
+	int64		period;			/* microseconds */
+} RateLimit;
+
+/* How far a window reaches back into a log, and what it holds. */
+typedef struct RateUse
+{
+	int32		from;			/* its first start */
+	int64		used;			/* units */
+} RateUse;
+
+/* The starts that are remembered, by their places in a pool; 0: none. */
+typedef struct RateLog
+{
+	int32		oldest;
+	int32		newest;
+} RateLog;
+
+/* A log with its windows and their limits. */
+typedef struct RateView
+{
+	RateLog    *log;
+	const RateLimit *limits;
+	RateUse    *uses;
+	int			count;
+} RateView;
+
+extern Size rate_pool_size(void);
+extern void rate_pool_init(void *memory, bool found);
+
+/* When a start of so many units is admitted: 0 if now. */
+extern TimestampTz rate_admits(const RateView *rate, int32 cost, TimestampTz now);
+
+/* How many more units are admitted now. */
+extern int64 rate_left(const RateView *rate, TimestampTz now);
+
+/* Remember a start; the time it counts as, or 0 if there is no room to remember it. */
+extern TimestampTz rate_take(const RateView *rate, int32 cost, TimestampTz now);
+
+/* It never was: give its units back. */
+extern void rate_give_back(const RateView *rate, TimestampTz at, int32 cost);
+
+/* When it will have forgotten all that it remembers; 0: it has. */
+extern TimestampTz rate_empty_at(const RateView *rate);
+
+/* The limits have changed. */
+extern void rate_recount(const RateView *rate, TimestampTz now);
+
+/* Forget all of a log that goes away with its windows. */
+extern void rate_log_free(RateLog *log);
+
+#endif							/* FANOUT_RATE_H */
