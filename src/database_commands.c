@@ -18,6 +18,7 @@
 #include "miscadmin.h"
 #include "nodes/parsenodes.h"
 #include "pgstat.h"
+#include "storage/ipc.h"
 #include "storage/latch.h"
 #include "tcop/utility.h"
 #include "utils/timestamp.h"
@@ -133,9 +134,11 @@ hold(Oid db)
 	return database;
 }
 
+/* Also when the session is ended in the middle of the command: nobody else would let go of it. */
 static void
-let_go(Oid db)
+let_go(int code, Datum arg)
 {
+	Oid			db = DatumGetObjectId(arg);
 	Database   *database;
 
 	dispatcher_lock();
@@ -169,17 +172,14 @@ process_utility(PlannedStmt *pstmt, const char *query, bool readOnlyTree, Proces
 		return;
 	}
 
-	PG_TRY();
+	PG_ENSURE_ERROR_CLEANUP(let_go, ObjectIdGetDatum(db));
 	{
 		(void) hold(db);
 		next(pstmt, query, readOnlyTree, context, params, environment, dest, completion);
 		announce_copy(pstmt->utilityStmt, db);
 	}
-	PG_FINALLY();
-	{
-		let_go(db);
-	}
-	PG_END_TRY();
+	PG_END_ENSURE_ERROR_CLEANUP(let_go, ObjectIdGetDatum(db));
+	let_go(0, ObjectIdGetDatum(db));
 }
 
 void
