@@ -96,16 +96,16 @@ try_to_withdraw(Queue *queue, const TaskSeed *seed, TransactionId me, Transactio
 	return result;
 }
 
-/* Take the task out of its window, waiting for a transaction that has done so before us. */
+/* Take the task out of its window; "wait" for a transaction that has done so before us. */
 static Withdrawal
-withdraw(Queue *queue, const TaskSeed *seed)
+withdraw(Queue *queue, const TaskSeed *seed, bool wait)
 {
 	TransactionId me = GetTopTransactionId();
 	TransactionId ender = InvalidTransactionId;
 	Withdrawal	result;
 
 	pending_prepare(1);
-	while ((result = try_to_withdraw(queue, seed, me, &ender)) == BEING_ENDED)
+	while ((result = try_to_withdraw(queue, seed, me, &ender)) == BEING_ENDED && wait)
 		XactLockTableWait(ender, NULL, NULL, XLTW_None);
 	return result;
 }
@@ -135,51 +135,73 @@ cancel_withdrawn(int64 task, const char *reason)
 	log_writer_close(writer);
 }
 
-CancelResult
-cancel_task(int64 task, const char *reason, bool check)
+static CancelResult
+cancel_in(Queue *queue, const TaskSeed *seed, const char *reason, bool wait)
 {
-	TaskSeed	seed;
-	int32		queue_id;
-	QueueRef	ref;
-
-	if (!read_task(task, &seed, &queue_id))
-		return CANCEL_UNKNOWN;
-	if (check && !registry_queue_by_id(queue_id, PRIVILEGE_ENQUEUE, &ref))
-		return CANCEL_UNKNOWN;
-	if (!check)
-	{
-		ref.id = queue_id;
-		dispatcher_lock();
-		ref.queue = queue_find(MyDatabaseId, queue_id);
-		dispatcher_unlock();
-		if (ref.queue == NULL)
-			return CANCEL_UNKNOWN;
-	}
-	if (outcome_of(task) != 0)
+	if (outcome_of(seed->task) != 0)
 		return CANCEL_NOT_WAITING;
 
-	switch (withdraw(ref.queue, &seed))
+	switch (withdraw(queue, seed, wait))
 	{
 		case NOT_WAITING:
-		case BEING_ENDED:
 			return CANCEL_NOT_WAITING;
 		case NO_MEMORY:
-			ereport(ERROR,
-					(errcode(ERRCODE_CONFIGURATION_LIMIT_EXCEEDED),
-					 errmsg("the pool of tracked tasks is used up"),
-					 errhint("Try again when tasks have finished, or raise pg_fanout.max_tracked_tasks and restart the server.")));
+			return CANCEL_NO_MEMORY;
+		case BEING_ENDED:
+			return CANCEL_LATER;
 		case WITHDRAWN:
 			break;
 	}
 
 	/* between our first look and the withdrawal it may have run and ended */
-	if (outcome_of(task) != 0)
+	if (outcome_of(seed->task) != 0)
 	{
-		forget_withdrawal(task);
+		forget_withdrawal(seed->task);
 		return CANCEL_NOT_WAITING;
 	}
-	cancel_withdrawn(task, reason);
+	cancel_withdrawn(seed->task, reason);
 	return CANCEL_DONE;
+}
+
+CancelResult
+cancel_task_at_once(int64 task, const char *reason)
+{
+	TaskSeed	seed;
+	int32		queue_id;
+	Queue	   *queue;
+	bool		closed;
+
+	if (!read_task(task, &seed, &queue_id))
+		return CANCEL_UNKNOWN;
+	dispatcher_lock();
+	queue = queue_find(MyDatabaseId, queue_id);
+	closed = queue != NULL && queue->state == QUEUE_CLOSED;
+	dispatcher_unlock();
+	if (queue == NULL)
+		return CANCEL_UNKNOWN;
+	if (closed)
+		return CANCEL_LATER;
+	return cancel_in(queue, &seed, reason, false);
+}
+
+/* Cancel the task in this transaction if it waits, and if the caller may. */
+static CancelResult
+cancel_task(int64 task, const char *reason)
+{
+	TaskSeed	seed;
+	int32		queue_id;
+	QueueRef	ref;
+	CancelResult result;
+
+	if (!read_task(task, &seed, &queue_id) || !registry_queue_by_id(queue_id, PRIVILEGE_ENQUEUE, &ref))
+		return CANCEL_UNKNOWN;
+	result = cancel_in(ref.queue, &seed, reason, true);
+	if (result == CANCEL_NO_MEMORY)
+		ereport(ERROR,
+				(errcode(ERRCODE_CONFIGURATION_LIMIT_EXCEEDED),
+				 errmsg("the pool of tracked tasks is used up"),
+				 errhint("Try again when tasks have finished, or raise pg_fanout.max_tracked_tasks and restart the server.")));
+	return result;
 }
 
 static char *
@@ -204,7 +226,7 @@ fanout_cancel(PG_FUNCTION_ARGS)
 	require_writable("fanout.cancel()");
 	require_arg(fcinfo, 0, "task");
 	(void) require_database();
-	result = cancel_task(PG_GETARG_INT64(0), reason_of(fcinfo), true);
+	result = cancel_task(PG_GETARG_INT64(0), reason_of(fcinfo));
 	if (result == CANCEL_UNKNOWN)
 		throw_unknown_task(PG_GETARG_INT64(0));
 	PG_RETURN_BOOL(result == CANCEL_DONE);
@@ -228,7 +250,7 @@ fanout_cancel_many(PG_FUNCTION_ARGS)
 	for (int i = 0; i < count; i++)
 	{
 		CHECK_FOR_INTERRUPTS();
-		if (cancel_task(DatumGetInt64(tasks[i]), reason, true) == CANCEL_DONE)
+		if (cancel_task(DatumGetInt64(tasks[i]), reason) == CANCEL_DONE)
 			result_set_add(&set, &tasks[i], &isnull);
 	}
 	return (Datum) 0;
