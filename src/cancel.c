@@ -28,10 +28,27 @@ PG_FUNCTION_INFO_V1(fanout_cancel_many);
 PG_FUNCTION_INFO_V1(fanout_retry);
 PG_FUNCTION_INFO_V1(fanout_retry_many);
 
+static SpiStatement select_early_join = {
+	"SELECT FROM fanout.batch WHERE id = $1 AND join_policy <> 'all'", 1, {INT8OID}
+};
 static SpiStatement delete_outcome = {
 	"DELETE FROM fanout.outcome WHERE task = $1 AND status IN ('f', 'c')"
 	" RETURNING coalesce(lease, 0), finished_at, worker, error", 1, {INT8OID}
 };
+
+/* May the batch end before all of its tasks have? */
+static bool
+ends_early(int64 batch)
+{
+	SpiScope	scope;
+	Datum		values[1] = {Int64GetDatum(batch)};
+	bool		early;
+
+	spi_begin(&scope);
+	early = spi_read_latest(&select_early_join, values, NULL) == 1;
+	spi_end(&scope);
+	return early;
+}
 
 /* Read the task's row: its queue, and what an entry for it needs.  False if there is none. */
 static bool
@@ -57,6 +74,7 @@ read_task(int64 task, TaskSeed *seed, int32 *queue_id)
 		seed->run_at = nulls[TASK_RUN_AT] ? 0 : DatumGetTimestampTz(row[TASK_RUN_AT]);
 	}
 	task_reader_close(reader);
+	seed->early_join = seed->batch != 0 && ends_early(seed->batch);
 	return found;
 }
 
