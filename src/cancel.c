@@ -295,7 +295,7 @@ take_back_outcome(int64 task)
 	bool		deleted;
 
 	spi_begin(&scope);
-	deleted = spi_run(&delete_outcome, values, NULL) == 1;
+	deleted = spi_run_latest(&delete_outcome, values, NULL) == 1;
 	if (deleted)
 	{
 		bool		isnull;

@@ -546,7 +546,8 @@ plan_next_look(TimestampTz last_flush, bool headway, TimestampTz next_join)
 		if (queue->scheduled.set.first != NULL)
 			next = Min(next, queue->scheduled.set.first->key);
 		if (queue->scheduled.bounded)
-			next = Min(next, queue->scheduled.bound_key);
+			next = Min(next, headway ? queue->scheduled.bound_key :
+					   Max(queue->scheduled.bound_key, GetCurrentTimestamp() + RETRY_REFILL));
 		if (queue->wants_refill)
 			next = headway ? 0 : Min(next, GetCurrentTimestamp() + RETRY_REFILL);
 	}
