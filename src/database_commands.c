@@ -7,12 +7,14 @@
  * command runs, its database is held: the keeper leaves, and the launcher
  * starts none until the command has ended, well or not.
  *
- * Whether the caller may run the command is for the command to say; who may
- * not has at the most sent a keeper away for a moment.
+ * Who may not run the command sends no keeper away.
  */
 #include "postgres.h"
 
+#include "access/htup_details.h"
 #include "access/xact.h"
+#include "catalog/pg_authid.h"
+#include "catalog/pg_database.h"
 #include "commands/dbcommands.h"
 #include "commands/defrem.h"
 #include "miscadmin.h"
@@ -21,6 +23,8 @@
 #include "storage/ipc.h"
 #include "storage/latch.h"
 #include "tcop/utility.h"
+#include "utils/acl.h"
+#include "utils/syscache.h"
 #include "utils/timestamp.h"
 
 #include "commit_hooks.h"
@@ -106,6 +110,41 @@ announce_copy(Node *statement, Oid template)
 	}
 }
 
+/*
+ * Will the command let the caller, as far as rights go?  If not, it is for
+ * the command to say so; the keeper stays, or anybody could keep it away.
+ */
+static bool
+caller_may(Node *statement, Oid db)
+{
+	HeapTuple	tuple;
+	bool		allowed;
+
+#if PG_VERSION_NUM >= 160000
+	allowed = object_ownercheck(DatabaseRelationId, db, GetUserId());
+#else
+	allowed = pg_database_ownercheck(db, GetUserId());
+#endif
+	if (allowed || !IsA(statement, CreatedbStmt))
+		return allowed;
+
+	/* who may create databases may copy a template that is not his */
+	tuple = SearchSysCache1(DATABASEOID, ObjectIdGetDatum(db));
+	if (!HeapTupleIsValid(tuple))
+		return false;
+	allowed = ((Form_pg_database) GETSTRUCT(tuple))->datistemplate;
+	ReleaseSysCache(tuple);
+	if (!allowed)
+		return false;
+
+	tuple = SearchSysCache1(AUTHOID, ObjectIdGetDatum(GetUserId()));
+	if (!HeapTupleIsValid(tuple))
+		return false;
+	allowed = ((Form_pg_authid) GETSTRUCT(tuple))->rolcreatedb;
+	ReleaseSysCache(tuple);
+	return allowed;
+}
+
 /* Send the keeper away and wait until it has gone.  NULL if the database has no slot. */
 static Database *
 hold(Oid db)
@@ -160,7 +199,7 @@ process_utility(PlannedStmt *pstmt, const char *query, bool readOnlyTree, Proces
 
 	if (name != NULL && fanout_shared != NULL && IsTransactionState() && context == PROCESS_UTILITY_TOPLEVEL)
 		db = get_database_oid(name, true);
-	if (!OidIsValid(db))
+	if (!OidIsValid(db) || !caller_may(pstmt->utilityStmt, db))
 	{
 		next(pstmt, query, readOnlyTree, context, params, environment, dest, completion);
 		if (fanout_shared != NULL && drops_extension(pstmt->utilityStmt))

@@ -148,6 +148,14 @@ foreach my $round (1 .. 5)
 	ends_well('DROP DATABASE brief', "DROP DATABASE, round $round");
 }
 
+# Nobody else sends the process away.
+my $keeper = "SELECT pid FROM pg_stat_activity WHERE datname = 'app' AND backend_type ~ 'keeper'";
+$node->poll_query_until('postgres', "SELECT EXISTS ($keeper)") or die 'the keeper does not come back';
+my $pid = $node->safe_psql('postgres', $keeper);
+is(sqlstate($node, "SET ROLE stranger; $_", 'postgres'), '42501', "not for a stranger: $_")
+  foreach 'DROP DATABASE app', 'ALTER DATABASE app RENAME TO mine', 'CREATE DATABASE brief TEMPLATE app';
+is($node->safe_psql('postgres', $keeper), $pid, 'and the keeper is still there');
+
 # Whoever runs such a command may be gone before it ends: here, while it waits for another session to leave.
 my $guest = session($node, 'app');
 my $template_user = start_client($node, 'CREATE DATABASE brief TEMPLATE app');
