@@ -104,5 +104,12 @@ SELECT fanout.wait(:batch, '0');
 SELECT ordinal, status, result, error FROM fanout.collect(:batch, '0');
 SELECT fanout.complete(lease, '"two"') FROM fanout.dequeue('q');
 SELECT ordinal, status, result, error FROM fanout.collect(:batch);
+-- Its join hears of a task that has been given another life, too.
+SELECT fanout.fan_out('q', 'option', '{1,2,3}', "join" => 'any') AS batch \gset
+SELECT fanout.fail(lease, 'oh', final => true) FROM fanout.dequeue('q');
+SELECT fanout.retry(min(task)) FROM fanout.tasks WHERE batch = :batch;
+SELECT fanout.complete(lease, '"one"') FROM fanout.dequeue('q');
+SELECT test.becomes($$(SELECT cancelled = 2 FROM fanout.progress($$ || :batch || '))');
+SELECT ordinal, status, result, error FROM fanout.collect(:batch);
 
 SELECT count(fanout.drop_queue(queue, force => true)) FROM fanout.queues;

@@ -29,10 +29,27 @@ PG_FUNCTION_INFO_V1(fanout_cancel_many);
 PG_FUNCTION_INFO_V1(fanout_retry);
 PG_FUNCTION_INFO_V1(fanout_retry_many);
 
+static SpiStatement select_early_join = {
+	"SELECT FROM fanout.batch WHERE id = $1 AND join_policy <> 'all'", 1, {INT8OID}
+};
 static SpiStatement delete_outcome = {
 	"DELETE FROM fanout.outcome WHERE task = $1 AND status IN ('f', 'c')"
 	" RETURNING coalesce(lease, 0), finished_at, worker, value #>> '{}'", 1, {INT8OID}
 };
+
+/* May the batch end before all of its tasks have? */
+static bool
+ends_early(int64 batch)
+{
+	SpiScope	scope;
+	Datum		values[1] = {Int64GetDatum(batch)};
+	bool		early;
+
+	spi_begin(&scope);
+	early = spi_read_latest(&select_early_join, values, NULL) == 1;
+	spi_end(&scope);
+	return early;
+}
 
 /* Read the task's row: its queue, and what an entry for it needs.  False if there is none. */
 static bool
@@ -60,6 +77,7 @@ read_task(int64 task, TaskSeed *seed, int32 *queue_id)
 		seed->run_at = nulls[TASK_RUN_AT] ? 0 : DatumGetTimestampTz(row[TASK_RUN_AT]);
 	}
 	task_reader_close(reader);
+	seed->early_join = seed->batch != 0 && ends_early(seed->batch);
 	return found;
 }
 
@@ -99,16 +117,16 @@ try_to_withdraw(Queue *queue, const TaskSeed *seed, TransactionId me, Transactio
 	return result;
 }
 
-/* Take the task out of its window, waiting for a transaction that has done so before us. */
+/* Take the task out of its window; "wait" for a transaction that has done so before us. */
 static Withdrawal
-withdraw(Queue *queue, const TaskSeed *seed)
+withdraw(Queue *queue, const TaskSeed *seed, bool wait)
 {
 	TransactionId me = GetTopTransactionId();
 	TransactionId ender = InvalidTransactionId;
 	Withdrawal	result;
 
 	pending_prepare(1);
-	while ((result = try_to_withdraw(queue, seed, me, &ender)) == BEING_ENDED)
+	while ((result = try_to_withdraw(queue, seed, me, &ender)) == BEING_ENDED && wait)
 		XactLockTableWait(ender, NULL, NULL, XLTW_None);
 	return result;
 }
@@ -138,51 +156,73 @@ cancel_withdrawn(int64 task, const char *reason)
 	log_writer_close(writer);
 }
 
-CancelResult
-cancel_task(int64 task, const char *reason, bool check)
+static CancelResult
+cancel_in(Queue *queue, const TaskSeed *seed, const char *reason, bool wait)
 {
-	TaskSeed	seed;
-	int32		queue_id;
-	QueueRef	ref;
-
-	if (!read_task(task, &seed, &queue_id))
-		return CANCEL_UNKNOWN;
-	if (check && !registry_queue_by_id(queue_id, PRIVILEGE_ENQUEUE, &ref))
-		return CANCEL_UNKNOWN;
-	if (!check)
-	{
-		ref.id = queue_id;
-		dispatcher_lock();
-		ref.queue = queue_find(MyDatabaseId, queue_id);
-		dispatcher_unlock();
-		if (ref.queue == NULL)
-			return CANCEL_UNKNOWN;
-	}
-	if (outcome_of(task) != 0)
+	if (outcome_of(seed->task) != 0)
 		return CANCEL_NOT_WAITING;
 
-	switch (withdraw(ref.queue, &seed))
+	switch (withdraw(queue, seed, wait))
 	{
 		case NOT_WAITING:
-		case BEING_ENDED:
 			return CANCEL_NOT_WAITING;
 		case NO_MEMORY:
-			ereport(ERROR,
-					(errcode(ERRCODE_CONFIGURATION_LIMIT_EXCEEDED),
-					 errmsg("the pool of tracked tasks is used up"),
-					 errhint("Try again when tasks have finished, or raise pg_fanout.max_tracked_tasks and restart the server.")));
+			return CANCEL_NO_MEMORY;
+		case BEING_ENDED:
+			return CANCEL_LATER;
 		case WITHDRAWN:
 			break;
 	}
 
 	/* between our first look and the withdrawal it may have run and ended */
-	if (outcome_of(task) != 0)
+	if (outcome_of(seed->task) != 0)
 	{
-		forget_withdrawal(task);
+		forget_withdrawal(seed->task);
 		return CANCEL_NOT_WAITING;
 	}
-	cancel_withdrawn(task, reason);
+	cancel_withdrawn(seed->task, reason);
 	return CANCEL_DONE;
+}
+
+CancelResult
+cancel_task_at_once(int64 task, const char *reason)
+{
+	TaskSeed	seed;
+	int32		queue_id;
+	Queue	   *queue;
+	bool		closed;
+
+	if (!read_task(task, &seed, &queue_id))
+		return CANCEL_UNKNOWN;
+	dispatcher_lock();
+	queue = queue_find(MyDatabaseId, queue_id);
+	closed = queue != NULL && queue->state == QUEUE_CLOSED;
+	dispatcher_unlock();
+	if (queue == NULL)
+		return CANCEL_UNKNOWN;
+	if (closed)
+		return CANCEL_LATER;
+	return cancel_in(queue, &seed, reason, false);
+}
+
+/* Cancel the task in this transaction if it waits, and if the caller may. */
+static CancelResult
+cancel_task(int64 task, const char *reason)
+{
+	TaskSeed	seed;
+	int32		queue_id;
+	QueueRef	ref;
+	CancelResult result;
+
+	if (!read_task(task, &seed, &queue_id) || !registry_queue_by_id(queue_id, PRIVILEGE_ENQUEUE, &ref))
+		return CANCEL_UNKNOWN;
+	result = cancel_in(ref.queue, &seed, reason, true);
+	if (result == CANCEL_NO_MEMORY)
+		ereport(ERROR,
+				(errcode(ERRCODE_CONFIGURATION_LIMIT_EXCEEDED),
+				 errmsg("the pool of tracked tasks is used up"),
+				 errhint("Try again when tasks have finished, or raise pg_fanout.max_tracked_tasks and restart the server.")));
+	return result;
 }
 
 static char *
@@ -207,7 +247,7 @@ fanout_cancel(PG_FUNCTION_ARGS)
 	require_writable("fanout.cancel()");
 	require_arg(fcinfo, 0, "task");
 	(void) require_database();
-	result = cancel_task(PG_GETARG_INT64(0), reason_of(fcinfo), true);
+	result = cancel_task(PG_GETARG_INT64(0), reason_of(fcinfo));
 	if (result == CANCEL_UNKNOWN)
 		throw_unknown_task(PG_GETARG_INT64(0));
 	PG_RETURN_BOOL(result == CANCEL_DONE);
@@ -231,7 +271,7 @@ fanout_cancel_many(PG_FUNCTION_ARGS)
 	for (int i = 0; i < count; i++)
 	{
 		CHECK_FOR_INTERRUPTS();
-		if (cancel_task(DatumGetInt64(tasks[i]), reason, true) == CANCEL_DONE)
+		if (cancel_task(DatumGetInt64(tasks[i]), reason) == CANCEL_DONE)
 			result_set_add(&set, &tasks[i], &isnull);
 	}
 	return (Datum) 0;
@@ -258,7 +298,7 @@ take_back_outcome(int64 task)
 	bool		deleted;
 
 	spi_begin(&scope);
-	deleted = spi_run(&delete_outcome, values, NULL) == 1;
+	deleted = spi_run_latest(&delete_outcome, values, NULL) == 1;
 	if (deleted)
 	{
 		bool		isnull;

@@ -9,10 +9,15 @@ typedef enum CancelResult
 {
 	CANCEL_DONE,
 	CANCEL_NOT_WAITING,
-	CANCEL_UNKNOWN
+	CANCEL_UNKNOWN,
+	CANCEL_NO_MEMORY,			/* for the entries of tasks that are on disk */
+	CANCEL_LATER				/* another transaction is deciding about it */
 } CancelResult;
 
-/* Cancel the task in this transaction if it waits; "check" the caller's right to. */
-extern CancelResult cancel_task(int64 task, const char *reason, bool check);
+/*
+ * For the keeper: cancel the task in this transaction if it waits, whoever
+ * owns its queue, and do not wait for anybody.
+ */
+extern CancelResult cancel_task_at_once(int64 task, const char *reason);
 
 #endif							/* FANOUT_CANCEL_H */

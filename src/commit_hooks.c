@@ -53,6 +53,7 @@ typedef struct Pending
 	int			level;
 	int32		queue;			/* index, of a queue that had this id */
 	int32		queue_id;
+	int64		generation;		/* of that queue's slot */
 	union
 	{
 		struct
@@ -67,6 +68,7 @@ typedef struct Pending
 		{
 			Lease	   *entry;
 			int64		number;
+			int64		task;	/* end */
 			TimestampTz due;
 			Outcome		outcome;
 			bool		flag;	/* claim: journaled; requeue: counts as an attempt */
@@ -117,6 +119,7 @@ note(PendingKind kind, Queue *queue)
 	op->level = GetCurrentTransactionNestLevel();
 	op->queue = queue != NULL ? queue - fanout_queues : -1;
 	op->queue_id = queue != NULL ? queue->id : 0;
+	op->generation = queue != NULL ? queue->generation : 0;
 	pending_used++;
 	return op;
 }
@@ -153,9 +156,10 @@ pending_claim(Lease *entry, int64 lease, bool journaled)
 }
 
 void
-pending_end(Lease *entry, int64 lease, Outcome outcome)
+pending_end(Lease *entry, int64 lease, int64 task, Outcome outcome)
 {
 	note_lease(PENDING_END, entry, lease, outcome, 0, false);
+	pending[pending_used - 1].u.lease.task = task;
 }
 
 void
@@ -314,6 +318,14 @@ enqueued_task(const Pending *op, int64 i)
 	return task;
 }
 
+/* The note's tasks are pending no more; a queue that was built anew never counted them. */
+static void
+count_pending_off(const Pending *op, Queue *queue)
+{
+	if (queue->generation == op->generation)
+		queue->pending -= op->u.enqueue.count;
+}
+
 /* "count" of the note's tasks, from the i-th on, have no pool entry. */
 static void
 leave_on_disk(const Pending *op, Queue *queue, int64 i, int64 count)
@@ -343,7 +355,7 @@ apply_enqueued(const Pending *op, Queue *queue, int64 i, TimestampTz now)
 		task->tid = op->u.enqueue.places[i].tid;
 		task_admit(task, now);
 	}
-	else if (i >= op->u.enqueue.reserved || op->u.enqueue.places[i].entry == NULL)
+	else if (task_find(MyDatabaseId, op->u.enqueue.first.task + i) == NULL)
 		leave_on_disk(op, queue, i, 1);
 	return 1;
 }
@@ -355,7 +367,7 @@ apply_enqueue(const Pending *op, TimestampTz now)
 	int64		done = 0;
 
 	if (queue != NULL)
-		queue->pending -= op->u.enqueue.count;
+		count_pending_off(op, queue);
 	while (queue != NULL && done < op->u.enqueue.count)
 	{
 		done += apply_enqueued(op, queue, done, now);
@@ -384,7 +396,17 @@ undo_enqueue(const Pending *op)
 		breathe(i);
 	}
 	if (queue != NULL && (queue = queue_of_note(op)) != NULL)
-		queue->pending -= op->u.enqueue.count;
+		count_pending_off(op, queue);
+}
+
+/* Memory was built anew while the transaction was open, and does not know the lease. */
+static void
+end_without_lease(const Pending *op)
+{
+	Task	   *task = task_find(MyDatabaseId, op->u.lease.task);
+
+	if (task != NULL && (task->state == TASK_READY || task->state == TASK_SCHEDULED))
+		task_end_unforeseen(task, op->u.lease.outcome);
 }
 
 static void
@@ -394,7 +416,11 @@ apply_lease(const Pending *op, TimestampTz now)
 	Queue	   *queue;
 
 	if (lease == NULL)
+	{
+		if (op->kind == PENDING_END)
+			end_without_lease(op);
 		return;
+	}
 	queue = &fanout_queues[lease->task->queue];
 	switch (op->kind)
 	{
@@ -509,6 +535,8 @@ apply(const Pending *op, TimestampTz now)
 				queue->waiting -= op->u.on_disk;
 				queue->cancelled += op->u.on_disk;
 				queue_reopen(queue);
+				database = database_find(MyDatabaseId);
+				database->dirty_join_overflow |= op->u.on_disk > 0;
 			}
 			break;
 		case PENDING_REGISTER:

@@ -26,7 +26,7 @@ extern void pending_prepare(int count);
 extern void pending_enqueue(Queue *queue, const TaskSeed *first, int64 count, int64 reserved, TaskPlace *places,
 							const int64 *partitions);
 extern void pending_claim(Lease *entry, int64 lease, bool journaled);
-extern void pending_end(Lease *entry, int64 lease, Outcome outcome);
+extern void pending_end(Lease *entry, int64 lease, int64 task, Outcome outcome);
 extern void pending_requeue(Lease *entry, int64 lease, TimestampTz due, bool counts);
 extern void pending_pin(Lease *entry, int64 lease);
 extern void pending_withdraw(int64 task);

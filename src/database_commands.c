@@ -7,19 +7,24 @@
  * command runs, its database is held: the keeper leaves, and the launcher
  * starts none until the command has ended, well or not.
  *
- * Whether the caller may run the command is for the command to say; who may
- * not has at the most sent a keeper away for a moment.
+ * Who may not run the command sends no keeper away.
  */
 #include "postgres.h"
 
+#include "access/htup_details.h"
 #include "access/xact.h"
+#include "catalog/pg_authid.h"
+#include "catalog/pg_database.h"
 #include "commands/dbcommands.h"
 #include "commands/defrem.h"
 #include "miscadmin.h"
 #include "nodes/parsenodes.h"
 #include "pgstat.h"
+#include "storage/ipc.h"
 #include "storage/latch.h"
 #include "tcop/utility.h"
+#include "utils/acl.h"
+#include "utils/syscache.h"
 #include "utils/timestamp.h"
 
 #include "commit_hooks.h"
@@ -105,6 +110,41 @@ announce_copy(Node *statement, Oid template)
 	}
 }
 
+/*
+ * Will the command let the caller, as far as rights go?  If not, it is for
+ * the command to say so; the keeper stays, or anybody could keep it away.
+ */
+static bool
+caller_may(Node *statement, Oid db)
+{
+	HeapTuple	tuple;
+	bool		allowed;
+
+#if PG_VERSION_NUM >= 160000
+	allowed = object_ownercheck(DatabaseRelationId, db, GetUserId());
+#else
+	allowed = pg_database_ownercheck(db, GetUserId());
+#endif
+	if (allowed || !IsA(statement, CreatedbStmt))
+		return allowed;
+
+	/* who may create databases may copy a template that is not his */
+	tuple = SearchSysCache1(DATABASEOID, ObjectIdGetDatum(db));
+	if (!HeapTupleIsValid(tuple))
+		return false;
+	allowed = ((Form_pg_database) GETSTRUCT(tuple))->datistemplate;
+	ReleaseSysCache(tuple);
+	if (!allowed)
+		return false;
+
+	tuple = SearchSysCache1(AUTHOID, ObjectIdGetDatum(GetUserId()));
+	if (!HeapTupleIsValid(tuple))
+		return false;
+	allowed = ((Form_pg_authid) GETSTRUCT(tuple))->rolcreatedb;
+	ReleaseSysCache(tuple);
+	return allowed;
+}
+
 /* Send the keeper away and wait until it has gone.  NULL if the database has no slot. */
 static Database *
 hold(Oid db)
@@ -133,9 +173,11 @@ hold(Oid db)
 	return database;
 }
 
+/* Also when the session is ended in the middle of the command: nobody else would let go of it. */
 static void
-let_go(Oid db)
+let_go(int code, Datum arg)
 {
+	Oid			db = DatumGetObjectId(arg);
 	Database   *database;
 
 	dispatcher_lock();
@@ -157,7 +199,7 @@ process_utility(PlannedStmt *pstmt, const char *query, bool readOnlyTree, Proces
 
 	if (name != NULL && fanout_shared != NULL && IsTransactionState() && context == PROCESS_UTILITY_TOPLEVEL)
 		db = get_database_oid(name, true);
-	if (!OidIsValid(db))
+	if (!OidIsValid(db) || !caller_may(pstmt->utilityStmt, db))
 	{
 		next(pstmt, query, readOnlyTree, context, params, environment, dest, completion);
 		if (fanout_shared != NULL && drops_extension(pstmt->utilityStmt))
@@ -169,17 +211,14 @@ process_utility(PlannedStmt *pstmt, const char *query, bool readOnlyTree, Proces
 		return;
 	}
 
-	PG_TRY();
+	PG_ENSURE_ERROR_CLEANUP(let_go, ObjectIdGetDatum(db));
 	{
 		(void) hold(db);
 		next(pstmt, query, readOnlyTree, context, params, environment, dest, completion);
 		announce_copy(pstmt->utilityStmt, db);
 	}
-	PG_FINALLY();
-	{
-		let_go(db);
-	}
-	PG_END_TRY();
+	PG_END_ENSURE_ERROR_CLEANUP(let_go, ObjectIdGetDatum(db));
+	let_go(0, ObjectIdGetDatum(db));
 }
 
 void

@@ -638,10 +638,11 @@ permits_left(const Queue *queue, const WorkerUse *use, int more)
  * aborts, the claim is undone before the end is, so the permit goes back.
  */
 static bool
-find_permit(Queue *queue, WorkerUse *use, const Claimant *claimant, int *passed)
+find_permit(Queue *queue, WorkerUse *use, const Claimant *claimant, int *passed, int64 *permit_of)
 {
 	Lease	   *lease;
 
+	*permit_of = 0;
 	if (permits_left(queue, use, 0))
 		return true;
 	if (*passed == claimant->ending_count || !permits_left(queue, use, 1))
@@ -649,6 +650,7 @@ find_permit(Queue *queue, WorkerUse *use, const Claimant *claimant, int *passed)
 
 	lease = claimant->ending[(*passed)++];
 	lease->passed_on = true;
+	*permit_of = lease->key.lease;
 	queue->running--;
 	lease->use->running--;
 	return true;
@@ -670,13 +672,20 @@ bool
 queue_admits(Queue *queue, const char *worker)
 {
 	WorkerUse  *use = NULL;
+	bool		pool_is_short = fanout_shared->free_workers == 0 || fanout_shared->free_uses == 0;
 
-	if (queue->settings.worker_concurrency > 0)
+	if (fanout_shared->free_leases == 0)
+		return false;
+	if (queue->settings.worker_concurrency > 0 || pool_is_short)
 	{
 		Worker	   *entry = worker_find(queue->db, worker);
 
+		if (entry == NULL && fanout_shared->free_workers == 0)
+			return false;
 		if (entry != NULL)
 			use = worker_use_find(entry, queue_index(queue));
+		if (use == NULL && fanout_shared->free_uses == 0)
+			return false;
 	}
 	return permits_left(queue, use, 0);
 }
@@ -772,10 +781,11 @@ claim_one(Queue *queue, Task *task, Database *database, Worker *worker, WorkerUs
 		  TimestampTz now, int *passed, Claim *claim)
 {
 	TimestampTz until = now + (claimant->lease > 0 ? claimant->lease : queue->settings.lease);
+	int64		permit_of;
 	Lease	   *lease;
 
 	Assert(task->state == TASK_READY);
-	if (fanout_shared->free_leases == 0 || !find_permit(queue, use, claimant, passed))
+	if (fanout_shared->free_leases == 0 || !find_permit(queue, use, claimant, passed, &permit_of))
 		return false;
 	lease = lease_begin(task, database->next_lease, worker, use, now, until);
 	if (lease == NULL)
@@ -785,6 +795,7 @@ claim_one(Queue *queue, Task *task, Database *database, Worker *worker, WorkerUs
 	lease->holder = MyProc;
 	lease->holder_pid = MyProcPid;
 	lease->bound = claimant->bound;
+	lease->permit_of = permit_of;
 
 	lane_take(task->lane, task);
 	lane_serve(task->lane);
@@ -875,10 +886,17 @@ lease_undo(Lease *lease)
 {
 	Task	   *task = lease->task;
 	Queue	   *queue = queue_of(task);
+	Lease	   *giver = NULL;
 
 	Assert(!lease->committed && task->state == TASK_RUNNING);
+	if (lease->permit_of != 0)
+		giver = lease_find(queue->db, lease->permit_of);
 	undo_start(queue, lease);
 	lease_end(lease);
+
+	/* it may be but a savepoint that was rolled back: the lease that is still being ended holds its permit again */
+	if (giver != NULL && giver->task != NULL)
+		lease_take_back_permit(giver);
 	lane_unserve(task->lane);
 	task->attempts--;
 	queue->waiting++;
@@ -1083,6 +1101,14 @@ task_restore(Task *task)
 		insert_scheduled(queue, task, task->node.key);
 	else
 		insert_ready(task);
+}
+
+/* The task has its outcome although nobody withdrew it: memory was built anew in between. */
+void
+task_end_unforeseen(Task *task, Outcome outcome)
+{
+	task_withdraw(task, InvalidTransactionId);
+	task_end(task, outcome);
 }
 
 /* Have the keeper look whether the batch has ended by its join. */

@@ -101,6 +101,7 @@ extern void task_forget_withdrawn(Task *task);
 extern void task_forget_ended(Task *task);
 extern void task_restore(Task *task);
 extern void task_end(Task *task, Outcome outcome);
+extern void task_end_unforeseen(Task *task, Outcome outcome);
 
 /* time, and memory */
 extern bool queue_promote_due(Queue *queue, TimestampTz now);

@@ -266,7 +266,7 @@ fail_one(int64 lease, const FailOptions *options, TimestampTz *due)
 		Datum		value = (Datum) 0;
 
 		*due = 0;
-		pending_end(held.entry, lease, OUTCOME_FAILED);
+		pending_end(held.entry, lease, held.task, OUTCOME_FAILED);
 		if (!options->error_isnull)
 			value = error_value(VARDATA_ANY(options->error), VARSIZE_ANY_EXHDR(options->error));
 		writer = log_writer_open(LOG_OUTCOME, 1);

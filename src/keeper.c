@@ -33,18 +33,20 @@
 #include "journal.h"
 #include "rebuild.h"
 #include "spi.h"
+#include "storage.h"
 #include "wait.h"
 #include "worker.h"
 
 #define RETRY_REFILL	(50 * INT64CONST(1000))	/* microseconds, when the pool had no room */
 #define JOIN_PAUSE		4		/* times as long as a look took, which grows with the batch */
+#define RETRY_JOIN		(200 * INT64CONST(1000))	/* microseconds, when another transaction or the pool was in the way */
 #define DRAIN_PATIENCE	1000	/* milliseconds */
 
 static SpiStatement select_undecided = {
 	"SELECT id FROM fanout.batch WHERE join_policy <> 'all' AND ended_at IS NULL", 0, {0}
 };
-static SpiStatement end_decided = {
-	"UPDATE fanout.batch b SET ended_at = clock_timestamp() FROM"
+static SpiStatement select_decided = {
+	"SELECT FROM fanout.batch b,"
 	" (SELECT coalesce(sum(p.tasks), 0) AS tasks, coalesce(sum(o.ended), 0) AS ended,"
 	"   coalesce(sum(o.succeeded), 0) AS succeeded, coalesce(sum(o.failed), 0) AS failed"
 	"  FROM fanout.batch_part p, LATERAL (SELECT count(*) AS ended, count(*) FILTER (WHERE status = 's') AS succeeded,"
@@ -55,6 +57,11 @@ static SpiStatement end_decided = {
 	"  OR b.join_policy = 'n' AND c.succeeded >= b.join_count"
 	"  OR b.join_policy = 'fail_fast' AND c.failed >= 1)",
 	1, {INT8OID}
+};
+/* Whoever seals the batch in an open transaction holds its row, and is not waited for. */
+static SpiStatement end_batch = {
+	"UPDATE fanout.batch SET ended_at = clock_timestamp() WHERE id ="
+	" (SELECT id FROM fanout.batch WHERE id = $1 AND ended_at IS NULL FOR UPDATE SKIP LOCKED)", 1, {INT8OID}
 };
 static SpiStatement select_unfinished = {
 	"SELECT t.id FROM fanout.batch_part p, LATERAL (SELECT id FROM fanout.task"
@@ -184,6 +191,15 @@ max_attempts_of(const Task *task)
 	return task->max_attempts > 0 ? task->max_attempts : fanout_queues[task->queue].settings.max_attempts;
 }
 
+/* Does an open transaction write under the lease, or drop its queue?  It is not for us to wait for that. */
+static bool
+is_decided_elsewhere(const Lease *lease)
+{
+	const Queue *queue = &fanout_queues[lease->task->queue];
+
+	return lease->pins > 0 || (queue->state == QUEUE_CLOSED && queue->dropping);
+}
+
 /*
  * End leases that have run out.  Those of tasks that have no attempt left are
  * returned, as their tasks get an outcome; true if there may be more.
@@ -196,13 +212,14 @@ expire_leases(TimestampTz now, int64 *exhausted, int *exhausted_count)
 
 	*exhausted_count = 0;
 	dispatcher_lock();
-	for (node = database->expiry.first; node != NULL && node->key <= now && looked < FANOUT_WORK_CHUNK; looked++)
+	for (node = database->expiry.first; node != NULL && node->key <= now && looked < FANOUT_WORK_CHUNK;)
 	{
 		Lease	   *lease = order_container(Lease, node, node);
 
 		node = order_next(node);
-		if (lease->pins > 0)
+		if (is_decided_elsewhere(lease))
 			continue;
+		looked++;
 		if (lease->task->attempts >= max_attempts_of(lease->task))
 			exhausted[(*exhausted_count)++] = lease->key.lease;
 		else
@@ -217,27 +234,36 @@ expire_leases(TimestampTz now, int64 *exhausted, int *exhausted_count)
 	return looked == FANOUT_WORK_CHUNK;
 }
 
+/* The rows of a task whose last attempt has expired. */
+static void
+write_exhausted(const HeldLease *held)
+{
+	static const char error[] = "the lease expired, and no attempt was left";
+	TimestampTz now = GetCurrentTimestamp();
+	LogWriter  *writer = log_writer_open(LOG_OUTCOME, 1);
+
+	write_outcome(writer, held->task, held, OUTCOME_FAILED, now, error_value(error, strlen(error)), false);
+	log_writer_close(writer);
+	writer = log_writer_open(LOG_ATTEMPT, 1);
+	write_attempt(writer, held->lease, held->task, 'x', now, 0, held->worker, (Datum) 0, true);
+	log_writer_close(writer);
+}
+
 /* Fail a task whose last attempt has expired. */
 static void
 fail_exhausted(int64 lease)
 {
-	static const char error[] = "the lease expired, and no attempt was left";
-	TimestampTz now = GetCurrentTimestamp();
 	HeldLease	held;
 
 	StartTransactionCommand();
 	PushActiveSnapshot(GetTransactionSnapshot());
 	if (lease_hold(lease, LEASE_USE_END, &held))
 	{
-		LogWriter  *writer;
+		pending_end(held.entry, lease, held.task, OUTCOME_FAILED);
 
-		pending_end(held.entry, lease, OUTCOME_FAILED);
-		writer = log_writer_open(LOG_OUTCOME, 1);
-		write_outcome(writer, held.task, &held, OUTCOME_FAILED, now, error_value(error, strlen(error)), false);
-		log_writer_close(writer);
-		writer = log_writer_open(LOG_ATTEMPT, 1);
-		write_attempt(writer, lease, held.task, 'x', now, 0, held.worker, (Datum) 0, true);
-		log_writer_close(writer);
+		/* should memory be wrong about the task, to insist would be a duplicate key, and the end of this process */
+		if (outcome_of(held.task) == 0)
+			write_exhausted(&held);
 	}
 	PopActiveSnapshot();
 	CommitTransactionCommand();
@@ -293,45 +319,118 @@ run_queues(TimestampTz now)
 	return headway;
 }
 
-/* The waiting tasks of a batch whose join has been decided are not needed any more. */
-static void
-cancel_rest(int64 batch)
-{
-	SpiScope	scope;
-	Datum		values[1] = {Int64GetDatum(batch)};
-	int64	   *tasks;
-	uint64		rows;
-
-	spi_begin(&scope);
-	rows = spi_read_latest(&select_unfinished, values, NULL);
-	tasks = SPI_palloc(Max(rows, 1) * sizeof(int64));
-	for (uint64 i = 0; i < rows; i++)
-		tasks[i] = spi_int64(i, 1);
-	spi_end(&scope);
-
-	for (uint64 i = 0; i < rows; i++)
-		(void) cancel_task(tasks[i], "the join of its batch was decided", false);
-	pending_prepare(1);
-	pending_batch_change(batch);
-}
-
-/* Look whether the batch has ended by its join. */
-static void
-run_join(int64 batch)
+/* Has the join ended the batch, without anybody having noted it yet? */
+static bool
+is_decided(int64 batch)
 {
 	SpiScope	scope;
 	Datum		values[1] = {Int64GetDatum(batch)};
 	bool		decided;
 
-	StartTransactionCommand();
-	PushActiveSnapshot(GetTransactionSnapshot());
 	spi_begin(&scope);
-	decided = spi_run(&end_decided, values, NULL) == 1;
+	decided = spi_read_latest(&select_decided, values, NULL) == 1;
 	spi_end(&scope);
-	if (decided)
-		cancel_rest(batch);
-	PopActiveSnapshot();
-	CommitTransactionCommand();
+	return decided;
+}
+
+/* The tasks of the batch that have no outcome, in the given memory; their number. */
+static uint64
+read_unfinished(int64 batch, MemoryContext context, int64 **tasks)
+{
+	SpiScope	scope;
+	Datum		values[1] = {Int64GetDatum(batch)};
+	uint64		rows;
+
+	spi_begin(&scope);
+	rows = spi_read_latest(&select_unfinished, values, NULL);
+	*tasks = MemoryContextAllocHuge(context, Max(rows, 1) * sizeof(int64));
+	for (uint64 i = 0; i < rows; i++)
+		(*tasks)[i] = spi_int64(i, 1);
+	spi_end(&scope);
+	return rows;
+}
+
+/*
+ * Cancel tasks from the next one on, as many as one transaction should; false
+ * if the last of these could not be, for lack of memory.  "left" tells of one
+ * that another transaction is deciding about.
+ */
+static bool
+cancel_chunk(const int64 *tasks, uint64 count, uint64 *next, bool *left)
+{
+	uint64		stop = Min(*next + FANOUT_WORK_CHUNK, count);
+
+	for (; *next < stop; (*next)++)
+	{
+		CancelResult result = cancel_task_at_once(tasks[*next], "the join of its batch was decided");
+
+		if (result == CANCEL_NO_MEMORY)
+			return false;
+		*left |= result == CANCEL_LATER;
+	}
+	return true;
+}
+
+/* Note that the batch has ended, and tell those who wait for it; false if its row is locked. */
+static bool
+note_end(int64 batch)
+{
+	SpiScope	scope;
+	Datum		values[1] = {Int64GetDatum(batch)};
+	bool		noted;
+
+	spi_begin(&scope);
+	noted = spi_run(&end_batch, values, NULL) == 1;
+	spi_end(&scope);
+	pending_prepare(1);
+	pending_batch_change(batch);
+	return noted;
+}
+
+/*
+ * Look whether the batch has ended by its join; if so, cancel those of its
+ * tasks that still wait, and note the end.  The end is noted last: should the
+ * keeper die before that, the next one looks again.  A cancelled task takes
+ * an entry of the pool until its transaction commits, so there are as many
+ * transactions as it takes.  False if not all could be done.
+ */
+static bool
+run_join(int64 batch)
+{
+	MemoryContext context = CurrentMemoryContext;
+	int64	   *tasks = NULL;
+	uint64		count = 0;
+	uint64		next = 0;
+	bool		left = false;
+	bool		ended = true;
+	bool		more;
+
+	do
+	{
+		uint64		begin = next;
+
+		more = false;
+		StartTransactionCommand();
+		PushActiveSnapshot(GetTransactionSnapshot());
+		if (tasks != NULL || is_decided(batch))
+		{
+			if (tasks == NULL)
+				count = read_unfinished(batch, context, &tasks);
+			ended = cancel_chunk(tasks, count, &next, &left) && next == count && !left && note_end(batch);
+			more = next < count && next > begin;
+		}
+		PopActiveSnapshot();
+		CommitTransactionCommand();
+		MemoryContextSwitchTo(context);
+		if (more)
+			(void) journal_flush(database);
+		MemoryContextSwitchTo(context);
+		CHECK_FOR_INTERRUPTS();
+	} while (more);
+
+	if (tasks != NULL)
+		pfree(tasks);
+	return ended;
 }
 
 /* Copy the batches that want a look; all that are undecided if memory lost track. */
@@ -358,14 +457,28 @@ take_dirty_joins(int *count)
 		PushActiveSnapshot(GetTransactionSnapshot());
 		spi_begin(&scope);
 		*count = spi_read_latest(&select_undecided, NULL, NULL);
-		batches = MemoryContextAlloc(context, Max(*count, 1) * sizeof(int64));
+		pfree(batches);
+		batches = MemoryContextAllocHuge(context, Max(*count, 1) * sizeof(int64));
 		for (int i = 0; i < *count; i++)
 			batches[i] = spi_int64(i, 1);
 		spi_end(&scope);
 		PopActiveSnapshot();
 		CommitTransactionCommand();
+		MemoryContextSwitchTo(context);
 	}
 	return batches;
+}
+
+/* Have the batch looked at once more. */
+static void
+look_again(int64 batch)
+{
+	dispatcher_lock();
+	if (database->dirty_join_count < FANOUT_DIRTY_JOINS)
+		database->dirty_joins[database->dirty_join_count++] = batch;
+	else
+		database->dirty_join_overflow = true;
+	dispatcher_unlock();
 }
 
 /* Look at joins, unless that was done a moment ago; when it may be done again. */
@@ -376,6 +489,7 @@ run_joins(void)
 	TimestampTz begin = GetCurrentTimestamp();
 	int64	   *batches;
 	int			count;
+	bool		all_done = true;
 
 	if (begin < not_before)
 		return not_before;
@@ -386,21 +500,27 @@ run_joins(void)
 
 		for (int j = 0; j < i && !repeated; j++)
 			repeated = batches[j] == batches[i];
-		if (!repeated)
-			run_join(batches[i]);
+		if (!repeated && !run_join(batches[i]))
+		{
+			all_done = false;
+			look_again(batches[i]);
+		}
 		CHECK_FOR_INTERRUPTS();
 	}
+	pfree(batches);
 	not_before = GetCurrentTimestamp() + (GetCurrentTimestamp() - begin) * JOIN_PAUSE;
+	if (!all_done)
+		not_before = Max(not_before, GetCurrentTimestamp() + RETRY_JOIN);
 	return not_before;
 }
 
-/* The first lease that is not pinned. */
+/* The first lease that may expire. */
 static TimestampTz
 next_expiry(void)
 {
 	OrderNode  *node = database->expiry.first;
 
-	while (node != NULL && order_container(Lease, node, node)->pins > 0)
+	while (node != NULL && is_decided_elsewhere(order_container(Lease, node, node)))
 		node = order_next(node);
 	return node != NULL ? node->key : DT_NOEND;
 }
@@ -437,7 +557,8 @@ plan_next_look(TimestampTz last_flush, bool headway, TimestampTz next_join)
 				next = Min(next, at);
 		}
 		if (queue->scheduled.bounded)
-			next = Min(next, queue->scheduled.bound_key);
+			next = Min(next, headway ? queue->scheduled.bound_key :
+					   Max(queue->scheduled.bound_key, GetCurrentTimestamp() + RETRY_REFILL));
 		if (queue->wants_refill)
 			next = headway ? 0 : Min(next, GetCurrentTimestamp() + RETRY_REFILL);
 	}
@@ -537,6 +658,8 @@ keep(void)
 		}
 		run_expiry(now);
 		headway = run_queues(now);
+		/* a transaction leaves us in the context that is never reset */
+		MemoryContextSwitchTo(context);
 		next_join = run_joins();
 		MemoryContextSwitchTo(context);
 		MemoryContextReset(context);
@@ -546,6 +669,16 @@ keep(void)
 		if (!ShutdownRequestPending)
 			sleep_until(next);
 	}
+}
+
+/* Go on with memory as the last keeper left it: what it was about to do is to be done. */
+static void
+take_over(void)
+{
+	refill_reset(database);
+	dispatcher_lock();
+	database->dirty_join_overflow = true;
+	dispatcher_unlock();
 }
 
 void
@@ -572,7 +705,7 @@ fanout_keeper_main(Datum arg)
 	if (database->state != DATABASE_READY)
 		rebuild(database, false);
 	else
-		refill_reset(database);
+		take_over();
 	ConditionVariableBroadcast(&fanout_shared->changed);
 	keep();
 	if (ShutdownRequestPending || must_leave())

@@ -85,6 +85,7 @@ start_keeper(Oid db)
 		ResetLatch(MyLatch);
 		CHECK_FOR_INTERRUPTS();
 	}
+	pfree(handle);
 	return true;
 }
 

@@ -114,7 +114,7 @@ try_to_hold(int64 number, LeaseUse use, int32 allowed, TransactionId me, HeldLea
 	else
 		lease->ender = me;
 	if (use == LEASE_USE_COMPLETE)
-		pending_end(lease, number, OUTCOME_SUCCEEDED);
+		pending_end(lease, number, held->task, OUTCOME_SUCCEEDED);
 	return HELD;
 }
 

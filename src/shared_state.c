@@ -263,6 +263,7 @@ queue_enter(Oid db, int32 id)
 		queue->state = QUEUE_NEW;
 		queue->db = db;
 		queue->id = id;
+		queue->generation = ++fanout_shared->queue_generations;
 		queue->main.key.queue = i;
 		queue->main.settings.weight = 1;
 		dlist_init(&queue->lanes);

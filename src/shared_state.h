@@ -117,6 +117,7 @@ typedef struct Queue
 	TransactionId closer;		/* the transaction that closed it */
 	Oid			db;
 	int32		id;
+	int64		generation;		/* tells one life of the slot from the next */
 	QueueSettings settings;
 
 	Lane		main;			/* tasks without a partition key */
@@ -263,6 +264,7 @@ typedef struct Lease
 	bool		committed;
 	bool		bound;			/* ends with the holder's session */
 	bool		passed_on;		/* the transaction that ends it has given its permit to a claim of its own */
+	int64		permit_of;		/* the lease whose permit was passed on to this claim, or 0 */
 	char		worker_name[FANOUT_NAME_LEN];
 } Lease;
 
@@ -346,6 +348,7 @@ typedef struct SharedState
 	int64		free_leases;
 	int64		free_lanes;
 	int32		free_rate_entry;
+	int64		queue_generations;
 	int64		free_workers;
 	int64		free_uses;
 	int32		queue_high;		/* queues at or above this index were never used */

@@ -147,6 +147,29 @@ foreach my $round (1 .. 5)
 	ends_well('CREATE DATABASE brief TEMPLATE app', "CREATE DATABASE ... TEMPLATE, round $round");
 	ends_well('DROP DATABASE brief', "DROP DATABASE, round $round");
 }
+
+# Nobody else sends the process away.
+my $keeper = "SELECT pid FROM pg_stat_activity WHERE datname = 'app' AND backend_type ~ 'keeper'";
+$node->poll_query_until('postgres', "SELECT EXISTS ($keeper)") or die 'the keeper does not come back';
+my $pid = $node->safe_psql('postgres', $keeper);
+is(sqlstate($node, "SET ROLE stranger; $_", 'postgres'), '42501', "not for a stranger: $_")
+  foreach 'DROP DATABASE app', 'ALTER DATABASE app RENAME TO mine', 'CREATE DATABASE brief TEMPLATE app';
+is($node->safe_psql('postgres', $keeper), $pid, 'and the keeper is still there');
+
+# Whoever runs such a command may be gone before it ends: here, while it waits for another session to leave.
+my $guest = session($node, 'app');
+my $template_user = start_client($node, 'CREATE DATABASE brief TEMPLATE app');
+$node->poll_query_until('postgres',
+	"SELECT count(*) = 0 FROM pg_stat_activity WHERE datname = 'app' AND backend_type ~ 'keeper'")
+  or die 'the keeper does not leave';
+$node->safe_psql('postgres',
+	"SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE query ~ '^CREATE DATABASE' AND backend_type = 'client backend'");
+ok( $node->poll_query_until('postgres',
+		"SELECT count(*) = 1 FROM pg_stat_activity WHERE datname = 'app' AND backend_type ~ 'keeper'"),
+	'the keeper comes back when the session is terminated that had sent it away');
+$guest->quit;
+finish_clients($template_user);
+
 is_as_it_was('app', 'the original after all that');
 work_off('app', 'the original');
 

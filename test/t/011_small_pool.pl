@@ -181,5 +181,13 @@ is( $node->safe_psql('postgres', "SELECT count(*), count(DISTINCT task) FROM del
 is( $node->safe_psql('postgres', "SELECT count(*) FROM delivered d JOIN fanout.task t ON t.id = d.task WHERE d.at < t.run_at"),
 	0, 'and none before its time');
 
+# A join that ends a batch of which memory holds a part only: all the rest is cancelled
+my $any = $node->safe_psql('postgres',
+	qq{SELECT fanout.fan_out('a', 'search', array_fill('1'::jsonb, '{500}'), "join" => 'any')});
+$node->safe_psql('postgres', "SELECT fanout.complete(lease) FROM fanout.dequeue('a', 'w1', wait => '30 s')");
+ok($node->poll_query_until('postgres', "SELECT cancelled = 499 FROM fanout.progress($any)"),
+	'a join cancels more tasks than memory holds');
+is($node->safe_psql('postgres', 'SELECT sum(ready + running) FROM fanout.queues'), 0, 'and nothing is left over');
+
 $node->stop;
 done_testing();

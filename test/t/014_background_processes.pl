@@ -67,9 +67,83 @@ $node->poll_query_until('postgres', "SELECT count(*) = 2 FROM fanout.attempts WH
   or die 'the journal was not written';
 pass('the journal is written');
 
+# The keeper waits for no transaction of others, however long that stays open: a lease ends meanwhile.
+$node->safe_psql('postgres', <<'EOS');
+SELECT fanout.create_queue('probe');
+SELECT fanout.create_queue('many', lease => '300 ms');
+SELECT fanout.create_queue('dropped', lease => '300 ms', max_attempts => 1);
+SELECT fanout.create_queue('joins');
+EOS
+
+sub expiry_goes_on
+{
+	my ($holder, $what) = @_;
+
+	$node->safe_psql('postgres', "SELECT fanout.enqueue('probe', 'x')");
+	$node->safe_psql('postgres', "SELECT count(*) FROM fanout.dequeue('probe', 'prober', max_tasks => 1, lease => '400 ms')");
+	my $ended = wait_until { $node->safe_psql('postgres', "SELECT count(*) = 0 FROM fanout.leases WHERE worker = 'prober'") eq 't' } "the lease, $what", 10;
+	ok($ended, "a lease ends, $what");
+	$holder->query_safe('ROLLBACK');
+	$node->safe_psql('postgres', "SELECT fanout.purge_queue('probe')");
+	return;
+}
+
+my $holder = session($node);
+my $any = $node->safe_psql('postgres',
+	qq{SELECT fanout.fan_out('joins', 'x', array_fill('1'::jsonb, '{4}'), "join" => 'any')});
+my $lease = $node->safe_psql('postgres', "SELECT lease FROM fanout.dequeue('joins', 'w1')");
+my $last = $node->safe_psql('postgres', "SELECT max(task) FROM fanout.tasks WHERE batch = $any");
+$holder->query_safe("BEGIN; SELECT fanout.cancel($last)");
+$node->safe_psql('postgres', "SELECT fanout.complete($lease)");
+expiry_goes_on($holder, 'while a task is being cancelled that a join is to cancel as well');
+$node->poll_query_until('postgres', "SELECT cancelled = 3 FROM fanout.progress($any)") or die 'the join cancels nothing';
+pass('the join cancels it when the other has rolled back');
+
+$any = $node->safe_psql('postgres', "SELECT fanout.create_batch('any')");
+$node->safe_psql('postgres', "SELECT fanout.enqueue('joins', 'x', batch => $any) FROM generate_series(1, 3)");
+$lease = $node->safe_psql('postgres', "SELECT lease FROM fanout.dequeue('joins', 'w1')");
+$holder->query_safe("BEGIN; SELECT fanout.seal_batch($any)");
+$node->safe_psql('postgres', "SELECT fanout.complete($lease)");
+expiry_goes_on($holder, 'while a batch is being sealed whose join has ended it');
+$node->poll_query_until('postgres', "SELECT ended_at IS NOT NULL FROM fanout.batches WHERE batch = $any")
+  or die 'the end of the join is not noted';
+pass('the end of the join is noted when the other has rolled back');
+
+$node->safe_psql('postgres', "SELECT fanout.enqueue('dropped', 'x')");
+$node->safe_psql('postgres', "SELECT lease FROM fanout.dequeue('dropped', 'w1')");
+$holder->query_safe("BEGIN; SELECT fanout.drop_queue('dropped', true)");
+expiry_goes_on($holder, 'while a queue is being dropped with a task whose last attempt has expired');
+$node->poll_query_until('postgres', "SELECT state = 'failed' FROM fanout.tasks WHERE queue = 'dropped'")
+  or die 'the last attempt does not expire';
+pass('the last attempt expires when the other has rolled back');
+
+$node->safe_psql('postgres', "SELECT count(*) FROM fanout.enqueue_many('many', 'x', array_fill('1'::jsonb, '{400}'))");
+$holder->query_safe("BEGIN; SELECT count(*) FROM fanout.complete(ARRAY(SELECT lease FROM fanout.dequeue('many', 'w1', max_tasks => 400)))");
+$node->safe_psql('postgres', 'SELECT pg_sleep(0.3)');
+expiry_goes_on($holder, 'while 400 leases that have run out are being completed');
+$holder->quit;
+
+# A batch that a join was about to end when the keeper went is looked at by the next one.
+$any = $node->safe_psql('postgres',
+	qq{SELECT fanout.fan_out('joins', 'x', array_fill('1'::jsonb, '{4}'), "join" => 'any')});
+$lease = $node->safe_psql('postgres', "SELECT lease FROM fanout.dequeue('joins', 'w1')");
+$holder = session($node);
+$holder->query_safe('BEGIN; LOCK TABLE fanout.batch IN EXCLUSIVE MODE');
+$node->safe_psql('postgres', "SELECT fanout.complete($lease)");
+my ($keeper) = processes($node, 'keeper');
+$node->poll_query_until('postgres', "SELECT wait_event_type = 'Lock' FROM pg_stat_activity WHERE pid = $keeper")
+  or die 'the keeper does not look at the join';
+$node->safe_psql('postgres', "SELECT pg_cancel_backend($keeper)");
+$node->poll_query_until('postgres', "SELECT count(*) = 0 FROM pg_stat_activity WHERE pid = $keeper")
+  or die 'the keeper stays';
+$holder->query_safe('ROLLBACK');
+$holder->quit;
+$node->poll_query_until('postgres', "SELECT cancelled = 3 FROM fanout.progress($any)") or die 'the join cancels nothing';
+pass('the next keeper does what this one was about to do');
+
 # Under load
 $node->safe_psql('postgres', "SELECT fanout.complete(lease) FROM fanout.leases");
-$node->safe_psql('postgres', "SELECT fanout.drop_queue(q, force => true) FROM unnest('{jobs,waited}'::text[]) q");
+$node->safe_psql('postgres', "SELECT fanout.drop_queue(queue, force => true) FROM fanout.queues WHERE queue <> 'load'");
 install_ledger($node);
 my @clients = map { start_client($node, "CALL produce('load', 200)") } 1 .. 2;
 $node->poll_query_until('postgres', "SELECT enqueued > 100 FROM fanout.queues WHERE queue = 'load'")
