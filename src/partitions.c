@@ -303,6 +303,7 @@ typedef struct LiveLane
 	int32		concurrency;
 	int32		startable;
 	bool		more_on_disk;
+	TimestampTz next_start;		/* 0: not a matter of time */
 } LiveLane;
 
 /* Copy the lanes of this database's partitions; their number. */
@@ -334,6 +335,7 @@ copy_lanes(LiveLane **lanes)
 			live->concurrency = lane_limit(lane);
 			live->startable = lane->startable;
 			live->more_on_disk = lane->ready.bounded;
+			live->next_start = lane->ready.set.count > 0 ? lane->throttled_until : 0;
 		}
 	}
 	dispatcher_unlock();
@@ -358,8 +360,8 @@ fanout_live_lanes(PG_FUNCTION_ARGS)
 	for (int64 i = 0; i < count; i++)
 	{
 		LiveLane   *lane = &lanes[i];
-		Datum		values[8];
-		bool		nulls[8] = {false};
+		Datum		values[9];
+		bool		nulls[9] = {false};
 
 		if (!queue_is_visible(visible, lane->queue_id))
 			continue;
@@ -372,6 +374,8 @@ fanout_live_lanes(PG_FUNCTION_ARGS)
 		nulls[5] = lane->concurrency == 0;
 		values[6] = Int32GetDatum(lane->startable);
 		values[7] = BoolGetDatum(lane->more_on_disk);
+		values[8] = TimestampTzGetDatum(lane->next_start);
+		nulls[8] = lane->next_start == 0;
 		result_set_add(&set, values, nulls);
 	}
 	return (Datum) 0;

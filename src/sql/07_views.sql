@@ -23,7 +23,7 @@ CREATE FUNCTION fanout._live_leases(
 
 CREATE FUNCTION fanout._live_lanes(
     OUT queue_id int, OUT lane bigint, OUT sample_task bigint, OUT ready bigint, OUT running int, OUT concurrency int,
-    OUT startable int, OUT more_on_disk boolean)
+    OUT startable int, OUT more_on_disk boolean, OUT next_start timestamptz)
     RETURNS SETOF record AS 'MODULE_PATHNAME', 'fanout_live_lanes' LANGUAGE C VOLATILE ROWS 1000;
 
 CREATE FUNCTION fanout.status(OUT item text, OUT value text) RETURNS SETOF record
@@ -33,7 +33,10 @@ COMMENT ON FUNCTION fanout.status IS 'what the extension is doing in this databa
 CREATE VIEW fanout.queues WITH (security_barrier) AS
     SELECT q.name AS queue, q.owner::text AS owner, q.paused,
            l.scheduled, l.ready, l.running, l.oldest_ready, now() - l.oldest_ready AS oldest_ready_age,
-           q.concurrency, q.worker_concurrency, q.partition_concurrency, q.max_backlog,
+           q.concurrency, q.worker_concurrency, q.partition_concurrency,
+           (SELECT string_agg(format('%s in %s', r.units, r.period), ', ' ORDER BY r.period) FROM fanout.rate r WHERE r.queue = q.id) AS rate_limits,
+           q.partition_rate_limit, q.partition_rate_period, CASE WHEN q.held_until > clock_timestamp() THEN q.held_until END AS held_until,
+           q.max_backlog,
            q.lease, q.max_attempts, q.backoff, q.backoff_max, q.synchronous_claims,
            l.waiting_workers, l.in_memory,
            l.enqueued, l.dequeued, l.succeeded, l.failed, l.cancelled,
@@ -46,7 +49,8 @@ COMMENT ON VIEW fanout.queues IS 'queues with their settings and live counts; co
 CREATE VIEW fanout.partitions WITH (security_barrier) AS
     SELECT q.name AS queue, coalesce(p.key, (SELECT t.partition_key FROM fanout.task t WHERE t.id = l.sample_task)) AS partition_key,
            l.ready, l.more_on_disk, l.running, coalesce(l.concurrency, p.concurrency, q.partition_concurrency) AS concurrency,
-           coalesce(p.weight, 1) AS weight, coalesce(p.paused, false) AS paused, l.startable
+           coalesce(p.rate_limit, q.partition_rate_limit) AS rate_limit, CASE WHEN p.rate_limit IS NULL THEN q.partition_rate_period ELSE p.rate_period END AS rate_period,
+           coalesce(p.weight, 1) AS weight, coalesce(p.paused, false) AS paused, l.startable, l.next_start
       FROM fanout._live_lanes() l FULL JOIN fanout.partition p ON p.queue = l.queue_id AND p.lane = l.lane
       JOIN fanout.queue q ON q.id = coalesce(l.queue_id, p.queue)
      WHERE fanout._queue_visible(q.id);
@@ -55,7 +59,7 @@ COMMENT ON VIEW fanout.partitions IS 'partitions that are in memory, as they hav
 CREATE VIEW fanout.tasks WITH (security_barrier) AS
     SELECT t.id AS task, q.name AS queue, t.name, t.args,
            CASE o.status WHEN 's' THEN 'succeeded' WHEN 'f' THEN 'failed' WHEN 'c' THEN 'cancelled' ELSE l.state END AS state,
-           coalesce(t.priority, 0) AS priority, t.partition_key, t.batch, t.parent, t.enqueued_at, CASE WHEN o.task IS NULL THEN coalesce(l.due, t.run_at) ELSE t.run_at END AS run_at,
+           coalesce(t.priority, 0) AS priority, t.partition_key, coalesce(t.cost, 1) AS cost, t.batch, t.parent, t.enqueued_at, CASE WHEN o.task IS NULL THEN coalesce(l.due, t.run_at) ELSE t.run_at END AS run_at,
            coalesce(o.attempt::int, l.attempt) AS attempt, coalesce(t.max_attempts::int, q.max_attempts) AS max_attempts,
            coalesce(o.lease, l.lease) AS lease, coalesce(o.worker, l.worker) AS worker, l.lease_until,
            o.finished_at, CASE WHEN o.status = 's' THEN o.value END AS result,
