@@ -541,20 +541,25 @@ queue_set(Queue *queue, const QueueSettings *settings)
 	queue_settle_lanes(queue);
 }
 
-/* The task starts under the lease: rate limits remember it. */
+/*
+ * The task starts under the lease: rate limits remember it.  It counts as of
+ * one time everywhere, which is not before any that the windows have slid to.
+ */
 static void
-note_start(Queue *queue, Task *task, Lease *lease, TimestampTz now)
+note_start(Queue *queue, Task *task, Lease *lease)
 {
 	RateView	rate = rate_of(queue);
+	TimestampTz at = Max(lease->claimed_at, Max(queue->rate_log.seen, task->lane->rate_log.seen));
 
-	lease->cost = lane_start(task->lane, task->cost, now);
+	if (rate.count == 0 && !lane_has_rate(task->lane))
+		return;
 	if (rate.count > 0)
-	{
-		lease->cost = task->cost;
-		(void) rate_take(&rate, task->cost, now);
-	}
-	lease->unjournaled = lease->cost > 0;
-	queue->unjournaled += lease->cost;
+		rate_take(&rate, task->cost, at);
+	lane_start(task->lane, task->cost, at);
+	lease->claimed_at = at;
+	lease->cost = task->cost;
+	lease->unjournaled = true;
+	queue->unjournaled += task->cost;
 }
 
 /* What the lease's start has taken of rate limits is on disk by now, or was given back. */
@@ -581,7 +586,7 @@ undo_start(Queue *queue, Lease *lease)
 	if (lease->cost == 0)
 		return;
 	if (rate.count > 0)
-		rate_give_back(&rate, lease->claimed_at, lease->cost);
+		rate_give_back(&rate, lease->cost, lease->claimed_at);
 	lane_unstart(lease->task->lane, lease->cost, lease->claimed_at);
 	lease_start_journaled(lease);
 }
@@ -594,7 +599,7 @@ queue_remember_start(Queue *queue, int64 partition, int32 cost, TimestampTz at)
 	Lane	   *lane = NULL;
 
 	if (rate.count > 0)
-		(void) rate_take(&rate, cost, at);
+		rate_take(&rate, cost, Max(at, queue->rate_log.seen));
 	if (partition != 0)
 		lane = lane_for(queue, partition);
 	if (lane != NULL)
@@ -615,7 +620,7 @@ queue_remember_unknown_starts(Queue *queue, TimestampTz now)
 
 	queue->loaded_at = now;
 	if (rate.count > 0)
-		(void) rate_take(&rate, rate_slack(&rate), now);
+		rate_take(&rate, rate_slack(&rate), Max(now, queue->rate_log.seen));
 	dlist_foreach(iter, &queue->lanes)
 		lane_remember_unknown_starts(dlist_container(Lane, link, iter.cur), now);
 }
@@ -791,7 +796,7 @@ claim_one(Queue *queue, Task *task, Database *database, Worker *worker, WorkerUs
 	if (lease == NULL)
 		return false;
 	database->next_lease++;
-	note_start(queue, task, lease, now);
+	note_start(queue, task, lease);
 	lease->holder = MyProc;
 	lease->holder_pid = MyProcPid;
 	lease->bound = claimant->bound;

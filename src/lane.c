@@ -73,7 +73,7 @@ lane_remember_unknown_starts(Lane *lane, TimestampTz at)
 	RateView	rate = rate_of(lane);
 
 	if (rate.count > 0 && at + rate.limits->period > GetCurrentTimestamp())
-		(void) rate_take(&rate, rate_slack(&rate), at);
+		rate_take(&rate, rate_slack(&rate), Max(at, lane->rate_log.seen));
 }
 
 Lane *
@@ -293,17 +293,22 @@ lane_recount_rate(Lane *lane)
 	}
 }
 
-/* A task of the lane starts; how many units it takes, 0 if the lane has no rate limit. */
-int32
-lane_start(Lane *lane, int32 cost, TimestampTz now)
+bool
+lane_has_rate(Lane *lane)
+{
+	return rate_of(lane).count > 0;
+}
+
+/* A task of the lane starts. */
+void
+lane_start(Lane *lane, int32 cost, TimestampTz at)
 {
 	RateView	rate = rate_of(lane);
 
 	if (rate.count == 0)
-		return 0;
-	(void) rate_take(&rate, cost, now);
+		return;
+	rate_take(&rate, cost, at);
 	lane->unjournaled += cost;
-	return cost;
 }
 
 /* It has not started after all. */
@@ -313,7 +318,7 @@ lane_unstart(Lane *lane, int32 cost, TimestampTz at)
 	RateView	rate = rate_of(lane);
 
 	if (rate.count > 0)
-		rate_give_back(&rate, at, cost);
+		rate_give_back(&rate, cost, at);
 }
 
 /* So many units that have started are on disk by now, or never were. */
@@ -331,7 +336,7 @@ lane_remember_start(Lane *lane, int32 cost, TimestampTz at)
 	RateView	rate = rate_of(lane);
 
 	if (rate.count > 0)
-		(void) rate_take(&rate, cost, at);
+		rate_take(&rate, cost, Max(at, lane->rate_log.seen));
 }
 
 /* What holds for each partition has changed. */

@@ -46,7 +46,8 @@ extern void queue_settle_lanes(Queue *queue);
 
 /* Its rate limit. */
 extern int64 rate_slack(const RateView *rate);
-extern int32 lane_start(Lane *lane, int32 cost, TimestampTz now);
+extern bool lane_has_rate(Lane *lane);
+extern void lane_start(Lane *lane, int32 cost, TimestampTz at);
 extern void lane_unstart(Lane *lane, int32 cost, TimestampTz at);
 extern void lane_journaled(Lane *lane, int32 cost);
 extern void lane_remember_start(Lane *lane, int32 cost, TimestampTz at);

@@ -89,6 +89,7 @@ drop_oldest(RateLog *log)
 static void
 slide(const RateView *rate, TimestampTz now)
 {
+	rate->log->seen = Max(rate->log->seen, now);
 	for (int i = 0; i < rate->count; i++)
 	{
 		RateUse    *use = &rate->uses[i];
@@ -155,24 +156,21 @@ rate_left(const RateView *rate, TimestampTz now)
 	return Max(left, 0);
 }
 
-TimestampTz
-rate_take(const RateView *rate, int32 cost, TimestampTz now)
+void
+rate_take(const RateView *rate, int32 cost, TimestampTz at)
 {
 	RateLog    *log = rate->log;
-	RateEntry  *newest = log->newest != 0 ? &entries[log->newest] : NULL;
 	int32		place = log->newest;
 
-	/* times are told before the lock is taken: one that comes late counts as of the last one */
-	if (newest == NULL || newest->at < now)
+	log->seen = Max(log->seen, at);
+	if (place == 0 || entries[place].at < at)
+		place = append(log, at);
+	if (place == 0)
 	{
-		place = append(log, now);
-		if (place == 0 && newest == NULL)
-			return 0;
+		place = log->newest;
 		if (place == 0)
-		{
-			place = log->newest;
-			newest->at = now;
-		}
+			return;				/* it was not admitted: see rate_admits() */
+		entries[place].at = at;
 	}
 	entries[place].units += cost;
 	for (int i = 0; i < rate->count; i++)
@@ -181,7 +179,6 @@ rate_take(const RateView *rate, int32 cost, TimestampTz now)
 			rate->uses[i].from = place;
 		rate->uses[i].used += cost;
 	}
-	return entries[place].at;
 }
 
 /* Does the window hold what started then? */
@@ -192,7 +189,7 @@ window_holds(const RateUse *use, TimestampTz at)
 }
 
 void
-rate_give_back(const RateView *rate, TimestampTz at, int32 cost)
+rate_give_back(const RateView *rate, int32 cost, TimestampTz at)
 {
 	int32		place = rate->log->newest;
 

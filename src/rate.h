@@ -30,6 +30,7 @@ typedef struct RateLog
 {
 	int32		oldest;
 	int32		newest;
+	TimestampTz seen;			/* the windows have slid so far: nothing starts before */
 } RateLog;
 
 /* A log with its windows and their limits. */
@@ -50,11 +51,11 @@ extern TimestampTz rate_admits(const RateView *rate, int32 cost, TimestampTz now
 /* How many more units are admitted now. */
 extern int64 rate_left(const RateView *rate, TimestampTz now);
 
-/* Remember a start; the time it counts as, or 0 if there is no room to remember it. */
-extern TimestampTz rate_take(const RateView *rate, int32 cost, TimestampTz now);
+/* Remember a start, which must not be earlier than what the log has seen. */
+extern void rate_take(const RateView *rate, int32 cost, TimestampTz at);
 
 /* It never was: give its units back. */
-extern void rate_give_back(const RateView *rate, TimestampTz at, int32 cost);
+extern void rate_give_back(const RateView *rate, int32 cost, TimestampTz at);
 
 /* When it will have forgotten all that it remembers; 0: it has. */
 extern TimestampTz rate_empty_at(const RateView *rate);

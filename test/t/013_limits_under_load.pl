@@ -85,7 +85,7 @@ BEGIN
 		INSERT INTO limits VALUES (queue_name, 'queue', per_queue, started, clock_timestamp()),
 								  (queue_name, 'worker', per_worker, started, clock_timestamp());
 		COMMIT;
-		PERFORM pg_sleep(0.05);
+		PERFORM pg_sleep(0.01);
 	END LOOP;
 END $$;
 
@@ -107,9 +107,10 @@ CREATE VIEW highest AS
 SELECT fanout.fan_out(q, 'index', ARRAY(SELECT to_jsonb(i) FROM generate_series(1, 500) i)) FROM unnest('{steady,changing}'::text[]) q;
 EOS
 
+my $changer = start_client($node, "CALL change_limits('changing')");
+$node->poll_query_until('postgres', "SELECT count(*) > 4 FROM limits WHERE queue = 'changing'") or die 'nothing changes';
 my @steady = map { start_client($node, "CALL hold('steady', 'w" . ($_ % 4) . "')") } 1 .. 10;
 my @changing = map { start_client($node, "CALL hold('changing', 'w" . ($_ % 4) . "')") } 1 .. 10;
-my $changer = start_client($node, "CALL change_limits('changing')");
 
 # Meanwhile some with more urgency arrive, some are cancelled.
 foreach my $queue (qw(steady changing))

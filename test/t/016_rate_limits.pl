@@ -1,0 +1,96 @@
+# Promise 5: rate limits are exact over any window, over all workers, and no start is forgotten, not even by a crash.
+#
+# Workers write down each start with its claim, in one transaction; every window that ends with a start is looked at.
+
+use strict;
+use warnings FATAL => 'all';
+
+use FindBin;
+use lib $FindBin::RealBin;
+
+use FanoutTest;
+use PostgreSQL::Test::Cluster;
+use PostgreSQL::Test::Utils;
+use Test::More;
+
+my $node = new_node('main');
+
+$node->safe_psql('postgres', <<'EOS');
+SELECT fanout.create_queue('fleet', rate_limit => 50, rate_period => '1 s', lease => '1 hour');
+SELECT fanout.set_rate_limit('fleet', 120, '3 s');
+SELECT fanout.create_queue('each', partition_rate_limit => 5, partition_rate_period => '1 s', lease => '1 hour');
+SELECT fanout.create_queue('busy', rate_limit => 50, rate_period => '1 s', lease => '1 hour', max_attempts => 100);
+SELECT count(*) FROM fanout.enqueue_many('busy', 'x', array_fill('{}'::jsonb, '{1000}'));
+SELECT count(*) FROM fanout.enqueue_many('fleet', 'x', array_fill('{}'::jsonb, '{2000}'));
+SELECT count(*) FROM fanout.enqueue_many('each', 'x', array_fill('{}'::jsonb, '{400}'),
+	partition_keys => ARRAY(SELECT 'key' || n % 4 FROM generate_series(1, 400) n));
+
+CREATE TABLE started (queue text, partition_key text, at timestamptz);
+
+-- Work until so many tasks of the queue have started: some are completed at once, some fail, some claims are rolled back
+CREATE PROCEDURE work_until(queue_name text, starts bigint) LANGUAGE plpgsql AS $$
+DECLARE
+	took bigint[];
+	turn int := 0;
+BEGIN
+	LOOP
+		turn := turn + 1;
+		took := ARRAY(SELECT lease FROM fanout.dequeue(queue_name, max_tasks => turn % 4 + 1, wait => '500 ms'));
+		INSERT INTO started SELECT queue_name, t.partition_key, l.claimed_at
+		  FROM fanout.leases l JOIN fanout.task t ON t.id = l.task WHERE l.lease = ANY (took);
+		IF turn % 7 = 0 THEN
+			ROLLBACK;
+			CONTINUE;
+		END IF;
+		COMMIT;
+		IF turn % 5 = 0 THEN
+			PERFORM fanout.fail(took, retry_in => '0');
+		ELSIF turn % 5 < 4 THEN
+			PERFORM fanout.complete(took);
+		END IF;
+		COMMIT;
+		EXIT WHEN (SELECT dequeued >= starts FROM fanout.queues WHERE queue = queue_name);
+	END LOOP;
+END $$;
+
+-- The most starts in any window
+CREATE FUNCTION most_starts(queue_name text, period interval, by_key boolean) RETURNS bigint LANGUAGE sql AS $$
+	SELECT max(n) FROM (SELECT count(*) OVER (PARTITION BY CASE WHEN by_key THEN partition_key END
+		ORDER BY at RANGE most_starts.period PRECEDING) AS n FROM started WHERE queue = queue_name) w
+$$;
+EOS
+
+my @clients = map { start_client($node, "CALL work_until('fleet', 250)") } 1 .. 4;
+ok(finish_clients(@clients), 'the fleet works');
+cmp_ok($node->safe_psql('postgres', "SELECT most_starts('fleet', '1 s', false)"), '<=', 50, 'promise 5: in any second');
+cmp_ok($node->safe_psql('postgres', "SELECT most_starts('fleet', '3 s', false)"), '<=', 120, 'promise 5: in any three seconds');
+@clients = map { start_client($node, "CALL work_until('each', 60)") } 1 .. 3;
+ok(finish_clients(@clients), 'partitions');
+cmp_ok($node->safe_psql('postgres', "SELECT most_starts('each', '1 s', true)"), '<=', 5, 'promise 5: of any partition');
+cmp_ok($node->safe_psql('postgres', "SELECT most_starts('each', '1 s', false)"), '>', 5, 'each has its own');
+
+# A queue that is never empty comes close to its limit: what it starts after its first window, in a second
+ok(finish_clients(map { start_client($node, "CALL work_until('busy', 300)") } 1 .. 4), 'a saturated queue');
+cmp_ok($node->safe_psql('postgres', <<'EOS'), '>', 45, 'the limit is used');
+SELECT (count(*) - 50) / extract(epoch FROM max(at) - min(at)) FROM started WHERE queue = 'busy'
+EOS
+cmp_ok($node->safe_psql('postgres', "SELECT most_starts('busy', '1 s', false)"), '<=', 50, 'and never above');
+
+# Crashes in the middle of it: what has started counts, whether it was journaled or not
+for my $crash (1 .. 2)
+{
+	@clients = map { start_client($node, "CALL work_until('$_', 100000)") } qw(fleet fleet each each);
+	$node->poll_query_until('postgres', "SELECT sum(running) > 0 AND sum(dequeued) > 20 FROM fanout.queues") or die 'nothing starts';
+	$node->stop('immediate');
+	finish_clients(@clients);
+	$node->start;
+	wait_for_memory($node);
+}
+@clients = map { start_client($node, "CALL work_until('$_', 40)") } qw(fleet fleet each each);
+ok(finish_clients(@clients), 'on after the crashes');
+cmp_ok($node->safe_psql('postgres', "SELECT most_starts('fleet', '1 s', false)"), '<=', 50, 'promise 5: in any second, over crashes');
+cmp_ok($node->safe_psql('postgres', "SELECT most_starts('fleet', '3 s', false)"), '<=', 120, 'promise 5: in any three seconds, over crashes');
+cmp_ok($node->safe_psql('postgres', "SELECT most_starts('each', '1 s', true)"), '<=', 5, 'promise 5: of any partition, over crashes');
+
+$node->stop;
+done_testing();
