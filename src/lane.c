@@ -226,12 +226,15 @@ enter_set(Lane *lane)
 
 	if (lane->startable > 0)
 	{
+		/* of lanes that are even, the one whose task has waited longest is first */
 		lane->node.key = lane->time;
+		lane->node.id = lane_first(lane)->key.task;
 		order_insert(&queue->turns, &lane->node);
 	}
 	else if (lane->throttled_until != 0)
 	{
 		lane->node.key = lane->throttled_until;
+		lane->node.id = lane->key.partition;
 		order_insert(&queue->throttled, &lane->node);
 		keeper_wake_by(database_of(queue), lane->throttled_until);
 	}

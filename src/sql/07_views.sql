@@ -108,3 +108,7 @@ CREATE VIEW fanout.attempts WITH (security_barrier) AS
       JOIN fanout.task t ON t.id = k.task JOIN fanout.queue q ON q.id = t.queue
      WHERE fanout._queue_visible(t.queue);
 COMMENT ON VIEW fanout.attempts IS 'attempts of tasks, from the journal (some milliseconds behind) and from outcomes';
+
+CREATE FUNCTION fanout.why(task bigint, OUT code text, OUT reason text) RETURNS record
+    AS 'MODULE_PATHNAME', 'fanout_why' LANGUAGE C VOLATILE;
+COMMENT ON FUNCTION fanout.why IS 'what the task waits for: a code, and in words';
