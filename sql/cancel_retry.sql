@@ -112,4 +112,32 @@ SELECT fanout.complete(lease, '"one"') FROM fanout.dequeue('q');
 SELECT test.becomes($$(SELECT cancelled = 2 FROM fanout.progress($$ || :batch || '))');
 SELECT ordinal, status, result, error FROM fanout.collect(:batch);
 
+--
+-- A running task: its worker is told at its next word, and what it holds stays held until it lets go or its lease ends.
+--
+SELECT fanout.create_queue('running', concurrency => 3);
+SELECT fanout.enqueue('running', name) > 0 FROM unnest('{told,other,expires,waits}'::text[]) name;
+SELECT name FROM fanout.dequeue('running', 'w', max_tasks => 3);
+SELECT fanout.cancel(test.task('told'), 'not needed'), fanout.cancel(ARRAY[test.task('expires')], 'too late') = test.task('expires') AS same;
+SELECT fanout.cancel(test.task('told'));
+SELECT test.states('running'), (SELECT code FROM fanout.why(test.task('told')));
+SELECT test.sqlstate_of(format('SELECT fanout.checkpoint(%s, ''a'', ''1'')', test.lease('told'))) AS checkpoint,
+       test.sqlstate_of(format('SELECT fanout.extend(%s)', test.lease('told'))) AS extend,
+       test.sqlstate_of('SELECT fanout.heartbeat(''w'')') AS heartbeat,
+       test.sqlstate_of(format('SELECT fanout.enqueue(''running'', ''child'', lease => %s, step => ''s'')', test.lease('told'))) AS enqueue;
+-- the array form leaves it out
+SELECT count(*) FROM fanout.extend(ARRAY[test.lease('told'), test.lease('other')]);
+-- the limit is still used up
+SELECT name FROM fanout.dequeue('running', 'w2');
+SELECT fanout.fail(test.lease('told'), 'stopped') IS NULL AS final;
+SELECT name FROM fanout.dequeue('running', 'w2');
+-- extend does not reach a cancelled task, so its end comes by itself
+SELECT fanout.retry(test.task('told'));
+SELECT fanout.complete(test.lease('waits')), fanout.complete(test.lease('other'));
+SELECT name, attempt FROM fanout.dequeue('running', 'w2', lease => '200 ms');
+SELECT fanout.cancel(test.task('told'), 'again');
+SELECT fanout.wait(ARRAY[test.task('told')], '30 s');
+SELECT name, state, error FROM fanout.tasks WHERE queue = 'running' AND name IN ('told', 'other', 'waits') ORDER BY task;
+SELECT fanout.drop_queue('running', force => true);
+
 SELECT count(fanout.drop_queue(queue, force => true)) FROM fanout.queues;

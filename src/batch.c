@@ -110,7 +110,7 @@ spawn_begin(FunctionCallInfo fcinfo, int lease_arg, int step_arg, const char *ki
 	spawn->step = PG_GETARG_TEXT_PP(step_arg);
 	check_step_name(spawn->step);
 	if (!lease_hold(PG_GETARG_INT64(lease_arg), LEASE_USE_WRITE, &held))
-		throw_lease_lost(PG_GETARG_INT64(lease_arg));
+		throw_not_held(PG_GETARG_INT64(lease_arg), &held);
 	lock_step(held.task, spawn->step);
 	spawn->parent = held.task;
 	spawn->kind = kind;

@@ -205,7 +205,53 @@ cancel_task_at_once(int64 task, const char *reason)
 	return cancel_in(queue, &seed, reason, false);
 }
 
-/* Cancel the task in this transaction if it waits, and if the caller may. */
+/* Can a task that did not wait a moment ago be cancelled otherwise? */
+typedef enum CancelWay
+{
+	ASK_WORKER,
+	LOOK_AGAIN,					/* it waits again */
+	NO_WAY						/* it has ended, its worker is asked already, we are ending it ourselves, or
+								 * its queue is being purged or dropped */
+} CancelWay;
+
+static CancelWay
+way_to_cancel(int64 number, int64 *lease)
+{
+	TransactionId ender = InvalidTransactionId;
+	CancelWay	way = NO_WAY;
+	Task	   *task;
+
+	dispatcher_lock();
+	task = task_find(MyDatabaseId, number);
+	if (task != NULL && (task->flags & TASK_FLAG_CANCELLED) == 0 && fanout_queues[task->queue].state != QUEUE_CLOSED)
+	{
+		if (task->state == TASK_RUNNING)
+		{
+			way = ASK_WORKER;
+			*lease = task->lease->key.lease;
+			ender = task->lease->ender;
+		}
+		else if (task->state == TASK_READY || task->state == TASK_SCHEDULED)
+			way = LOOK_AGAIN;
+	}
+	dispatcher_unlock();
+	return TransactionIdIsValid(ender) && TransactionIdIsCurrentTransactionId(ender) ? NO_WAY : way;
+}
+
+/* Have the worker of a running task told, once this transaction commits, to stop. */
+static void
+ask_worker(int64 task, int64 lease, const char *reason)
+{
+	LogWriter  *writer = log_writer_open(LOG_ATTEMPT, 1);
+
+	write_attempt(writer, lease, task, 'k', GetCurrentTimestamp(), 0, NULL,
+				  reason != NULL ? CStringGetTextDatum(reason) : (Datum) 0, reason == NULL);
+	log_writer_close(writer);
+	pending_prepare(1);
+	pending_cancel_request(task);
+}
+
+/* Cancel the task in this transaction if it waits, or ask its worker to stop, if the caller may. */
 static CancelResult
 cancel_task(int64 task, const char *reason)
 {
@@ -216,7 +262,20 @@ cancel_task(int64 task, const char *reason)
 
 	if (!read_task(task, &seed, &queue_id) || !registry_queue_by_id(queue_id, PRIVILEGE_ENQUEUE, &ref))
 		return CANCEL_UNKNOWN;
-	result = cancel_in(ref.queue, &seed, reason, true);
+	while ((result = cancel_in(ref.queue, &seed, reason, true)) == CANCEL_NOT_WAITING)
+	{
+		int64		lease;
+		CancelWay	way = way_to_cancel(task, &lease);
+
+		if (way == NO_WAY)
+			break;
+		if (way == ASK_WORKER)
+		{
+			ask_worker(task, lease, reason);
+			return CANCEL_DONE;
+		}
+		CHECK_FOR_INTERRUPTS();
+	}
 	if (result == CANCEL_NO_MEMORY)
 		ereport(ERROR,
 				(errcode(ERRCODE_CONFIGURATION_LIMIT_EXCEEDED),

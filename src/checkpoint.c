@@ -64,7 +64,7 @@ fanout_checkpoint(PG_FUNCTION_ARGS)
 	check_step_name(step);
 
 	if (!lease_hold(PG_GETARG_INT64(0), LEASE_USE_WRITE, &held))
-		throw_lease_lost(PG_GETARG_INT64(0));
+		throw_not_held(PG_GETARG_INT64(0), &held);
 	while (!checkpoint_find(held.task, step, &stored))
 	{
 		if (!write_checkpoint(&held, step, PG_ARGISNULL(2) ? (Datum) 0 : PG_GETARG_DATUM(2), PG_ARGISNULL(2)))

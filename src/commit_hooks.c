@@ -37,6 +37,7 @@ typedef enum PendingKind
 	PENDING_REQUEUE,
 	PENDING_PIN,
 	PENDING_WITHDRAW,
+	PENDING_CANCEL_REQUEST,
 	PENDING_BATCH_CHANGE,
 	PENDING_QUEUE_CREATE,
 	PENDING_QUEUE_ALTER,
@@ -178,6 +179,12 @@ void
 pending_withdraw(int64 task)
 {
 	note(PENDING_WITHDRAW, NULL)->u.task = task;
+}
+
+void
+pending_cancel_request(int64 task)
+{
+	note(PENDING_CANCEL_REQUEST, NULL)->u.task = task;
 }
 
 /* The last note was one of a withdrawal that turned out to be wrong. */
@@ -493,6 +500,11 @@ apply(const Pending *op, TimestampTz now)
 			if (task != NULL && task->state == TASK_ENDING)
 				task_end(task, OUTCOME_CANCELLED);
 			break;
+		case PENDING_CANCEL_REQUEST:
+			task = task_find(MyDatabaseId, op->u.task);
+			if (task != NULL)
+				task_request_cancel(task);
+			break;
 		case PENDING_BATCH_CHANGE:
 			database = database_find(MyDatabaseId);
 			if (database != NULL)
@@ -610,6 +622,7 @@ undo(const Pending *op)
 			if (queue != NULL)
 				queue_reopen(queue);
 			break;
+		case PENDING_CANCEL_REQUEST:
 		case PENDING_BATCH_CHANGE:
 		case PENDING_QUEUE_ALTER:
 		case PENDING_REGISTER:

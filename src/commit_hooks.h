@@ -30,6 +30,7 @@ extern void pending_end(Lease *entry, int64 lease, int64 task, Outcome outcome);
 extern void pending_requeue(Lease *entry, int64 lease, TimestampTz due, bool counts);
 extern void pending_pin(Lease *entry, int64 lease);
 extern void pending_withdraw(int64 task);
+extern void pending_cancel_request(int64 task);
 extern void pending_forget_withdrawal(void);
 extern void pending_batch_change(int64 batch);
 extern void pending_queue_create(Queue *queue);

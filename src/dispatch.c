@@ -249,6 +249,37 @@ insert_scheduled(Queue *queue, Task *task, TimestampTz due)
 }
 
 /*
+ * A task that was to be cancelled while it ran, and has not ended with its
+ * attempt: it is never due, and the keeper gives it its outcome.
+ */
+static void
+insert_cancelled(Queue *queue, Task *task)
+{
+	Database   *database = database_of(queue);
+
+	queue->timed++;
+	insert_scheduled(queue, task, DT_NOEND);
+	database->cancelled_waits = true;
+	keeper_wake(database);
+}
+
+/* Insert a task that has not ended with its attempt, due then (0: now). */
+static void
+insert_again(Queue *queue, Task *task, TimestampTz due, TimestampTz now)
+{
+	queue->waiting++;
+	if (task->flags & TASK_FLAG_CANCELLED)
+		insert_cancelled(queue, task);
+	else if (due > now)
+	{
+		queue->timed++;
+		insert_scheduled(queue, task, due);
+	}
+	else
+		insert_ready(task);
+}
+
+/*
  * (new) -> ENQUEUED.  NULL if the task is to stay on disk: then it is the
  * caller's to call queue_leave_on_disk() at commit.
  */
@@ -904,9 +935,8 @@ lease_undo(Lease *lease)
 		lease_take_back_permit(giver);
 	lane_unserve(task->lane);
 	task->attempts--;
-	queue->waiting++;
 	queue->dequeued--;
-	insert_ready(task);
+	insert_again(queue, task, 0, 0);
 }
 
 /* Rebuild: the task is RUNNING with a lease that the journal knows.  NULL if a pool is used up. */
@@ -1011,6 +1041,25 @@ lease_expire(Lease *lease, TimestampTz now)
 	task_requeue(task, 0, true, now);
 }
 
+/* The task's worker is to be told to stop; if it waits by now, it is not to start again. */
+void
+task_request_cancel(Task *task)
+{
+	Queue	   *queue = queue_of(task);
+
+	task->flags |= TASK_FLAG_CANCELLED;
+	if (task->state == TASK_READY)
+		lane_take(task->lane, task);
+	else if (task->state == TASK_SCHEDULED)
+	{
+		order_remove(&queue->scheduled.set, &task->node);
+		queue->timed -= queue->timed > 0;
+	}
+	else
+		return;					/* it ends, or will be seen when its attempt ends */
+	insert_cancelled(queue, task);
+}
+
 /* RUNNING -> READY, or SCHEDULED if it is due later than now. */
 void
 task_requeue(Task *task, TimestampTz due, bool counts, TimestampTz now)
@@ -1021,14 +1070,7 @@ task_requeue(Task *task, TimestampTz due, bool counts, TimestampTz now)
 	lease_end(task->lease);
 	if (!counts)
 		task->attempts--;
-	queue->waiting++;
-	if (due > now)
-	{
-		queue->timed++;
-		insert_scheduled(queue, task, due);
-	}
-	else
-		insert_ready(task);
+	insert_again(queue, task, due, now);
 }
 
 /* READY or SCHEDULED -> ENDING: nobody may claim it while a transaction ends it. */

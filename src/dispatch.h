@@ -95,6 +95,7 @@ extern void lease_journaled(Lease *lease);
 
 /* ends */
 extern void task_requeue(Task *task, TimestampTz due, bool counts, TimestampTz now);
+extern void task_request_cancel(Task *task);
 extern void task_withdraw(Task *task, TransactionId ender);
 extern Task *task_withdraw_from_disk(Queue *queue, const TaskSeed *seed, TransactionId ender);
 extern void task_forget_withdrawn(Task *task);

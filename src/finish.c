@@ -15,6 +15,7 @@
 #include "common/pg_prng.h"
 #include "miscadmin.h"
 #include "utils/builtins.h"
+#include "utils/memutils.h"
 #include "utils/timestamp.h"
 
 #include "arguments.h"
@@ -34,6 +35,10 @@ PG_FUNCTION_INFO_V1(fanout_release_many);
 static SpiStatement select_outcome_of_lease = {
 	"SELECT status, (SELECT t.queue FROM fanout.task t WHERE t.id = o.task) FROM fanout.outcome o WHERE o.lease = $1",
 	1, {INT8OID}
+};
+
+static SpiStatement select_cancel = {
+	"SELECT error FROM fanout.attempt WHERE task = $1 AND event = 'k' ORDER BY at DESC LIMIT 1", 1, {INT8OID}
 };
 
 void
@@ -250,6 +255,37 @@ fail_options(FunctionCallInfo fcinfo)
 	return options;
 }
 
+char *
+cancel_reason(int64 task)
+{
+	MemoryContext caller = CurrentMemoryContext;
+	SpiScope	scope;
+	Datum		values[1] = {Int64GetDatum(task)};
+	char	   *reason = NULL;
+
+	spi_begin(&scope);
+	if (spi_read_latest(&select_cancel, values, NULL) == 1)
+		reason = SPI_getvalue(SPI_tuptable->vals[0], SPI_tuptable->tupdesc, 1);
+	if (reason != NULL)
+		reason = MemoryContextStrdup(caller, reason);
+	spi_end(&scope);
+	return reason;
+}
+
+void
+end_cancelled(const HeldLease *held)
+{
+	LogWriter  *writer;
+	char	   *reason;
+
+	pending_end(held->entry, held->lease, held->task, OUTCOME_CANCELLED);
+	reason = cancel_reason(held->task);
+	writer = log_writer_open(LOG_OUTCOME, 1);
+	write_outcome(writer, held->task, held, OUTCOME_CANCELLED, GetCurrentTimestamp(),
+				  reason != NULL ? error_value(reason, strlen(reason)) : (Datum) 0, reason == NULL);
+	log_writer_close(writer);
+}
+
 /* Fail one attempt if its lease is live; "due" is 0 if that was the last one. */
 static bool
 fail_one(int64 lease, const FailOptions *options, TimestampTz *due)
@@ -261,6 +297,12 @@ fail_one(int64 lease, const FailOptions *options, TimestampTz *due)
 	if (!lease_hold(lease, LEASE_USE_END, &held))
 		return false;
 
+	if (held.cancelled)
+	{
+		*due = 0;
+		end_cancelled(&held);
+		return true;
+	}
 	if (options->final || held.attempt >= held.max_attempts)
 	{
 		Datum		value = (Datum) 0;
@@ -335,6 +377,11 @@ release_one(int64 lease, int64 delay)
 
 	if (!lease_hold(lease, LEASE_USE_END, &held))
 		return false;
+	if (held.cancelled)
+	{
+		end_cancelled(&held);
+		return true;
+	}
 	pending_requeue(held.entry, lease, due, false);
 	writer = log_writer_open(LOG_ATTEMPT, 1);
 	write_attempt(writer, lease, held.task, 'r', now, due, held.worker, (Datum) 0, true);

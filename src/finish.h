@@ -21,6 +21,12 @@ extern Datum error_value(const char *error, int length);
 extern void write_attempt(LogWriter *writer, int64 lease, int64 task, char event, TimestampTz at, TimestampTz until,
 						  const char *worker, Datum error, bool error_isnull);
 
+/* With what reason somebody has asked to cancel the task while it ran; NULL if with none. */
+extern char *cancel_reason(int64 task);
+
+/* The lease is held to end its task as cancelled. */
+extern void end_cancelled(const HeldLease *held);
+
 /* complete(lease, result): false if the lease had done it before; throws FO001 if it is lost. */
 extern bool complete_lease(int64 lease, Datum result, bool isnull);
 

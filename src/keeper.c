@@ -220,7 +220,8 @@ expire_leases(TimestampTz now, int64 *exhausted, int *exhausted_count)
 		if (is_decided_elsewhere(lease))
 			continue;
 		looked++;
-		if (lease->task->attempts >= max_attempts_of(lease->task))
+		if (lease->task->attempts >= max_attempts_of(lease->task) ||
+			(lease->task->flags & TASK_FLAG_CANCELLED) != 0)
 			exhausted[(*exhausted_count)++] = lease->key.lease;
 		else
 		{
@@ -257,7 +258,9 @@ fail_exhausted(int64 lease)
 
 	StartTransactionCommand();
 	PushActiveSnapshot(GetTransactionSnapshot());
-	if (lease_hold(lease, LEASE_USE_END, &held))
+	if (lease_hold(lease, LEASE_USE_END, &held) && held.cancelled)
+		end_cancelled(&held);
+	else if (held.lease != 0)
 	{
 		pending_end(held.entry, lease, held.task, OUTCOME_FAILED);
 
@@ -283,6 +286,50 @@ run_expiry(TimestampTz now)
 			fail_exhausted(exhausted[i]);
 		CHECK_FOR_INTERRUPTS();
 	} while (more && count > 0);
+}
+
+typedef struct CancelList
+{
+	int			count;
+	int64		tasks[FANOUT_WORK_CHUNK];
+} CancelList;
+
+static void
+list_cancelled(Task *task, void *arg)
+{
+	CancelList *list = arg;
+
+	if (task->key.db == MyDatabaseId && (task->flags & TASK_FLAG_CANCELLED) != 0 &&
+		task->state == TASK_SCHEDULED && list->count < FANOUT_WORK_CHUNK)
+		list->tasks[list->count++] = task->key.task;
+}
+
+/* Cancel tasks that were to be cancelled while they ran, and that wait again as their attempt ended otherwise. */
+static void
+run_cancels(void)
+{
+	static CancelList list;
+	bool		wanted;
+
+	list.count = 0;
+	dispatcher_lock();
+	wanted = database->cancelled_waits;
+	database->cancelled_waits = false;
+	if (wanted)
+		task_iterate(list_cancelled, &list);
+	if (list.count == FANOUT_WORK_CHUNK)
+		database->cancelled_waits = true;
+	dispatcher_unlock();
+
+	for (int i = 0; i < list.count; i++)
+	{
+		StartTransactionCommand();
+		PushActiveSnapshot(GetTransactionSnapshot());
+		if (cancel_task_at_once(list.tasks[i], cancel_reason(list.tasks[i])) >= CANCEL_LATER)
+			database->cancelled_waits = true;	/* a hint: to be looked at again when there is something else to do */
+		PopActiveSnapshot();
+		CommitTransactionCommand();
+	}
 }
 
 /* Let due tasks be ready, and refill windows.  False if a refill found no room. */
@@ -657,6 +704,7 @@ keep(void)
 			last_flush = now;
 		}
 		run_expiry(now);
+		run_cancels();
 		headway = run_queues(now);
 		/* a transaction leaves us in the context that is never reset */
 		MemoryContextSwitchTo(context);

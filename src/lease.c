@@ -34,6 +34,17 @@ throw_lease_lost(int64 lease)
 			 errhint("Stop working on the task: another worker may have it.")));
 }
 
+void
+throw_not_held(int64 lease, const HeldLease *held)
+{
+	if (!held->cancelled)
+		throw_lease_lost(lease);
+	ereport(ERROR,
+			(errcode(ERRCODE_TASK_CANCELLED),
+			 errmsg("the task of lease " INT64_FORMAT " has been cancelled", lease),
+			 errhint("Stop working on it, and let it go with fanout.fail() or fanout.release(): it will not be tried again.")));
+}
+
 /* The lease if it is live for this backend, or NULL.  Under the lock. */
 static Lease *
 find_live(int64 number)
@@ -72,6 +83,7 @@ copy_out(Lease *lease, HeldLease *held)
 	held->max_attempts = task->max_attempts > 0 ? task->max_attempts : settings->max_attempts;
 	held->claimed_at = lease->claimed_at;
 	held->journaled = lease->committed && (lease->journal & LEASE_JOURNAL_CLAIM) == 0;
+	held->cancelled = (task->flags & TASK_FLAG_CANCELLED) != 0;
 	held->lease_duration = settings->lease;
 	held->backoff = settings->backoff;
 	held->backoff_max = settings->backoff_max;
@@ -95,11 +107,15 @@ try_to_hold(int64 number, LeaseUse use, int32 allowed, TransactionId me, HeldLea
 {
 	Lease	   *lease = find_live(number);
 
+	held->cancelled = false;
 	if (lease == NULL)
 		return NOT_LIVE;
 	copy_out(lease, held);
 	if (held->queue_id != allowed)
 		return NOT_CHECKED;
+
+	if (held->cancelled && (use == LEASE_USE_EXTEND || use == LEASE_USE_WRITE))
+		return NOT_LIVE;
 
 	/* to extend a lease that is being ended does no harm: a heartbeat need not wait for that */
 	if (use == LEASE_USE_EXTEND)
@@ -176,19 +192,18 @@ lease_hold(int64 number, LeaseUse use, HeldLease *held)
 
 /* Have the lease end so long from now (0: the queue's lease); false if it is not live. */
 static bool
-extend_one(int64 number, int64 by, TimestampTz *until)
+extend_one(int64 number, int64 by, TimestampTz *until, HeldLease *held)
 {
-	HeldLease	held;
 	Lease	   *lease;
 
-	if (!lease_hold(number, LEASE_USE_EXTEND, &held))
+	if (!lease_hold(number, LEASE_USE_EXTEND, held))
 		return false;
 
 	dispatcher_lock();
 	lease = find_live(number);
 	if (lease != NULL)
 	{
-		*until = GetCurrentTimestamp() + (by > 0 ? by : held.lease_duration);
+		*until = GetCurrentTimestamp() + (by > 0 ? by : held->lease_duration);
 		lease_extend(lease, *until);
 	}
 	dispatcher_unlock();
@@ -212,11 +227,12 @@ Datum
 fanout_extend(PG_FUNCTION_ARGS)
 {
 	TimestampTz until;
+	HeldLease	held;
 
 	require_writable("fanout.extend()");
 	require_arg(fcinfo, 0, "lease");
-	if (!extend_one(PG_GETARG_INT64(0), extension_of(fcinfo), &until))
-		throw_lease_lost(PG_GETARG_INT64(0));
+	if (!extend_one(PG_GETARG_INT64(0), extension_of(fcinfo), &until, &held))
+		throw_not_held(PG_GETARG_INT64(0), &held);
 	PG_RETURN_TIMESTAMPTZ(until);
 }
 
@@ -228,6 +244,7 @@ fanout_extend_many(PG_FUNCTION_ARGS)
 	int			count;
 	int64		by;
 	TimestampTz until;
+	HeldLease	held;
 	ResultSet	set;
 
 	require_writable("fanout.extend()");
@@ -239,7 +256,7 @@ fanout_extend_many(PG_FUNCTION_ARGS)
 	{
 		bool		isnull = false;
 
-		if (extend_one(DatumGetInt64(leases[i]), by, &until))
+		if (extend_one(DatumGetInt64(leases[i]), by, &until, &held))
 			result_set_add(&set, &leases[i], &isnull);
 	}
 	return (Datum) 0;
@@ -306,6 +323,8 @@ fanout_heartbeat(PG_FUNCTION_ARGS)
 	int			count;
 	int			extended = 0;
 	int64		by;
+	int64		cancelled = 0;
+	HeldLease	held;
 
 	require_writable("fanout.heartbeat()");
 	require_arg(fcinfo, 0, "worker");
@@ -318,8 +337,19 @@ fanout_heartbeat(PG_FUNCTION_ARGS)
 		TimestampTz until;
 
 		/* others may use the same worker's name */
-		if (may_dequeue(leases[i]))
-			extended += extend_one(leases[i], by, &until);
+		if (!may_dequeue(leases[i]))
+			continue;
+		if (extend_one(leases[i], by, &until, &held))
+			extended++;
+		else if (held.cancelled)
+			cancelled = leases[i];
+	}
+
+	/* the others are extended by now, as that is not undone */
+	if (cancelled != 0)
+	{
+		held.cancelled = true;
+		throw_not_held(cancelled, &held);
 	}
 	PG_RETURN_INT32(extended);
 }

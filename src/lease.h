@@ -9,6 +9,7 @@
 #include "registry.h"
 
 #define ERRCODE_LEASE_LOST			MAKE_SQLSTATE('F', 'O', '0', '0', '1')
+#define ERRCODE_TASK_CANCELLED		MAKE_SQLSTATE('F', 'O', '0', '0', '2')
 #define ERRCODE_BACKLOG_FULL		MAKE_SQLSTATE('F', 'O', '0', '0', '3')
 #define ERRCODE_STEP_MISMATCH		MAKE_SQLSTATE('F', 'O', '0', '0', '4')
 #define ERRCODE_BATCH_SEALED		MAKE_SQLSTATE('F', 'O', '0', '0', '5')
@@ -24,6 +25,7 @@ typedef struct HeldLease
 	int32		max_attempts;
 	TimestampTz claimed_at;
 	bool		journaled;		/* its claim is on disk */
+	bool		cancelled;		/* its task is to be cancelled: it cannot be extended or written under */
 	int64		lease_duration; /* the queue's */
 	int64		backoff;
 	int64		backoff_max;
@@ -47,6 +49,9 @@ typedef enum LeaseUse
  * for which room has been made.
  */
 extern bool lease_hold(int64 lease, LeaseUse use, HeldLease *held);
+
+/* For a lease that could not be held: throws FO002 if its task is to be cancelled, else FO001. */
+pg_noreturn extern void throw_not_held(int64 lease, const HeldLease *held);
 
 /* The same for several, to extend, write or complete; held[i].lease is 0 where one is not live. */
 extern void lease_hold_many(const Datum *leases, int count, LeaseUse use, HeldLease *held);

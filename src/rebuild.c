@@ -111,6 +111,7 @@ typedef struct History
 	TimestampTz claimed_at;
 	TimestampTz until;
 	TimestampTz due;			/* 0: at once */
+	bool		cancelled;		/* somebody has asked its worker to stop */
 	char		worker[FANOUT_NAME_LEN];
 } History;
 
@@ -236,6 +237,12 @@ fold(History *history, int64 lease, char event, TimestampTz at, TimestampTz unti
 		history->attempts = 0;
 		history->running = 0;
 		history->due = 0;
+		history->cancelled = false;
+		return;
+	}
+	if (event == 'k')
+	{
+		history->cancelled = true;
 		return;
 	}
 	if (event == 'e')
@@ -373,9 +380,11 @@ enter_unfinished(Queue *queue, TaskSeed *seed, ItemPointer tid, const History *h
 	seed->run_at = history->running != 0 ? now : history->due;
 	seed->timed = true;
 	task = task_rebuild(queue, seed, tid, history->attempts, true, now);
-	if (task == NULL)
+	if (task == NULL || (history->running != 0 && !restore_lease(task, history, now)))
 		return false;
-	return history->running == 0 || restore_lease(task, history, now);
+	if (history->cancelled)
+		task_request_cancel(task);
+	return true;
 }
 
 typedef struct RebuildState

@@ -180,6 +180,7 @@ typedef struct TaskKey
 #define TASK_FLAG_WAS_SCHEDULED	0x04	/* what an ENDING task goes back to */
 #define TASK_FLAG_EARLY_JOIN	0x08	/* its batch may end before all tasks have */
 #define TASK_FLAG_FRESH			0x10	/* never leased: it has no checkpoints */
+#define TASK_FLAG_CANCELLED		0x20	/* somebody has asked its worker to stop */
 
 /* An unfinished task that is in memory: an element of the pool. */
 typedef struct Task
@@ -303,6 +304,7 @@ typedef struct Database
 	int64		dirty_joins[FANOUT_DIRTY_JOINS];	/* batches whose join wants a look */
 	int32		dirty_join_count;
 	bool		dirty_join_overflow;
+	bool		cancelled_waits;	/* a task that was cancelled while it ran may wait again */
 
 	int64		refills;
 	int64		evictions;

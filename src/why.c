@@ -49,6 +49,7 @@ typedef struct Facts
 	Reason		reason;
 	int64		lease;
 	TimestampTz time;
+	bool		cancelled;
 	int64		running;
 	int64		limit;
 	int64		place;			/* in its lane, from 1; 0: further back than was counted */
@@ -139,6 +140,7 @@ look(int64 number, int32 queue_id, int64 partition, TimestampTz run_at, Facts *f
 		facts->reason = REASON_RUNNING;
 		facts->lease = task->lease->key.lease;
 		facts->time = task->lease->until;
+		facts->cancelled = (task->flags & TASK_FLAG_CANCELLED) != 0;
 		memcpy(facts->worker, task->lease->worker_name, FANOUT_NAME_LEN);
 	}
 	else if (task != NULL && task->state == TASK_ENDING)
@@ -169,7 +171,9 @@ describe(const Facts *facts, const char *partition, char **words)
 		case REASON_RUNNING:
 			*words = psprintf("it runs, with lease " INT64_FORMAT " of worker \"%s\" until %s", facts->lease,
 							  facts->worker, time);
-			return "running";
+			if (facts->cancelled)
+				*words = psprintf("%s, and is to be cancelled", *words);
+			return facts->cancelled ? "cancelling" : "running";
 		case REASON_ENDING:
 			*words = pstrdup("a transaction that is open cancels it");
 			return "ending";

@@ -106,7 +106,7 @@ CREATE TABLE fanout.attempt (
     task    bigint NOT NULL,
     at      timestamptz NOT NULL,
     until   timestamptz,            -- of a claim or an extension: when the lease ends; of a failure or release: when due
-    event   "char" NOT NULL,        -- c claimed, b claimed and bound to a session, e extended, f failed, r released, x expired, n new life
+    event   "char" NOT NULL,        -- c claimed, b claimed and bound to a session, e extended, f failed, r released, x expired, n new life, k to be cancelled
     worker  text,
     error   text
 );

@@ -45,11 +45,11 @@ COMMENT ON FUNCTION fanout.seal_batch IS 'closes a batch to further tasks; false
 
 CREATE FUNCTION fanout.cancel(tasks bigint[], reason text DEFAULT NULL) RETURNS SETOF bigint
     AS 'MODULE_PATHNAME', 'fanout_cancel_many' LANGUAGE C VOLATILE;
-COMMENT ON FUNCTION fanout.cancel(bigint[], text) IS 'cancels those of the tasks that wait; the ids of these';
+COMMENT ON FUNCTION fanout.cancel(bigint[], text) IS 'cancels those of the tasks that wait, and has the workers of running ones told; the ids of these';
 
 CREATE FUNCTION fanout.cancel(task bigint, reason text DEFAULT NULL) RETURNS boolean
     AS 'MODULE_PATHNAME', 'fanout_cancel' LANGUAGE C VOLATILE;
-COMMENT ON FUNCTION fanout.cancel(bigint, text) IS 'cancels a task that waits; false if it runs or has ended';
+COMMENT ON FUNCTION fanout.cancel(bigint, text) IS 'cancels a task that waits, or has the worker of one that runs told; false if it has ended';
 
 CREATE FUNCTION fanout.retry(tasks bigint[]) RETURNS SETOF bigint
     AS 'MODULE_PATHNAME', 'fanout_retry_many' LANGUAGE C VOLATILE;

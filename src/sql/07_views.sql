@@ -102,7 +102,8 @@ CREATE VIEW fanout.attempts WITH (security_barrier) AS
            coalesce(CASE WHEN o.status <> 's' THEN o.value #>> '{}' END, j.error) AS error
       FROM (SELECT a.task, a.lease, max(a.worker) AS worker, min(a.at) FILTER (WHERE a.event IN ('c', 'b')) AS claimed_at,
                    max(a.at) FILTER (WHERE a.event IN ('f', 'r', 'x')) AS ended_at,
-                   max(a.event::text) FILTER (WHERE a.event IN ('f', 'r', 'x')) AS ended, max(a.error) AS error
+                   max(a.event::text) FILTER (WHERE a.event IN ('f', 'r', 'x')) AS ended,
+                   max(a.error) FILTER (WHERE a.event <> 'k') AS error
               FROM fanout.attempt a WHERE a.event <> 'n' GROUP BY a.task, a.lease) j
       FULL JOIN (SELECT * FROM fanout.outcome WHERE lease IS NOT NULL) o USING (task, lease) AS k
       JOIN fanout.task t ON t.id = k.task JOIN fanout.queue q ON q.id = t.queue
