@@ -25,10 +25,10 @@ SELECT o.kind, o.oid AS not_a_member FROM (
  WHERE NOT EXISTS (SELECT FROM pg_depend d JOIN pg_extension e ON e.oid = d.refobjid
 		WHERE d.classid = o.kind AND d.objid = o.oid AND d.deptype = 'e' AND e.extname = 'pg_fanout');
 
--- pg_dump takes along what is in every table and in every sequence.
+-- pg_dump takes along what is in every sequence and in every table; where there are segments, these have the rows.
 SELECT c.oid::regclass AS not_dumped FROM pg_class c, pg_extension e
  WHERE c.relnamespace = 'fanout'::regnamespace AND c.relkind IN ('r', 'S') AND e.extname = 'pg_fanout'
-   AND NOT c.oid = ANY (e.extconfig)
+   AND NOT c.oid = ANY (e.extconfig) AND NOT c.relhassubclass
  ORDER BY 1;
 SELECT bool_and(condition = '') FROM pg_extension, unnest(extcondition) AS condition WHERE extname = 'pg_fanout';
 
@@ -61,11 +61,26 @@ SELECT relname AS view, obj_description(oid, 'pg_class') <> '' AS has_comment
   FROM pg_class WHERE relnamespace = 'fanout'::regnamespace AND relkind = 'v' ORDER BY relname;
 SELECT obj_description('fanout'::regnamespace, 'pg_namespace') <> '' AS schema_has_comment;
 
+-- The segments of the log have all that the table has that they are made after.
+SELECT p.relname AS parent, count(DISTINCT i.inhrelid) AS segments,
+       count(DISTINCT pg_get_constraintdef(k.oid)) AS keys, count(k.oid) AS keys_of_all,
+       (SELECT count(*) FROM pg_index x WHERE x.indrelid = p.oid) AS indexes,
+       (SELECT count(*) FROM pg_index x JOIN pg_inherits c ON c.inhrelid = x.indrelid WHERE c.inhparent = p.oid) AS indexes_of_all,
+       (SELECT count(*) FROM pg_trigger t JOIN pg_inherits c ON c.inhrelid = t.tgrelid WHERE c.inhparent = p.oid) AS triggers_of_all
+  FROM pg_class p JOIN pg_inherits i ON i.inhparent = p.oid
+  LEFT JOIN pg_constraint k ON k.conrelid = i.inhrelid AND k.contype = 'p'
+ WHERE p.relnamespace = 'fanout'::regnamespace AND p.relkind = 'r' GROUP BY p.oid, p.relname ORDER BY p.relname;
+-- No row is outside of them, and nothing is in use but the first.
+SELECT relname, test.sqlstate_of(format('INSERT INTO fanout.%I SELECT * FROM json_populate_record(NULL::fanout.%1$I, %L)', relname,
+		'{"id": 1, "task": 1, "enqueued_at": "now", "queue": 1, "name": "x", "lease": 1, "at": "now", "event": "c", "step": "x", "finished_at": "now", "attempt": 1, "status": "s"}'))
+  FROM pg_class WHERE relnamespace = 'fanout'::regnamespace AND relkind = 'r' AND relhassubclass ORDER BY relname;
+SELECT count(*) FROM fanout.segment;
+
 -- promise 2: unique indexes stand behind one outcome a task and one value a step.
 SELECT indrelid::regclass AS relation, array_agg(attname::text ORDER BY ord) AS key
   FROM pg_index, unnest(indkey::int2[]) WITH ORDINALITY AS k (attnum, ord)
   JOIN pg_attribute a USING (attnum)
- WHERE a.attrelid = indrelid AND indisprimary AND indrelid IN ('fanout.outcome'::regclass, 'fanout.checkpoint'::regclass)
+ WHERE a.attrelid = indrelid AND indisprimary AND indrelid IN (SELECT inhrelid FROM pg_inherits WHERE inhparent IN ('fanout.outcome'::regclass, 'fanout.checkpoint'::regclass))
  GROUP BY indexrelid, indrelid ORDER BY 1;
 
 -- The library's settings, with their units and bounds.

@@ -21,6 +21,7 @@
 #include "commit_hooks.h"
 #include "finish.h"
 #include "queues.h"
+#include "segments.h"
 #include "spi.h"
 #include "storage.h"
 
@@ -32,10 +33,11 @@ PG_FUNCTION_INFO_V1(fanout_retry_many);
 static SpiStatement select_early_join = {
 	"SELECT FROM fanout.batch WHERE id = $1 AND join_policy <> 'all'", 1, {INT8OID}
 };
-static SpiStatement delete_outcome = {
-	"DELETE FROM fanout.outcome WHERE task = $1 AND status IN ('f', 'c')"
-	" RETURNING coalesce(lease, 0), finished_at, worker, value #>> '{}'", 1, {INT8OID}
-};
+#define DELETE_OUTCOME(segment) { \
+	"DELETE FROM fanout.outcome" segment " WHERE task = $1 AND status IN ('f', 'c')" \
+	" RETURNING coalesce(lease, 0), finished_at, worker, value #>> '{}'", 1, {INT8OID} \
+}
+static SpiStatement delete_outcome[FANOUT_SEGMENTS] = FOR_EACH_SEGMENT(DELETE_OUTCOME);
 
 /* May the batch end before all of its tasks have? */
 static bool
@@ -357,7 +359,7 @@ take_back_outcome(int64 task)
 	bool		deleted;
 
 	spi_begin(&scope);
-	deleted = spi_run_latest(&delete_outcome, values, NULL) == 1;
+	deleted = spi_run_latest(&delete_outcome[segment_of(task)], values, NULL) == 1;
 	if (deleted)
 	{
 		bool		isnull;

@@ -10,15 +10,17 @@
 #include "arguments.h"
 #include "checkpoint.h"
 #include "lease.h"
+#include "segments.h"
 #include "spi.h"
 #include "storage.h"
 
 PG_FUNCTION_INFO_V1(fanout_checkpoint);
 
-static SpiStatement insert_checkpoint = {
-	"INSERT INTO fanout.checkpoint (task, lease, at, step, value) VALUES ($1, $2, clock_timestamp(), $3, $4)"
-	" ON CONFLICT (task, step) DO NOTHING", 4, {INT8OID, INT8OID, TEXTOID, JSONBOID}
-};
+#define INSERT_CHECKPOINT(segment) { \
+	"INSERT INTO fanout.checkpoint" segment " (task, lease, at, step, value) VALUES ($1, $2, clock_timestamp(), $3, $4)" \
+	" ON CONFLICT (task, step) DO NOTHING", 4, {INT8OID, INT8OID, TEXTOID, JSONBOID} \
+}
+static SpiStatement insert_checkpoint[FANOUT_SEGMENTS] = FOR_EACH_SEGMENT(INSERT_CHECKPOINT);
 
 void
 check_step_name(text *step)
@@ -45,7 +47,7 @@ write_checkpoint(const HeldLease *held, text *step, Datum value, bool isnull)
 	values[3] = value;
 	nulls[3] = isnull ? 'n' : ' ';
 	spi_begin(&scope);
-	stored = spi_run_latest(&insert_checkpoint, values, nulls) == 1;
+	stored = spi_run_latest(&insert_checkpoint[segment_of(held->task)], values, nulls) == 1;
 	spi_end(&scope);
 	return stored;
 }

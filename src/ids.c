@@ -32,7 +32,7 @@ static SpiStatement select_ceilings = {
 };
 /* A restore fills the tables first and sets the sequences at its end. */
 static SpiStatement select_used = {
-	"SELECT coalesce((SELECT max(id) FROM fanout.task), 0) + 1,"
+	"SELECT greatest((SELECT max(id) FROM fanout.task), (SELECT max(first_task) - 1 FROM fanout.segment), 0) + 1,"
 	" greatest((SELECT max(lease) FROM fanout.attempt), (SELECT max(lease) FROM fanout.outcome), 0) + 1", 0, {0}
 };
 static SpiStatement set_ceilings = {

@@ -32,6 +32,7 @@
 #include "ids.h"
 #include "journal.h"
 #include "rebuild.h"
+#include "segments.h"
 #include "spi.h"
 #include "storage.h"
 #include "wait.h"
@@ -108,7 +109,7 @@ sign_on(void)
 		dispatcher_unlock();
 		return false;
 	}
-	anchor = registry_relation(LOG_QUEUE);
+	anchor = registry_anchor();
 	CommitTransactionCommand();
 
 	dispatcher_lock();
@@ -141,7 +142,7 @@ extension_has_gone(void)
 	bool		gone;
 
 	StartTransactionCommand();
-	gone = !registry_extension_exists() || registry_relation(LOG_QUEUE) != database->anchor;
+	gone = !registry_extension_exists() || registry_anchor() != database->anchor;
 	CommitTransactionCommand();
 	return gone;
 }
@@ -584,7 +585,7 @@ plan_next_look(TimestampTz last_flush, bool headway, TimestampTz next_join)
 		next = Min(next, last_flush + fanout_journal_interval * INT64CONST(500));
 	if (database->dirty_join_count > 0 || database->dirty_join_overflow)
 		next = Min(next, next_join);
-	if (ids_want_ceiling(database) || database->reload || database->keeper_wanted || database->held_by != 0)
+	if (ids_want_ceiling(database) || database->next_segment_wanted || database->reload || database->keeper_wanted || database->held_by != 0)
 		next = 0;
 	for (int i = 0; i < fanout_shared->queue_high; i++)
 	{
@@ -695,6 +696,8 @@ keep(void)
 		}
 
 		MemoryContextSwitchTo(context);
+		if (database->next_segment_wanted)
+			segments_move_on(database);
 		if (ids_want_ceiling(database))
 			ids_raise_ceilings(database);
 		MemoryContextSwitchTo(context);
@@ -723,6 +726,12 @@ keep(void)
 static void
 take_over(void)
 {
+	StartTransactionCommand();
+	PushActiveSnapshot(GetTransactionSnapshot());
+	segments_load(database);
+	PopActiveSnapshot();
+	CommitTransactionCommand();
+
 	refill_reset(database);
 	dispatcher_lock();
 	database->dirty_join_overflow = true;

@@ -23,6 +23,7 @@
 #include "queue_settings.h"
 #include "queues.h"
 #include "registry.h"
+#include "segments.h"
 #include "spi.h"
 #include "wait.h"
 
@@ -74,14 +75,15 @@ static SpiStatement update_paused = {
 static SpiStatement delete_queue = {
 	"DELETE FROM fanout.queue WHERE id = $1", 1, {INT4OID}
 };
-static SpiStatement cancel_unfinished = {
-	"INSERT INTO fanout.outcome (task, finished_at, attempt, status, value)"
-	" SELECT t.id, clock_timestamp(), 0, 'c', to_jsonb($2) FROM fanout.task t"
-	" WHERE t.queue = $1 AND NOT EXISTS (SELECT FROM fanout.outcome o WHERE o.task = t.id)"
-	" AND NOT EXISTS (SELECT FROM unnest($3) AS running (task) WHERE running.task = t.id)"
-	" ON CONFLICT (task) DO NOTHING",
-	3, {INT4OID, TEXTOID, INT8ARRAYOID}
-};
+#define CANCEL_UNFINISHED(segment) { \
+	"INSERT INTO fanout.outcome" segment " (task, finished_at, attempt, status, value)" \
+	" SELECT t.id, clock_timestamp(), 0, 'c', to_jsonb($2) FROM fanout.task" segment " t" \
+	" WHERE t.queue = $1 AND NOT EXISTS (SELECT FROM fanout.outcome" segment " o WHERE o.task = t.id)" \
+	" AND NOT EXISTS (SELECT FROM unnest($3) AS running (task) WHERE running.task = t.id)" \
+	" ON CONFLICT (task) DO NOTHING", \
+	3, {INT4OID, TEXTOID, INT8ARRAYOID} \
+}
+static SpiStatement cancel_unfinished[FANOUT_SEGMENTS] = FOR_EACH_SEGMENT(CANCEL_UNFINISHED);
 static SpiStatement insert_grant = {
 	"INSERT INTO fanout.queue_grant (queue, grantee, privilege) VALUES ($1, $2::regrole, $3) ON CONFLICT DO NOTHING",
 	3, {INT4OID, OIDOID, TEXTOID}
@@ -94,7 +96,7 @@ static SpiStatement usage_statements = {
 	"SELECT 'GRANT USAGE ON SCHEMA fanout TO ' || quote_ident($1)"
 	" UNION ALL"
 	" SELECT format('GRANT EXECUTE ON ROUTINE %s TO %I', p.oid::regprocedure, $1) FROM pg_catalog.pg_proc p"
-	" WHERE p.pronamespace = 'fanout'::regnamespace AND p.proname NOT IN ('grant_usage', '_register', '_filled')"
+	" WHERE p.pronamespace = 'fanout'::regnamespace AND p.proname NOT IN ('grant_usage', '_register', '_filled', '_next_segment')"
 	" AND (p.proname <> 'create_queue' OR $2) AND NOT has_function_privilege($1::name, p.oid, 'EXECUTE')"
 	" UNION ALL"
 	" SELECT format('GRANT SELECT ON %s TO %I', c.oid::regclass, $1) FROM pg_catalog.pg_class c"
@@ -106,7 +108,7 @@ static SpiStatement usage_statements = {
 void
 queue_lock(int32 id, LOCKMODE mode)
 {
-	LockDatabaseObject(registry_relation(LOG_QUEUE), (Oid) id, 0, mode);
+	LockDatabaseObject(registry_anchor(), (Oid) id, 0, mode);
 }
 
 static void
@@ -376,13 +378,14 @@ cancel_all(int32 id, const char *reason, Datum *running, int running_count)
 {
 	SpiScope	scope;
 	Datum		values[3];
-	int64		cancelled;
+	int64		cancelled = 0;
 
 	values[0] = Int32GetDatum(id);
 	values[1] = CStringGetTextDatum(reason);
 	values[2] = PointerGetDatum(construct_array(running, running_count, INT8OID, 8, FLOAT8PASSBYVAL, TYPALIGN_DOUBLE));
 	spi_begin(&scope);
-	cancelled = spi_run_latest(&cancel_unfinished, values, NULL);
+	for (int i = 0; i < FANOUT_SEGMENTS; i++)
+		cancelled += spi_run_latest(&cancel_unfinished[i], values, NULL);
 	spi_end(&scope);
 	return cancelled;
 }
@@ -532,7 +535,7 @@ give_usage(Oid role, bool create)
 	uint64		rows;
 	char	  **statements;
 
-	LockRelationOid(registry_relation(LOG_QUEUE), ShareUpdateExclusiveLock);
+	LockRelationOid(registry_anchor(), ShareUpdateExclusiveLock);
 	spi_begin(&scope);
 	values[0] = CStringGetTextDatum(GetUserNameFromId(role, false));
 	values[1] = BoolGetDatum(create);

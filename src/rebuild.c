@@ -31,6 +31,7 @@
 #include "queue_settings.h"
 #include "rebuild.h"
 #include "registry.h"
+#include "segments.h"
 #include "spi.h"
 #include "wait.h"
 #include "window.h"
@@ -42,21 +43,21 @@
 #define REFILL_PARTITION	64	/* tasks of one partition */
 #define REFILL_PARTITIONS	64
 
-#define UNFINISHED " NOT EXISTS (SELECT FROM fanout.outcome o WHERE o.task = t.id) "
+#define UNFINISHED(segment) " NOT EXISTS (SELECT FROM fanout.outcome" segment " o WHERE o.task = t.id) "
 #define EARLY_JOIN " (t.batch IS NOT NULL AND EXISTS (SELECT FROM fanout.batch b WHERE b.id = t.batch AND b.join_policy <> 'all')) "
 #define SEED_COLUMNS " t.id, t.ctid, coalesce(t.priority, 0), t.run_at, t.batch, t.max_attempts, coalesce(t.lane, 0), coalesce(t.cost, 1)," EARLY_JOIN
 
 static SpiStatement select_queues = {
 	"SELECT id, " QUEUE_SETTINGS_COLUMNS " FROM fanout.queue", 0, {0}
 };
-static SpiStatement select_attempts = {
-	"SELECT a.task, a.lease, a.event, a.at, a.until, a.worker FROM fanout.attempt a"
-	" WHERE NOT EXISTS (SELECT FROM fanout.outcome o WHERE o.task = a.task)"
-	" ORDER BY a.task, a.at, a.lease", 0, {0}
-};
-static SpiStatement select_unfinished = {
-	"SELECT" SEED_COLUMNS ", t.queue FROM fanout.task t WHERE" UNFINISHED, 0, {0}
-};
+#define SELECT_ATTEMPTS(segment) { \
+	"SELECT a.task, a.lease, a.event, a.at, a.until, a.worker FROM fanout.attempt" segment " a" \
+	" WHERE NOT EXISTS (SELECT FROM fanout.outcome" segment " o WHERE o.task = a.task)" \
+	" ORDER BY a.task, a.at, a.lease", 0, {0} \
+}
+#define SELECT_UNFINISHED(segment) { \
+	"SELECT" SEED_COLUMNS ", t.queue FROM fanout.task" segment " t WHERE" UNFINISHED(segment), 0, {0} \
+}
 
 /* A start that was not journaled before it ended is known from its end. */
 static SpiStatement select_starts = {
@@ -69,36 +70,45 @@ static SpiStatement select_starts = {
 };
 
 /* The order of the main lane is that of three scans: priorities below, at and above the usual one. */
-static SpiStatement refill_below = {
-	"SELECT" SEED_COLUMNS "FROM fanout.task t WHERE t.queue = $1 AND t.lane IS NULL AND t.priority < 0"
-	" AND (t.priority, t.id) >= ($2, $3) AND t.run_at IS NULL AND" UNFINISHED
-	"ORDER BY t.priority, t.id LIMIT $4", 4, {INT4OID, INT4OID, INT8OID, INT8OID}
-};
-static SpiStatement refill_usual = {
-	"SELECT" SEED_COLUMNS "FROM fanout.task t WHERE t.queue = $1 AND t.lane IS NULL AND t.priority IS NULL AND $2 = 0"
-	" AND t.id >= $3 AND t.run_at IS NULL AND" UNFINISHED
-	"ORDER BY t.id LIMIT $4", 4, {INT4OID, INT4OID, INT8OID, INT8OID}
-};
-static SpiStatement refill_above = {
-	"SELECT" SEED_COLUMNS "FROM fanout.task t WHERE t.queue = $1 AND t.lane IS NULL AND t.priority > 0"
-	" AND (t.priority, t.id) >= ($2, $3) AND t.run_at IS NULL AND" UNFINISHED
-	"ORDER BY t.priority, t.id LIMIT $4", 4, {INT4OID, INT4OID, INT8OID, INT8OID}
-};
-static SpiStatement refill_partition = {
-	"SELECT" SEED_COLUMNS "FROM fanout.task t WHERE t.queue = $1 AND t.lane = $5"
-	" AND (coalesce(t.priority, 0), t.id) >= ($2, $3) AND t.run_at IS NULL AND" UNFINISHED
-	"ORDER BY coalesce(t.priority, 0), t.id LIMIT $4", 5, {INT4OID, INT4OID, INT8OID, INT8OID, INT8OID}
-};
-static SpiStatement refill_strays = {
-	"SELECT" SEED_COLUMNS "FROM fanout.task t WHERE t.queue = $1 AND t.lane IS NOT NULL AND $2 = 0"
-	" AND t.id >= $3 AND t.run_at IS NULL AND" UNFINISHED
-	"ORDER BY t.id LIMIT $4", 4, {INT4OID, INT4OID, INT8OID, INT8OID}
-};
-static SpiStatement refill_timed = {
-	"SELECT" SEED_COLUMNS "FROM fanout.task t WHERE t.queue = $1"
-	" AND t.run_at IS NOT NULL AND (t.run_at, t.id) >= ($2, $3) AND" UNFINISHED
-	"ORDER BY t.run_at, t.id LIMIT $4", 4, {INT4OID, TIMESTAMPTZOID, INT8OID, INT8OID}
-};
+#define READ_BELOW(segment) { \
+	"SELECT" SEED_COLUMNS "FROM fanout.task" segment " t WHERE t.queue = $1 AND t.lane IS NULL AND t.priority < 0" \
+	" AND (t.priority, t.id) >= ($2, $3) AND t.run_at IS NULL AND" UNFINISHED(segment) \
+	"ORDER BY t.priority, t.id LIMIT $4", 4, {INT4OID, INT4OID, INT8OID, INT8OID} \
+}
+#define READ_USUAL(segment) { \
+	"SELECT" SEED_COLUMNS "FROM fanout.task" segment " t WHERE t.queue = $1 AND t.lane IS NULL AND t.priority IS NULL AND $2 = 0" \
+	" AND t.id >= $3 AND t.run_at IS NULL AND" UNFINISHED(segment) \
+	"ORDER BY t.id LIMIT $4", 4, {INT4OID, INT4OID, INT8OID, INT8OID} \
+}
+#define READ_ABOVE(segment) { \
+	"SELECT" SEED_COLUMNS "FROM fanout.task" segment " t WHERE t.queue = $1 AND t.lane IS NULL AND t.priority > 0" \
+	" AND (t.priority, t.id) >= ($2, $3) AND t.run_at IS NULL AND" UNFINISHED(segment) \
+	"ORDER BY t.priority, t.id LIMIT $4", 4, {INT4OID, INT4OID, INT8OID, INT8OID} \
+}
+#define READ_PARTITION(segment) { \
+	"SELECT" SEED_COLUMNS "FROM fanout.task" segment " t WHERE t.queue = $1 AND t.lane = $5" \
+	" AND (coalesce(t.priority, 0), t.id) >= ($2, $3) AND t.run_at IS NULL AND" UNFINISHED(segment) \
+	"ORDER BY coalesce(t.priority, 0), t.id LIMIT $4", 5, {INT4OID, INT4OID, INT8OID, INT8OID, INT8OID} \
+}
+#define READ_STRAYS(segment) { \
+	"SELECT" SEED_COLUMNS "FROM fanout.task" segment " t WHERE t.queue = $1 AND t.lane IS NOT NULL AND $2 = 0" \
+	" AND t.id >= $3 AND t.run_at IS NULL AND" UNFINISHED(segment) \
+	"ORDER BY t.id LIMIT $4", 4, {INT4OID, INT4OID, INT8OID, INT8OID} \
+}
+#define READ_TIMED(segment) { \
+	"SELECT" SEED_COLUMNS "FROM fanout.task" segment " t WHERE t.queue = $1" \
+	" AND t.run_at IS NOT NULL AND (t.run_at, t.id) >= ($2, $3) AND" UNFINISHED(segment) \
+	"ORDER BY t.run_at, t.id LIMIT $4", 4, {INT4OID, TIMESTAMPTZOID, INT8OID, INT8OID} \
+}
+
+static SpiStatement select_attempts[FANOUT_SEGMENTS] = FOR_EACH_SEGMENT(SELECT_ATTEMPTS);
+static SpiStatement select_unfinished[FANOUT_SEGMENTS] = FOR_EACH_SEGMENT(SELECT_UNFINISHED);
+static SpiStatement refill_below[FANOUT_SEGMENTS] = FOR_EACH_SEGMENT(READ_BELOW);
+static SpiStatement refill_usual[FANOUT_SEGMENTS] = FOR_EACH_SEGMENT(READ_USUAL);
+static SpiStatement refill_above[FANOUT_SEGMENTS] = FOR_EACH_SEGMENT(READ_ABOVE);
+static SpiStatement refill_partition[FANOUT_SEGMENTS] = FOR_EACH_SEGMENT(READ_PARTITION);
+static SpiStatement refill_strays[FANOUT_SEGMENTS] = FOR_EACH_SEGMENT(READ_STRAYS);
+static SpiStatement refill_timed[FANOUT_SEGMENTS] = FOR_EACH_SEGMENT(READ_TIMED);
 
 /* What the journal says of an unfinished task. */
 typedef struct History
@@ -430,7 +440,8 @@ load_histories(void)
 	info.entrysize = sizeof(History);
 	info.hcxt = CurrentMemoryContext;
 	histories = hash_create("pg_fanout histories", 1024, &info, HASH_ELEM | HASH_BLOBS | HASH_CONTEXT);
-	for_each_chunk(&select_attempts, handle_attempts, histories);
+	for (int i = 0; i < FANOUT_SEGMENTS; i++)
+		for_each_chunk(&select_attempts[i], handle_attempts, histories);
 	return histories;
 }
 
@@ -442,12 +453,14 @@ rebuild(Database *database, bool foreign)
 
 	StartTransactionCommand();
 	PushActiveSnapshot(GetTransactionSnapshot());
+	segments_load(database);
 	ids_load(database, foreign);
 	load_queues(database);
 	partitions_load(database);
 	load_starts(database, state.now);
 	state.histories = load_histories();
-	for_each_chunk(&select_unfinished, handle_unfinished, &state);
+	for (int i = 0; i < FANOUT_SEGMENTS; i++)
+		for_each_chunk(&select_unfinished[i], handle_unfinished, &state);
 	PopActiveSnapshot();
 	CommitTransactionCommand();
 
@@ -497,22 +510,22 @@ typedef struct Refill
 	int64		loaded;
 	bool		headway;
 	bool		urgent;			/* nothing can be given out before it is done */
-	RefillRow  *rows;
+	int			segments[FANOUT_SEGMENTS];	/* those in use, in the order of their tasks */
+	int			segment_count;
+	RefillRow  *rows;			/* room for as many as the limit of each segment */
 } Refill;
 
-/* Read on with one statement. */
+/* Read so many rows of one segment. */
 static void
-read_rows(Refill *refill, SpiStatement *statement, int64 key, int64 id)
+read_rows(Refill *refill, SpiStatement *statement, int64 key, int64 id, int64 limit)
 {
 	Datum		values[5];
 	uint64		rows;
 
-	if (refill->row_count == refill->limit)
-		return;
 	values[0] = Int32GetDatum(refill->queue_id);
-	values[1] = statement == &refill_timed ? TimestampTzGetDatum(key) : Int32GetDatum(Max(key, PG_INT32_MIN));
+	values[1] = refill->kind == REFILL_SCHEDULED ? TimestampTzGetDatum(key) : Int32GetDatum(Max(key, PG_INT32_MIN));
 	values[2] = Int64GetDatum(id);
-	values[3] = Int64GetDatum(refill->limit - refill->row_count);
+	values[3] = Int64GetDatum(limit);
 	values[4] = Int64GetDatum(refill->lane != NULL ? refill->lane->key.partition : 0);
 	rows = spi_read_latest(statement, values, NULL);
 	for (uint64 i = 0; i < rows; i++)
@@ -522,6 +535,46 @@ read_rows(Refill *refill, SpiStatement *statement, int64 key, int64 id)
 		read_seed(i, &row->seed, &row->tid);
 	}
 	SPI_freetuptable(SPI_tuptable);
+}
+
+/* Read on in the order of ids, which is that of the segments. */
+static void
+read_by_id(Refill *refill, SpiStatement *statements, int64 id)
+{
+	for (int i = 0; i < refill->segment_count && refill->row_count < refill->limit; i++)
+		read_rows(refill, &statements[refill->segments[i]], 0, id, refill->limit - refill->row_count);
+}
+
+static int64
+place_of(const Refill *refill, const TaskSeed *seed)
+{
+	if (refill->kind == REFILL_SCHEDULED)
+		return seed->run_at;
+	return refill->kind == REFILL_STRAYS ? 0 : seed->priority;
+}
+
+static int
+compare_rows(const void *a, const void *b, void *arg)
+{
+	const TaskSeed *left = &((const RefillRow *) a)->seed;
+	const TaskSeed *right = &((const RefillRow *) b)->seed;
+
+	return order_less(place_of(arg, left), left->task, place_of(arg, right), right->task) ? -1 : 1;
+}
+
+/* Read on in another order: what comes first of all is among the first of each segment. */
+static void
+read_merged(Refill *refill, SpiStatement *statements, int64 key, int64 id)
+{
+	int64		begin = refill->row_count;
+
+	if (begin == refill->limit)
+		return;
+	for (int i = 0; i < refill->segment_count; i++)
+		read_rows(refill, &statements[refill->segments[i]], key, id, refill->limit - begin);
+	if (refill->segment_count > 1)
+		qsort_arg(&refill->rows[begin], refill->row_count - begin, sizeof(RefillRow), compare_rows, refill);
+	refill->row_count = Min(refill->row_count, refill->limit);
 }
 
 /*
@@ -545,10 +598,10 @@ static void
 read_main_lane(Refill *refill)
 {
 	if (refill->key < 0)
-		read_rows(refill, &refill_below, refill->key, refill->id);
+		read_merged(refill, refill_below, refill->key, refill->id);
 	if (refill->key <= 0)
-		read_rows(refill, &refill_usual, 0, refill->key == 0 ? refill->id : 0);
-	read_rows(refill, &refill_above, Max(refill->key, 1), refill->key > 0 ? refill->id : 0);
+		read_by_id(refill, refill_usual, refill->key == 0 ? refill->id : 0);
+	read_merged(refill, refill_above, Max(refill->key, 1), refill->key > 0 ? refill->id : 0);
 }
 
 /* Read from the bound on, in the order of the window. */
@@ -562,13 +615,13 @@ read_from_bound(Refill *refill)
 	spi_begin(&scope);
 	follow_the_order();
 	if (refill->kind == REFILL_SCHEDULED)
-		read_rows(refill, &refill_timed, refill->key, refill->id);
+		read_merged(refill, refill_timed, refill->key, refill->id);
 	else if (refill->kind == REFILL_STRAYS)
-		read_rows(refill, &refill_strays, 0, refill->id);
+		read_by_id(refill, refill_strays, refill->id);
 	else if (refill->lane->key.partition == 0)
 		read_main_lane(refill);
 	else
-		read_rows(refill, &refill_partition, refill->key, refill->id);
+		read_merged(refill, refill_partition, refill->key, refill->id);
 	spi_end(&scope);
 	PopActiveSnapshot();
 	CommitTransactionCommand();
@@ -582,14 +635,6 @@ refill_is_void(const Refill *refill)
 
 	return queue->state != QUEUE_OPEN || queue->db != MyDatabaseId || queue->id != refill->queue_id ||
 		queue->epoch != refill->epoch;
-}
-
-static int64
-place_of(const Refill *refill, const TaskSeed *seed)
-{
-	if (refill->kind == REFILL_SCHEDULED)
-		return seed->run_at;
-	return refill->kind == REFILL_STRAYS ? 0 : seed->priority;
 }
 
 /* Put one row that was read into memory; false if there is no room.  Under the lock. */
@@ -680,6 +725,7 @@ begin_refill(Refill *refill)
 	refill->key = refill->window->bound_key;
 	refill->id = refill->window->bound_id;
 	refill->urgent = window_first(refill->window) == NULL;
+	refill->segment_count = segments_in_use(database_find(MyDatabaseId), refill->segments);
 	window_begin_refill(refill->window);
 	queue->refilling++;
 	return true;
@@ -694,7 +740,7 @@ run_refill(Refill *refill)
 	if (refill->kind == REFILL_LANE && refill->lane->key.partition != 0)
 		most = Min(most, REFILL_PARTITION);
 	refill->limit = most;
-	refill->rows = palloc(refill->limit * sizeof(RefillRow));
+	refill->rows = palloc(refill->limit * refill->segment_count * sizeof(RefillRow));
 	read_from_bound(refill);
 	load_rows(refill);
 	pfree(refill->rows);

@@ -35,12 +35,11 @@
 
 #define KEEPER_PATIENCE_MS	30000
 
-static const char *const relation_names[LOG_RELATIONS] = {
+static const char *const kind_names[LOG_KINDS] = {
 	[LOG_TASK] = "task",
 	[LOG_ATTEMPT] = "attempt",
 	[LOG_CHECKPOINT] = "checkpoint",
 	[LOG_OUTCOME] = "outcome",
-	[LOG_QUEUE] = "queue",
 };
 
 typedef struct QueueGrant
@@ -71,7 +70,8 @@ static SpiStatement select_grants = {
 	" FROM fanout.queue_grant WHERE queue = $1", 1, {INT4OID}
 };
 
-static Oid	relation_oids[LOG_RELATIONS];
+static Oid	anchor_oid = InvalidOid;
+static Oid	log_oids[LOG_KINDS][FANOUT_SEGMENTS];
 static Oid	owner_oid = InvalidOid;
 static bool version_checked = false;
 
@@ -86,7 +86,7 @@ static bool invalidated = false;
 static void
 relation_callback(Datum arg, Oid relid)
 {
-	if (relid == InvalidOid || relid == relation_oids[LOG_QUEUE])
+	if (relid == InvalidOid || relid == anchor_oid)
 		invalidated = true;
 }
 
@@ -100,7 +100,7 @@ registry_init(void)
 void
 registry_invalidate(void)
 {
-	CacheInvalidateRelcacheByRelid(registry_relation(LOG_QUEUE));
+	CacheInvalidateRelcacheByRelid(registry_anchor());
 }
 
 /* Forget what an invalidation has made doubtful. */
@@ -110,7 +110,8 @@ accept_invalidation(void)
 	if (!invalidated)
 		return;
 	invalidated = false;
-	memset(relation_oids, 0, sizeof(relation_oids));
+	anchor_oid = InvalidOid;
+	memset(log_oids, 0, sizeof(log_oids));
 	owner_oid = InvalidOid;
 	version_checked = false;
 	last_queue = NULL;
@@ -140,7 +141,7 @@ registry_extension_is_ours(void)
 	HeapTuple	tuple;
 	bool		ours;
 
-	tuple = SearchSysCache1(RELOID, ObjectIdGetDatum(registry_relation(LOG_QUEUE)));
+	tuple = SearchSysCache1(RELOID, ObjectIdGetDatum(registry_anchor()));
 	if (!HeapTupleIsValid(tuple))
 		return false;
 	ours = TransactionIdIsCurrentTransactionId(HeapTupleHeaderGetXmin(tuple->t_data));
@@ -148,43 +149,63 @@ registry_extension_is_ours(void)
 	return ours;
 }
 
-static void
-resolve_relations(void)
+static Oid
+resolve_relation(const char *name)
 {
 	Oid			schema = get_namespace_oid("fanout", true);
-	HeapTuple	tuple;
+	Oid			relation = OidIsValid(schema) ? get_relname_relid(name, schema) : InvalidOid;
 
-	for (int i = 0; i < LOG_RELATIONS; i++)
-	{
-		relation_oids[i] = OidIsValid(schema) ? get_relname_relid(relation_names[i], schema) : InvalidOid;
-		if (!OidIsValid(relation_oids[i]))
-			ereport(ERROR,
-					(errcode(ERRCODE_UNDEFINED_OBJECT),
-					 errmsg("relation \"fanout.%s\" does not exist", relation_names[i]),
-					 errhint("Create the extension with CREATE EXTENSION pg_fanout.")));
-	}
-
-	tuple = SearchSysCache1(RELOID, ObjectIdGetDatum(relation_oids[LOG_QUEUE]));
-	if (!HeapTupleIsValid(tuple))
-		elog(ERROR, "cache lookup failed for relation %u", relation_oids[LOG_QUEUE]);
-	owner_oid = ((Form_pg_class) GETSTRUCT(tuple))->relowner;
-	ReleaseSysCache(tuple);
+	if (!OidIsValid(relation))
+		ereport(ERROR,
+				(errcode(ERRCODE_UNDEFINED_OBJECT),
+				 errmsg("relation \"fanout.%s\" does not exist", name),
+				 errhint("Create the extension with CREATE EXTENSION pg_fanout.")));
+	return relation;
 }
 
+/* The OID of fanout.queue, which tells one life of the extension from the next; its owner is ours. */
 Oid
-registry_relation(LogRelation which)
+registry_anchor(void)
 {
+	HeapTuple	tuple;
+	Oid			relation;
+
 	accept_invalidation();
-	if (!OidIsValid(owner_oid))
-		resolve_relations();
-	return relation_oids[which];
+	if (OidIsValid(anchor_oid))
+		return anchor_oid;
+
+	relation = resolve_relation("queue");
+	tuple = SearchSysCache1(RELOID, ObjectIdGetDatum(relation));
+	if (!HeapTupleIsValid(tuple))
+		elog(ERROR, "cache lookup failed for relation %u", relation);
+	owner_oid = ((Form_pg_class) GETSTRUCT(tuple))->relowner;
+	ReleaseSysCache(tuple);
+	anchor_oid = relation;
+	return anchor_oid;
+}
+
+/* The OID of a segment's table; it belongs to the same life as the anchor. */
+Oid
+registry_relation(LogKind kind, int segment)
+{
+	Oid		   *oid = &log_oids[kind][segment];
+
+	(void) registry_anchor();
+	if (!OidIsValid(*oid))
+	{
+		char		name[NAMEDATALEN];
+
+		snprintf(name, sizeof(name), "%s_%d", kind_names[kind], segment + 1);
+		*oid = resolve_relation(name);
+	}
+	return *oid;
 }
 
 /* The role that owns the extension's tables. */
 Oid
 registry_owner(void)
 {
-	(void) registry_relation(LOG_QUEUE);
+	(void) registry_anchor();
 	return owner_oid;
 }
 
@@ -220,7 +241,7 @@ require_writable(const char *function)
 	PreventCommandDuringRecovery(function);
 	PreventCommandIfReadOnly(function);
 	PreventCommandIfParallelMode(function);
-	(void) registry_relation(LOG_QUEUE);
+	(void) registry_anchor();
 	check_version();
 }
 
@@ -260,7 +281,7 @@ Database *
 require_database(void)
 {
 	static Database *known = NULL;
-	Oid			anchor = registry_relation(LOG_QUEUE);
+	Oid			anchor = registry_anchor();
 	TimestampTz deadline;
 	bool		ready;
 

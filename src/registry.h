@@ -12,15 +12,15 @@
 #define pg_noreturn	pg_attribute_noreturn()
 #endif
 
-typedef enum LogRelation
+/* What the log has rows of; of each, a table in every segment. */
+typedef enum LogKind
 {
 	LOG_TASK,
 	LOG_ATTEMPT,
 	LOG_CHECKPOINT,
 	LOG_OUTCOME,
-	LOG_QUEUE,					/* not of the log: the anchor of the extension */
-	LOG_RELATIONS
-} LogRelation;
+	LOG_KINDS
+} LogKind;
 
 typedef enum QueuePrivilege
 {
@@ -40,8 +40,9 @@ typedef struct QueueRef
 extern void registry_init(void);
 extern void registry_invalidate(void);
 
-/* The OID of a relation of the log; throws if the extension is not there. */
-extern Oid	registry_relation(LogRelation which);
+/* OIDs of fanout.queue, and of a table of the log; both throw if the extension is not there. */
+extern Oid	registry_anchor(void);
+extern Oid	registry_relation(LogKind kind, int segment);
 extern bool registry_extension_exists(void);
 
 /* Was the extension created by the transaction that is open? */

@@ -22,6 +22,8 @@
 #define FANOUT_WAIT_QUEUES		16	/* queues that one dequeue may name */
 #define FANOUT_DIRTY_JOINS		64
 #define FANOUT_WORK_CHUNK		256 /* tasks handled in one hold of the lock */
+#define FANOUT_SEGMENTS			4	/* of the log: those that src/sql/02_tables.sql makes */
+#define FANOUT_SEGMENT_UNUSED	PG_INT64_MAX
 
 /*
  * A window: the part of an order that is in memory.  Every waiting task of
@@ -295,6 +297,9 @@ typedef struct Database
 	int64		task_need;
 	int64		next_lease;
 	int64		lease_ceiling;
+
+	int64		segments[FANOUT_SEGMENTS];	/* the first task id of each, or FANOUT_SEGMENT_UNUSED */
+	bool		next_segment_wanted;
 
 	OrderedSet	expiry;			/* committed leases, by their end */
 	dlist_head	journal;		/* leases with something for the journal to write */

@@ -31,6 +31,7 @@
 #include "utils/rel.h"
 #include "utils/snapmgr.h"
 
+#include "segments.h"
 #include "storage.h"
 
 #define WRITER_SLOTS	250		/* rows in one multi-insert */
@@ -54,22 +55,54 @@ typedef struct LogTable
 	TupleTableSlot *slots[WRITER_SLOTS];
 } LogTable;
 
-struct LogWriter
+typedef struct SegmentWriter
 {
 	LogTable   *table;
 	Relation	relation;
 	BulkInsertState bulk;		/* NULL where few rows are expected */
 	ItemPointer tids[WRITER_SLOTS]; /* where the caller wants the places of the rows */
+} SegmentWriter;
+
+/* A segment is opened when the first row of one of its tasks comes. */
+struct LogWriter
+{
+	LogKind		kind;
+	int64		expected_rows;
+	SegmentWriter *segments[FANOUT_SEGMENTS];
 };
+
+typedef struct SegmentReader
+{
+	Relation	relation;		/* NULL: not opened yet */
+	BlockNumber blocks;			/* that the relation is known to have */
+	TupleTableSlot *slot;
+} SegmentReader;
 
 struct TaskReader
 {
-	Relation	relation;
-	BlockNumber blocks;			/* that the relation is known to have */
-	TupleTableSlot *slot;
+	SegmentReader segments[FANOUT_SEGMENTS];
 };
 
-static LogTable log_tables[LOG_RELATIONS];
+/* Which column has the task's id. */
+static const int task_columns[LOG_KINDS] = {
+	[LOG_TASK] = TASK_ID,
+	[LOG_ATTEMPT] = ATTEMPT_TASK,
+	[LOG_CHECKPOINT] = CHECKPOINT_TASK,
+	[LOG_OUTCOME] = OUTCOME_TASK,
+};
+
+static LogTable log_tables[LOG_KINDS][FANOUT_SEGMENTS];
+
+/* The segment of a task that is known to be there. */
+static int
+segment_with(int64 task)
+{
+	int			segment = segment_of(task);
+
+	if (segment < 0)
+		elog(ERROR, "no segment of the log has task " INT64_FORMAT, task);
+	return segment;
+}
 
 static bool
 table_depends_on(const LogTable *table, Oid relid)
@@ -88,10 +121,12 @@ table_depends_on(const LogTable *table, Oid relid)
 static void
 relation_callback(Datum arg, Oid relid)
 {
-	for (int i = 0; i < LOG_RELATIONS; i++)
+	LogTable   *table = &log_tables[0][0];
+
+	for (int i = 0; i < LOG_KINDS * FANOUT_SEGMENTS; i++, table++)
 	{
-		if (table_depends_on(&log_tables[i], relid))
-			log_tables[i].relid = InvalidOid;
+		if (table_depends_on(table, relid))
+			table->relid = InvalidOid;
 	}
 }
 
@@ -170,15 +205,25 @@ clear_slots(LogTable *table)
 		ExecClearTuple(table->slots[--table->used]);
 }
 
-/* There must be one writer at a time for each relation. */
+/* There must be one writer at a time for each kind. */
 LogWriter *
-log_writer_open(LogRelation which, int64 expected_rows)
+log_writer_open(LogKind kind, int64 expected_rows)
 {
-	LogWriter  *writer = palloc(sizeof(LogWriter));
-	LogTable   *table = &log_tables[which];
+	LogWriter  *writer = palloc0(sizeof(LogWriter));
+
+	writer->kind = kind;
+	writer->expected_rows = expected_rows;
+	return writer;
+}
+
+static SegmentWriter *
+open_segment_writer(LogKind kind, int segment, int64 expected_rows)
+{
+	SegmentWriter *writer = palloc(sizeof(SegmentWriter));
+	LogTable   *table = &log_tables[kind][segment];
 
 	writer->table = table;
-	writer->relation = table_open(registry_relation(which), RowExclusiveLock);
+	writer->relation = table_open(registry_relation(kind, segment), RowExclusiveLock);
 	if (table->relid != RelationGetRelid(writer->relation) || table->result_relation == NULL)
 		learn_table(table, writer->relation);
 	clear_slots(table);
@@ -189,7 +234,7 @@ log_writer_open(LogRelation which, int64 expected_rows)
 }
 
 static void
-insert_index_entries(LogWriter *writer, TupleTableSlot *slot)
+insert_index_entries(SegmentWriter *writer, TupleTableSlot *slot)
 {
 	ResultRelInfo *result_relation = writer->table->result_relation;
 	EState	   *estate = writer->table->estate;
@@ -204,7 +249,7 @@ insert_index_entries(LogWriter *writer, TupleTableSlot *slot)
 }
 
 static void
-flush(LogWriter *writer)
+flush(SegmentWriter *writer)
 {
 	LogTable   *table = writer->table;
 	CommandId	command = GetCurrentCommandId(true);
@@ -229,7 +274,7 @@ flush(LogWriter *writer)
 }
 
 static TupleTableSlot *
-make_slot(LogWriter *writer)
+make_slot(SegmentWriter *writer)
 {
 	MemoryContext caller = MemoryContextSwitchTo(writer->table->context);
 	TupleTableSlot *slot;
@@ -240,9 +285,8 @@ make_slot(LogWriter *writer)
 	return slot;
 }
 
-/* Add a row; its place goes to "tid_out" (may be NULL) by the time the writer is closed. */
-void
-log_writer_add(LogWriter *writer, const Datum *values, const bool *nulls, ItemPointer tid_out)
+static void
+add_row(SegmentWriter *writer, const Datum *values, const bool *nulls, ItemPointer tid_out)
 {
 	LogTable   *table = writer->table;
 	TupleTableSlot *slot;
@@ -263,9 +307,20 @@ log_writer_add(LogWriter *writer, const Datum *values, const bool *nulls, ItemPo
 	ExecMaterializeSlot(slot);
 }
 
-/* Write what is left, and let go of the relation; its lock stays until the transaction ends. */
+/* Add a row; its place goes to "tid_out" (may be NULL) by the time the writer is closed. */
 void
-log_writer_close(LogWriter *writer)
+log_writer_add(LogWriter *writer, const Datum *values, const bool *nulls, ItemPointer tid_out)
+{
+	int			segment = segment_with(DatumGetInt64(values[task_columns[writer->kind]]));
+
+	if (writer->segments[segment] == NULL)
+		writer->segments[segment] = open_segment_writer(writer->kind, segment, writer->expected_rows);
+	add_row(writer->segments[segment], values, nulls, tid_out);
+}
+
+/* Write what is left, and let go of the relation; its lock stays until the transaction ends. */
+static void
+close_segment_writer(SegmentWriter *writer)
 {
 	flush(writer);
 	if (writer->bulk != NULL)
@@ -276,6 +331,17 @@ log_writer_close(LogWriter *writer)
 	ExecCloseIndices(writer->table->result_relation);
 	table_close(writer->relation, NoLock);
 	pfree(writer);
+}
+
+void
+log_writer_close(LogWriter *writer)
+{
+	for (int i = 0; i < FANOUT_SEGMENTS; i++)
+	{
+		if (writer->segments[i] != NULL)
+			close_segment_writer(writer->segments[i]);
+	}
+	pfree(writer);
 
 	/* later commands of the transaction see the rows */
 	CommandCounterIncrement();
@@ -284,12 +350,25 @@ log_writer_close(LogWriter *writer)
 TaskReader *
 task_reader_open(void)
 {
-	TaskReader *reader = palloc(sizeof(TaskReader));
+	return palloc0(sizeof(TaskReader));
+}
 
-	reader->relation = table_open(registry_relation(LOG_TASK), AccessShareLock);
-	reader->slot = table_slot_create(reader->relation, NULL);
-	reader->blocks = 0;
-	return reader;
+/* The reader of the task's segment, opened if it is not yet; NULL if there is no such segment. */
+static SegmentReader *
+reader_of(TaskReader *reader, int64 task)
+{
+	int			segment = segment_of(task);
+	SegmentReader *part;
+
+	if (segment < 0)
+		return NULL;
+	part = &reader->segments[segment];
+	if (part->relation == NULL)
+	{
+		part->relation = table_open(registry_relation(LOG_TASK, segment), AccessShareLock);
+		part->slot = table_slot_create(part->relation, NULL);
+	}
+	return part;
 }
 
 static void
@@ -302,7 +381,7 @@ copy_values(TupleTableSlot *slot, Datum *values, bool *nulls)
 
 /* May the place be looked at?  After a VACUUM FULL the relation may be shorter than it was. */
 static bool
-place_exists(TaskReader *reader, ItemPointer tid)
+place_exists(SegmentReader *reader, ItemPointer tid)
 {
 	if (!ItemPointerIsValid(tid))
 		return false;
@@ -312,7 +391,7 @@ place_exists(TaskReader *reader, ItemPointer tid)
 }
 
 static bool
-fetch_by_place(TaskReader *reader, int64 task, ItemPointer tid, Datum *values, bool *nulls)
+fetch_by_place(SegmentReader *reader, int64 task, ItemPointer tid, Datum *values, bool *nulls)
 {
 	if (!place_exists(reader, tid))
 		return false;
@@ -323,7 +402,7 @@ fetch_by_place(TaskReader *reader, int64 task, ItemPointer tid, Datum *values, b
 }
 
 static bool
-fetch_by_key(TaskReader *reader, int64 task, Datum *values, bool *nulls)
+fetch_by_key(SegmentReader *reader, int64 task, Datum *values, bool *nulls)
 {
 	Oid			index = RelationGetPrimaryKeyIndex(reader->relation
 #if PG_VERSION_NUM >= 180000
@@ -349,16 +428,26 @@ fetch_by_key(TaskReader *reader, int64 task, Datum *values, bool *nulls)
 bool
 task_reader_fetch(TaskReader *reader, int64 task, ItemPointer tid, Datum *values, bool *nulls)
 {
-	return fetch_by_place(reader, task, tid, values, nulls) || fetch_by_key(reader, task, values, nulls);
+	SegmentReader *part = reader_of(reader, task);
+
+	return part != NULL &&
+		(fetch_by_place(part, task, tid, values, nulls) || fetch_by_key(part, task, values, nulls));
 }
 
 void
 task_reader_close(TaskReader *reader)
 {
-	ExecDropSingleTupleTableSlot(reader->slot);
+	for (int i = 0; i < FANOUT_SEGMENTS; i++)
+	{
+		SegmentReader *part = &reader->segments[i];
 
-	/* the lock stays: while a claim is not committed, the extension cannot go away */
-	table_close(reader->relation, NoLock);
+		if (part->relation == NULL)
+			continue;
+		ExecDropSingleTupleTableSlot(part->slot);
+
+		/* the lock stays: while a claim is not committed, the extension cannot go away */
+		table_close(part->relation, NoLock);
+	}
 	pfree(reader);
 }
 
@@ -386,7 +475,7 @@ jsonb_as_value(Jsonb *jsonb, JsonbValue *value)
 Jsonb *
 checkpoints_of(int64 task)
 {
-	Relation	relation = table_open(registry_relation(LOG_CHECKPOINT), AccessShareLock);
+	Relation	relation = table_open(registry_relation(LOG_CHECKPOINT, segment_with(task)), AccessShareLock);
 	JsonbParseState *state = NULL;
 	ScanKeyData key;
 	SysScanDesc scan;
@@ -424,7 +513,7 @@ checkpoints_of(int64 task)
 bool
 checkpoint_find(int64 task, text *step, Jsonb **value)
 {
-	Relation	relation = table_open(registry_relation(LOG_CHECKPOINT), AccessShareLock);
+	Relation	relation = table_open(registry_relation(LOG_CHECKPOINT, segment_with(task)), AccessShareLock);
 	ScanKeyData keys[2];
 	SysScanDesc scan;
 	HeapTuple	tuple;
@@ -449,7 +538,7 @@ checkpoint_find(int64 task, text *step, Jsonb **value)
 char
 outcome_of(int64 task)
 {
-	Relation	relation = table_open(registry_relation(LOG_OUTCOME), AccessShareLock);
+	Relation	relation = table_open(registry_relation(LOG_OUTCOME, segment_with(task)), AccessShareLock);
 	ScanKeyData key;
 	SysScanDesc scan;
 	HeapTuple	tuple;

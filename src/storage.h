@@ -34,12 +34,12 @@ enum OutcomeColumn
 
 #define LOG_MAX_COLUMNS		TASK_COLUMNS
 
-/* What is inserted into the log of one relation, some rows at a time. */
+/* What is inserted into the log of one kind, some rows at a time. */
 typedef struct LogWriter LogWriter;
 
 extern void storage_init(void);
 
-extern LogWriter *log_writer_open(LogRelation which, int64 expected_rows);
+extern LogWriter *log_writer_open(LogKind kind, int64 expected_rows);
 extern void log_writer_add(LogWriter *writer, const Datum *values, const bool *nulls, ItemPointer tid_out);
 extern void log_writer_close(LogWriter *writer);
 

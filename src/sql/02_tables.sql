@@ -79,7 +79,8 @@ CREATE TABLE fanout.spawn (
     PRIMARY KEY (parent, step)
 );
 
--- The log: only ever inserted into (retry() alone takes an outcome back).
+-- The log: only ever inserted into (retry() alone takes an outcome back). The rows are in the segments below, all those
+-- of a task in one; the tables here are what segments are made after, and give the rows of all of them to a query.
 
 CREATE TABLE fanout.task (
     id           bigint PRIMARY KEY,
@@ -94,7 +95,8 @@ CREATE TABLE fanout.task (
     cost         int,               -- units of rate limits; NULL: 1
     name         text NOT NULL,
     args         jsonb,
-    partition_key text
+    partition_key text,
+    CHECK (false) NO INHERIT
 );
 -- Tasks of the usual priority, and due at once, are found in the order of their ids; only the others pay for an index.
 CREATE INDEX task_priority ON fanout.task (queue, priority, id) WHERE priority IS NOT NULL AND lane IS NULL;
@@ -108,7 +110,8 @@ CREATE TABLE fanout.attempt (
     until   timestamptz,            -- of a claim or an extension: when the lease ends; of a failure or release: when due
     event   "char" NOT NULL,        -- c claimed, b claimed and bound to a session, e extended, f failed, r released, x expired, n new life, k to be cancelled
     worker  text,
-    error   text
+    error   text,
+    CHECK (false) NO INHERIT
 );
 -- The journal is written for every task and read for few, and tasks are attempted roughly in order.
 CREATE INDEX attempt_task ON fanout.attempt USING brin (task) WITH (pages_per_range = 16, autosummarize = on);
@@ -119,7 +122,8 @@ CREATE TABLE fanout.checkpoint (
     at     timestamptz NOT NULL,
     step   text NOT NULL,
     value  jsonb,
-    PRIMARY KEY (task, step)
+    PRIMARY KEY (task, step),
+    CHECK (false) NO INHERIT
 );
 
 CREATE TABLE fanout.outcome (
@@ -130,10 +134,37 @@ CREATE TABLE fanout.outcome (
     attempt     smallint NOT NULL,
     status      "char" NOT NULL,    -- s succeeded, f failed, c cancelled
     worker      text,
-    value       jsonb               -- the result; of a task that has failed or was cancelled its error, as a string
+    value       jsonb,              -- the result; of a task that has failed or was cancelled its error, as a string
+    CHECK (false) NO INHERIT
 );
 -- A completion repeated with its lease is rare, and leases end roughly in order: a block range index is enough.
 CREATE INDEX outcome_lease ON fanout.outcome USING brin (lease) WITH (pages_per_range = 32, autosummarize = on);
+
+-- Each segment has the tasks from its first id on, up to the first id of the segment that comes next. Their number is
+-- FANOUT_SEGMENTS of shared_state.h: all are made here, as tables that are made later are no members of the extension.
+DO $$
+DECLARE
+    kind text;
+    slot int;
+BEGIN
+    FOREACH kind IN ARRAY '{task,attempt,checkpoint,outcome}'::text[] LOOP
+        FOR slot IN 1 .. 4 LOOP
+            EXECUTE format('CREATE TABLE fanout.%1$s_%2$s (LIKE fanout.%1$s INCLUDING INDEXES) INHERITS (fanout.%1$s)', kind, slot);
+            PERFORM pg_extension_config_dump(format('fanout.%s_%s', kind, slot), '');
+        END LOOP;
+    END LOOP;
+END $$;
+
+-- The segments that are in use. As long as the first one has all tasks, there is no row: nothing that a restore would meet.
+CREATE TABLE fanout.segment (
+    slot       smallint PRIMARY KEY CHECK (slot BETWEEN 1 AND 4),
+    first_task bigint NOT NULL UNIQUE
+);
+
+-- For tests, and for what retires segments: has new tasks go to the next segment, for good and whatever becomes of the
+-- transaction that calls it. For the owner of the extension.
+CREATE FUNCTION fanout._next_segment() RETURNS smallint
+    AS 'MODULE_PATHNAME', 'fanout_next_segment' LANGUAGE C VOLATILE;
 
 -- The keeper moves these ahead of what is handed out, so that no number is given twice, not even after a crash.
 CREATE SEQUENCE fanout.task_id;
@@ -145,9 +176,15 @@ CREATE FUNCTION fanout._filled() RETURNS trigger
 CREATE TRIGGER filled AFTER INSERT OR TRUNCATE ON fanout.queue FOR EACH STATEMENT EXECUTE FUNCTION fanout._filled();
 CREATE TRIGGER filled AFTER INSERT OR TRUNCATE ON fanout.rate FOR EACH STATEMENT EXECUTE FUNCTION fanout._filled();
 CREATE TRIGGER filled AFTER INSERT OR TRUNCATE ON fanout.partition FOR EACH STATEMENT EXECUTE FUNCTION fanout._filled();
-CREATE TRIGGER filled AFTER INSERT OR TRUNCATE ON fanout.task FOR EACH STATEMENT EXECUTE FUNCTION fanout._filled();
-CREATE TRIGGER filled AFTER INSERT OR TRUNCATE ON fanout.attempt FOR EACH STATEMENT EXECUTE FUNCTION fanout._filled();
-CREATE TRIGGER filled AFTER INSERT OR TRUNCATE ON fanout.outcome FOR EACH STATEMENT EXECUTE FUNCTION fanout._filled();
+CREATE TRIGGER filled AFTER INSERT OR TRUNCATE ON fanout.segment FOR EACH STATEMENT EXECUTE FUNCTION fanout._filled();
+DO $$
+DECLARE
+    segment regclass;
+BEGIN
+    FOR segment IN SELECT inhrelid FROM pg_inherits WHERE inhparent = ANY ('{fanout.task,fanout.attempt,fanout.outcome}'::regclass[]) LOOP
+        EXECUTE format('CREATE TRIGGER filled AFTER INSERT OR TRUNCATE ON %s FOR EACH STATEMENT EXECUTE FUNCTION fanout._filled()', segment);
+    END LOOP;
+END $$;
 
 SELECT pg_extension_config_dump('fanout.queue', '');
 SELECT pg_extension_config_dump('fanout.queue_id_seq', '');
@@ -158,9 +195,6 @@ SELECT pg_extension_config_dump('fanout.batch', '');
 SELECT pg_extension_config_dump('fanout.batch_id_seq', '');
 SELECT pg_extension_config_dump('fanout.batch_part', '');
 SELECT pg_extension_config_dump('fanout.spawn', '');
-SELECT pg_extension_config_dump('fanout.task', '');
-SELECT pg_extension_config_dump('fanout.attempt', '');
-SELECT pg_extension_config_dump('fanout.checkpoint', '');
-SELECT pg_extension_config_dump('fanout.outcome', '');
+SELECT pg_extension_config_dump('fanout.segment', '');
 SELECT pg_extension_config_dump('fanout.task_id', '');
 SELECT pg_extension_config_dump('fanout.lease_id', '');

@@ -56,19 +56,27 @@ CREATE VIEW fanout.partitions WITH (security_barrier) AS
      WHERE fanout._queue_visible(q.id);
 COMMENT ON VIEW fanout.partitions IS 'partitions that are in memory, as they have tasks, or have settings';
 
+-- Tasks are joined to their outcomes segment by segment. Of all together the planner does not know that a task has one
+-- outcome at most, nor does autovacuum gather statistics of them.
+DO $do$
+BEGIN
+    EXECUTE format($view$
 CREATE VIEW fanout.tasks WITH (security_barrier) AS
     SELECT t.id AS task, q.name AS queue, t.name, t.args,
-           CASE o.status WHEN 's' THEN 'succeeded' WHEN 'f' THEN 'failed' WHEN 'c' THEN 'cancelled' ELSE l.state END AS state,
-           coalesce(t.priority, 0) AS priority, t.partition_key, coalesce(t.cost, 1) AS cost, t.batch, t.parent, t.enqueued_at, CASE WHEN o.task IS NULL THEN coalesce(l.due, t.run_at) ELSE t.run_at END AS run_at,
-           coalesce(o.attempt::int, l.attempt) AS attempt, coalesce(t.max_attempts::int, q.max_attempts) AS max_attempts,
-           coalesce(o.lease, l.lease) AS lease, coalesce(o.worker, l.worker) AS worker, l.lease_until,
-           o.finished_at, CASE WHEN o.status = 's' THEN o.value END AS result,
-           CASE WHEN o.status <> 's' THEN o.value #>> '{}' END AS error
-      FROM fanout.task t
+           CASE t.status WHEN 's' THEN 'succeeded' WHEN 'f' THEN 'failed' WHEN 'c' THEN 'cancelled' ELSE l.state END AS state,
+           coalesce(t.priority, 0) AS priority, t.partition_key, coalesce(t.cost, 1) AS cost, t.batch, t.parent, t.enqueued_at, CASE WHEN t.status IS NULL THEN coalesce(l.due, t.run_at) ELSE t.run_at END AS run_at,
+           coalesce(t.attempt::int, l.attempt) AS attempt, coalesce(t.max_attempts::int, q.max_attempts) AS max_attempts,
+           coalesce(t.lease, l.lease) AS lease, coalesce(t.worker, l.worker) AS worker, l.lease_until,
+           t.finished_at, CASE WHEN t.status = 's' THEN t.value END AS result,
+           CASE WHEN t.status <> 's' THEN t.value #>> '{}' END AS error
+      FROM (%s) t
       JOIN fanout.queue q ON q.id = t.queue
-      LEFT JOIN fanout.outcome o ON o.task = t.id
-      LEFT JOIN LATERAL (SELECT s.* FROM fanout._live_task(t.id, t.queue, t.run_at) s WHERE o.task IS NULL OFFSET 0) l ON true
-     WHERE fanout._queue_visible(t.queue);
+      LEFT JOIN LATERAL (SELECT s.* FROM fanout._live_task(t.id, t.queue, t.run_at) s WHERE t.status IS NULL OFFSET 0) l ON true
+     WHERE fanout._queue_visible(t.queue)
+    $view$, (SELECT string_agg(format('SELECT t.*, o.status, o.attempt, o.lease, o.worker, o.finished_at, o.value'
+                                      ' FROM fanout.task_%1$s t LEFT JOIN fanout.outcome_%1$s o ON o.task = t.id', slot), ' UNION ALL ')
+               FROM generate_series(1, 4) slot));
+END $do$;
 COMMENT ON VIEW fanout.tasks IS 'every task that is kept, with its state and outcome';
 
 CREATE VIEW fanout.batches WITH (security_barrier) AS

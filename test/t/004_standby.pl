@@ -24,12 +24,14 @@ my $standby = PostgreSQL::Test::Cluster->new('standby');
 $standby->init_from_backup($primary, 'base', has_streaming => 1);
 $standby->start;
 
-# After the base backup: a task that is done, two that run, one of them with a checkpoint, another delayed.
+# After the base backup: a task that is done, two that run, one of them with a checkpoint, another delayed and in the
+# next segment of the log.
 my @leases = split /\n/, $primary->safe_psql('postgres',
 	"SELECT lease FROM fanout.dequeue('jobs', 'w1', max_tasks => 3)");
 $primary->safe_psql('postgres', <<EOS);
 SELECT fanout.complete($leases[0], '"indexed"');
 SELECT fanout.checkpoint($leases[1], 'read', '{"size": 42}');
+SELECT fanout._next_segment();
 SELECT fanout.enqueue('jobs', 'tomorrow', delay => '1 day');
 EOS
 $primary->poll_query_until('postgres',

@@ -34,6 +34,9 @@ SELECT fanout.pause_queue('paused');
 SELECT fanout.enqueue('paused', 'p');
 SELECT fanout.fan_out('jobs', 'index', ARRAY(SELECT to_jsonb(i) FROM generate_series(1, 12) i));
 SELECT fanout.create_batch() AS batch \gset
+RESET ROLE;
+SELECT fanout._next_segment();
+SET ROLE app_owner;
 SELECT fanout.enqueue('jobs', 'growing', batch => :batch);
 SELECT fanout.enqueue('jobs', 'tomorrow', delay => '1 day');
 EOS
@@ -61,6 +64,7 @@ my %look = (
 	batches => 'SELECT batch, owner, "join", sealed, tasks, finished FROM fanout.batches ORDER BY 1',
 	leases => 'SELECT lease, task, queue, worker, attempt FROM fanout.leases ORDER BY 1',
 	attempts => 'SELECT task, lease, worker, state, error FROM fanout.attempts ORDER BY 1, 2',
+	segments => 'SELECT t.tableoid::regclass, t.id FROM fanout.task t UNION ALL SELECT \'fanout.segment\', first_task FROM fanout.segment ORDER BY 2, 1',
 );
 my %was = map { $_ => $node->safe_psql('app', $look{$_}) } keys %look;
 

@@ -107,8 +107,16 @@ sub in_order
 	is($node->safe_psql('postgres', "SELECT * FROM first_out_of_order('$queue')"), '||', $what);
 }
 
-# 50 transactions of 44 tasks that stay, in each of three queues at once
-ok(finish_clients(map { start_client($node, "CALL enqueue_mixed('$_', 50)") } qw(a b c)), 'three backlogs');
+# 50 transactions of 44 tasks that stay, in each of three queues at once; meanwhile the log goes on in other segments
+foreach my $segment (1 .. 2)
+{
+	my @backlogs = map { start_client($node, "CALL enqueue_mixed('$_', 20)") } qw(a b c);
+	$node->poll_query_until('postgres', "SELECT count(*) > 0 FROM fanout.task_$segment") or die 'nothing is enqueued';
+	is($node->safe_psql('postgres', 'SELECT fanout._next_segment()'), $segment + 1, 'another segment of the log');
+	ok(finish_clients(@backlogs), 'three backlogs');
+}
+ok(finish_clients(map { start_client($node, "CALL enqueue_mixed('$_', 10)") } qw(a b c)), 'more of each');
+is($node->safe_psql('postgres', 'SELECT count(DISTINCT tableoid) FROM fanout.task'), 3, 'in three segments');
 is( $node->safe_psql('postgres', "SELECT queue, scheduled, ready, running FROM fanout.queues WHERE queue IN ('a', 'b', 'c') ORDER BY 1"),
 	"a|0|2200|0\nb|0|2200|0\nc|0|2200|0",
 	'the counts include what is not in memory');
@@ -163,6 +171,7 @@ $node->safe_psql('postgres', "INSERT INTO effect SELECT task FROM fanout.tasks W
 my @producers = map { start_client($node, "CALL produce('load', 150)") } 1 .. 2;
 $node->poll_query_until('postgres', "SELECT enqueued > 300 FROM fanout.queues WHERE queue = 'load'")
   or die 'nothing is produced';
+$node->safe_psql('postgres', 'SELECT fanout._next_segment()');
 ok(finish_clients(@producers, map { start_client($node, "CALL work('load', 'w$_')") } 1 .. 4),
 	'producers and workers');
 ok(finish_clients(start_client($node, "CALL work('load', 'last')")), 'the rest');
