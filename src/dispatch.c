@@ -371,7 +371,7 @@ queue_leave_on_disk(Queue *queue, const TaskSeed *first, int64 count)
 		if (lane != NULL)
 			lane_leave_on_disk(lane, first->priority, first->task);
 		else
-			window_leave_on_disk(&queue->strays, 0, first->task);
+			queue_leave_stray(queue, first->task);
 	}
 	queue->wants_refill = true;
 	keeper_wake(database_of(queue));
@@ -427,7 +427,7 @@ rebuild_on_disk(Queue *queue, Lane *lane, const TaskSeed *seed, bool scheduled)
 	else if (lane != NULL)
 		lane_leave_on_disk(lane, seed->priority, seed->task);
 	else
-		window_leave_on_disk(&queue->strays, 0, seed->task);
+		queue_leave_stray(queue, seed->task);
 }
 
 /*
@@ -1276,6 +1276,7 @@ queue_remove(Queue *queue)
 {
 	task_iterate(forget_if_of_queue, queue);
 	queue_clear_lanes(queue);
+	lanes_freed();
 	stop_all_waiting_for(queue);
 	results_wake_all(database_of(queue));
 	queue->state = QUEUE_FREE;

@@ -104,6 +104,35 @@ lane_release(Lane *lane)
 		return;
 	Assert(lane->running == 0 && lane->startable == 0);
 	lane_free(lane);
+	lanes_freed();
+}
+
+void
+queue_leave_stray(Queue *queue, int64 task)
+{
+	window_leave_on_disk(&queue->strays, 0, task);
+	fanout_shared->has_strays = true;
+}
+
+/* A refill of strays that found no room for a lane is not tried again before there is some. */
+void
+lanes_freed(void)
+{
+	bool		any = false;
+
+	if (!fanout_shared->has_strays)
+		return;
+	for (int i = 0; i < fanout_shared->queue_high; i++)
+	{
+		Queue	   *queue = &fanout_queues[i];
+
+		if (queue->state == QUEUE_FREE || !queue->strays.bounded)
+			continue;
+		any = true;
+		queue->wants_refill = true;
+		keeper_wake(database_of(queue));
+	}
+	fanout_shared->has_strays = any;
 }
 
 int32

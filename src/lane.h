@@ -55,6 +55,12 @@ extern void lane_remember_unknown_starts(Lane *lane, TimestampTz at);
 extern void lane_recount_rate(Lane *lane);
 extern bool queue_release_throttled(Queue *queue, TimestampTz now);
 
+/* A task that is on disk only, as is its lane. */
+extern void queue_leave_stray(Queue *queue, int64 task);
+
+/* There is room for lanes: those of strays may come. */
+extern void lanes_freed(void);
+
 /* Whose turn it is. */
 extern Lane *queue_next_lane(const Queue *queue);
 extern void lane_serve(Lane *lane);

@@ -680,6 +680,12 @@ end_refill(Refill *refill, int64 done)
 	queue->refilling--;
 	if (queue->refilling == 0)
 		queue_forget_ended(queue);
+	if (refill->kind == REFILL_STRAYS)
+	{
+		/* without room for a lane there is nothing to retry: lanes_freed() asks for it again */
+		queue->wants_refill |= window->bounded && (!full || fanout_shared->free_lanes > 0);
+		refill->headway = true;
+	}
 	if (refill->kind == REFILL_LANE)
 	{
 		refill->lane->starved = full && window_first(window) == NULL;

@@ -16,6 +16,7 @@
 #include "storage/shmem.h"
 #include "utils/hsearch.h"
 
+#include "lane.h"
 #include "shared_state.h"
 
 SharedState *fanout_shared = NULL;
@@ -233,6 +234,7 @@ database_clear(Database *database)
 		queue_clear_lanes(queue);
 		queue->state = QUEUE_FREE;
 	}
+	lanes_freed();
 }
 
 Queue *

@@ -354,6 +354,7 @@ typedef struct SharedState
 	int64		free_tasks;
 	int64		free_leases;
 	int64		free_lanes;
+	bool		has_strays;		/* a queue may have strays */
 	int32		free_rate_entry;
 	int64		queue_generations;
 	int64		free_workers;
