@@ -11,6 +11,7 @@
 #include "access/xact.h"
 #include "catalog/pg_type.h"
 #include "miscadmin.h"
+#include "pgstat.h"
 #include "storage/lmgr.h"
 #include "utils/builtins.h"
 #include "utils/memutils.h"
@@ -24,6 +25,7 @@
 #include "segments.h"
 #include "spi.h"
 #include "storage.h"
+#include "wait.h"
 
 PG_FUNCTION_INFO_V1(fanout_cancel);
 PG_FUNCTION_INFO_V1(fanout_cancel_many);
@@ -389,9 +391,6 @@ enter_again(const QueueRef *ref, const TaskSeed *seed)
 	gone = !queue_ref_is_valid(ref);
 	if (!gone)
 	{
-		task = task_find(MyDatabaseId, seed->task);
-		if (task != NULL && task->state == TASK_ENDED)
-			task_forget_ended(task);
 		task = task_reserve(ref->queue, &again, GetCurrentTimestamp());
 		if (task != NULL)
 			task->flags &= ~TASK_FLAG_FRESH;	/* it may have checkpoints */
@@ -444,6 +443,29 @@ wait_until_ended(int64 task)
 		XactLockTableWait(ender, NULL, NULL, XLTW_None);
 }
 
+/*
+ * A refill that began before the task ended may still take it for unfinished,
+ * and has its tombstone to tell.  That has to stay, as this transaction may
+ * abort, and the task is ended then.
+ */
+static void
+wait_until_forgotten(int64 number)
+{
+	bool		ended;
+
+	do
+	{
+		Task	   *task;
+
+		dispatcher_lock();
+		task = task_find(MyDatabaseId, number);
+		ended = task != NULL && task->state == TASK_ENDED;
+		dispatcher_unlock();
+		if (ended)
+			(void) wait_on_latch(TimestampTzPlusMilliseconds(GetCurrentTimestamp(), 10), PG_WAIT_EXTENSION);
+	} while (ended);
+}
+
 static CancelResult
 retry_task(int64 task)
 {
@@ -457,6 +479,7 @@ retry_task(int64 task)
 	if (ended_by_us(task) || !take_back_outcome(task))
 		return CANCEL_NOT_WAITING;
 	wait_until_ended(task);
+	wait_until_forgotten(task);
 	enter_again(&ref, &seed);
 	return CANCEL_DONE;
 }

@@ -1128,15 +1128,6 @@ task_forget_withdrawn(Task *task)
 	task_drop(task);
 }
 
-/* ENDED -> (gone): the task gets another life. */
-void
-task_forget_ended(Task *task)
-{
-	Assert(task->state == TASK_ENDED);
-	dlist_delete(&task->ended_link);
-	task_free(task);
-}
-
 /* ENDING -> READY or SCHEDULED: the transaction that was to end it has aborted. */
 void
 task_restore(Task *task)

@@ -99,7 +99,6 @@ extern void task_request_cancel(Task *task);
 extern void task_withdraw(Task *task, TransactionId ender);
 extern Task *task_withdraw_from_disk(Queue *queue, const TaskSeed *seed, TransactionId ender);
 extern void task_forget_withdrawn(Task *task);
-extern void task_forget_ended(Task *task);
 extern void task_restore(Task *task);
 extern void task_end(Task *task, Outcome outcome);
 extern void task_end_unforeseen(Task *task, Outcome outcome);
