@@ -27,6 +27,7 @@
 #include "commit_hooks.h"
 #include "lane.h"
 #include "spi.h"
+#include "starts.h"
 #include "wait.h"
 
 typedef enum PendingKind

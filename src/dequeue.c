@@ -22,6 +22,7 @@
 #include "commit_hooks.h"
 #include "finish.h"
 #include "snapshot.h"
+#include "starts.h"
 #include "storage.h"
 #include "wait.h"
 #include "window.h"

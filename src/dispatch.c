@@ -15,12 +15,10 @@
 
 #include "dispatch.h"
 #include "lane.h"
+#include "room.h"
+#include "starts.h"
 #include "wait.h"
 #include "window.h"
-
-/* How far to look for a lane that can leave something on disk. */
-#define EVICT_LOOK		32
-#define EVICT_TRIES		4
 
 static inline Queue *
 queue_of(const Task *task)
@@ -32,176 +30,6 @@ static inline int32
 queue_index(const Queue *queue)
 {
 	return queue - fanout_queues;
-}
-
-/* Give back the pool entry of a task that stands in no set. */
-static void
-task_drop(Task *task)
-{
-	Lane	   *lane = task->lane;
-
-	task_free(task);
-	lane->tasks--;
-	lane_release(lane);
-}
-
-/*
- * How many waiting tasks a queue may have in memory before further ones stay
- * on disk, unless they come before those.
- */
-int64
-queue_window_limit(void)
-{
-	return fanout_max_tracked_tasks / 4;
-}
-
-static int64
-queue_in_memory(const Queue *queue)
-{
-	return queue->ready_count + queue->scheduled.set.count + queue->reserved;
-}
-
-/*
- * May the task be left on disk?  Only if its row alone says what it is: not
- * once it has been leased, and not once its time has come.
- */
-static bool
-task_is_evictable(const Task *task)
-{
-	return (task->flags & TASK_FLAG_UNTOUCHED) != 0 &&
-		(task->state == TASK_SCHEDULED ||
-		 (task->state == TASK_READY && (task->flags & TASK_FLAG_TIMED) == 0));
-}
-
-/* The last of the window's tasks that come after this place and may be left on disk, or NULL. */
-static Task *
-last_evictable(const Window *window, int64 key, int64 id)
-{
-	OrderNode  *node = window->set.last;
-
-	for (int tries = 0; node != NULL && tries < 64; tries++, node = order_previous(node))
-	{
-		Task	   *task = order_container(Task, node, node);
-
-		if (!order_less(key, id, node->key, node->id))
-			return NULL;
-		if (task_is_evictable(task))
-			return task;
-	}
-	return NULL;
-}
-
-/* READY or SCHEDULED -> (on disk) */
-static void
-task_evict(Task *task)
-{
-	Queue	   *queue = queue_of(task);
-	Lane	   *lane = task->lane;
-
-	database_of(queue)->evictions++;
-	if (task->state == TASK_READY)
-	{
-		lane_leave_on_disk(lane, task->node.key, task->node.id);
-		lane_take(lane, task);
-	}
-	else
-	{
-		window_leave_on_disk(&queue->scheduled, task->node.key, task->node.id);
-		order_remove(&queue->scheduled.set, &task->node);
-	}
-	task_drop(task);
-}
-
-static bool
-window_evict_after(Window *window, int64 key, int64 id)
-{
-	Task	   *task = last_evictable(window, key, id);
-
-	if (task != NULL)
-		task_evict(task);
-	return task != NULL;
-}
-
-/* The one of the queue's windows that has most, as far as a short look tells; each time it looks at other lanes. */
-static Window *
-largest_window(Queue *queue)
-{
-	Window	   *largest = &queue->main.ready;
-
-	if (queue->scheduled.set.count > largest->set.count)
-		largest = &queue->scheduled;
-	for (int i = 0; i < Min(EVICT_LOOK, queue->lane_count); i++)
-	{
-		Lane	   *lane = queue_walk_lanes(queue);
-
-		if (lane->ready.set.count > largest->set.count)
-			largest = &lane->ready;
-	}
-	return largest;
-}
-
-static bool
-queue_evict_last(Queue *queue)
-{
-	for (int i = 0; i < EVICT_TRIES; i++)
-	{
-		if (window_evict_after(largest_window(queue), PG_INT64_MIN, 0))
-			return true;
-	}
-	return window_evict_after(&queue->main.ready, PG_INT64_MIN, 0) ||
-		window_evict_after(&queue->scheduled, PG_INT64_MIN, 0);
-}
-
-/* Make room in the pool at the cost of the queue that has most; false if that has no more than "queue". */
-static bool
-evict_for(const Queue *queue)
-{
-	Queue	   *largest = NULL;
-	int64		largest_count = queue_in_memory(queue) + 1;
-
-	for (int i = 0; i < fanout_shared->queue_high; i++)
-	{
-		Queue	   *candidate = &fanout_queues[i];
-
-		if (candidate->state != QUEUE_FREE &&
-			candidate->ready_count + candidate->scheduled.set.count > largest_count)
-		{
-			largest = candidate;
-			largest_count = candidate->ready_count + candidate->scheduled.set.count;
-		}
-	}
-	return largest != NULL && queue_evict_last(largest);
-}
-
-/* Make room in the pool at anybody's cost. */
-static bool
-evict_any(void)
-{
-	for (int i = 0; i < fanout_shared->queue_high; i++)
-	{
-		if (fanout_queues[i].state != QUEUE_FREE && queue_evict_last(&fanout_queues[i]))
-			return true;
-	}
-	return false;
-}
-
-/* Has the queue room in memory for one more waiting task, at no other queue's cost? */
-bool
-queue_room(Queue *queue)
-{
-	return queue_in_memory(queue) < queue_window_limit() &&
-		(fanout_shared->free_tasks > 0 || evict_for(queue));
-}
-
-/* Has the queue room for this task, maybe in the place of a later one? */
-static bool
-make_room(Queue *queue, Window *window, int64 key, int64 id)
-{
-	if (window_is_beyond(window, key, id))
-		return false;
-	if (queue_room(queue))
-		return true;
-	return window_evict_after(window, key, id);
 }
 
 static bool
@@ -503,159 +331,6 @@ queue_promote_due(Queue *queue, TimestampTz now)
 	return false;
 }
 
-static RateView
-rate_of(Queue *queue)
-{
-	return (RateView) {
-		.log = &queue->rate_log,
-		.limits = queue->settings.rates,
-		.uses = queue->rate_uses,
-		.count = queue->settings.rate_count
-	};
-}
-
-/*
- * When the queue lets the task whose turn it is start, as far as its rates
- * go and its workers' word to wait; 0: now.  Who is told a later time is woken
- * then.
- */
-TimestampTz
-queue_admits_start(Queue *queue, TimestampTz now)
-{
-	RateView	rate = rate_of(queue);
-	Lane	   *lane = queue_next_lane(queue);
-	TimestampTz at = 0;
-
-	if (queue->settings.held_until > now)
-		at = queue->settings.held_until;
-	else if (rate.count > 0 && lane != NULL)
-	{
-		int32		cost = lane_first(lane)->cost;
-
-		at = rate_admits(&rate, cost, now);
-		if (at == 0 && queue->unjournaled > 0 && queue->unjournaled + cost > rate_slack(&rate))
-			at = now + fanout_journal_interval * INT64CONST(1000);	/* the journal wakes us before that */
-	}
-	if (at != 0)
-		keeper_wake_by(database_of(queue), at);
-	return at;
-}
-
-/* How many tasks may start now, as far as lanes and rates go. */
-int64
-queue_startable(Queue *queue)
-{
-	RateView	rate = rate_of(queue);
-	TimestampTz now;
-
-	if (queue->startable == 0 || (rate.count == 0 && queue->settings.held_until == 0))
-		return queue->startable;
-	now = GetCurrentTimestamp();
-	if (queue_admits_start(queue, now) != 0)
-		return 0;
-	return rate.count > 0 ? Min(queue->startable, Max(rate_left(&rate, now), 1)) : queue->startable;
-}
-
-/* The queue gets these settings. */
-void
-queue_set(Queue *queue, const QueueSettings *settings)
-{
-	RateView	rate;
-
-	queue->settings = *settings;
-	rate = rate_of(queue);
-	memset(queue->rate_uses, 0, sizeof(queue->rate_uses));
-	if (rate.count > 0)
-		rate_recount(&rate, GetCurrentTimestamp());
-	else
-		rate_log_free(&queue->rate_log);
-	queue_settle_lanes(queue);
-}
-
-/*
- * The task starts under the lease: rate limits remember it.  It counts as of
- * one time everywhere, which is not before any that the windows have slid to.
- */
-static void
-note_start(Queue *queue, Task *task, Lease *lease)
-{
-	RateView	rate = rate_of(queue);
-	TimestampTz at = Max(lease->claimed_at, Max(queue->rate_log.seen, task->lane->rate_log.seen));
-
-	if (rate.count == 0 && !lane_has_rate(task->lane))
-		return;
-	if (rate.count > 0)
-		rate_take(&rate, task->cost, at);
-	lane_start(task->lane, task->cost, at);
-	lease->claimed_at = at;
-	lease->cost = task->cost;
-	lease->unjournaled = true;
-	queue->unjournaled += task->cost;
-}
-
-/* What the lease's start has taken of rate limits is on disk by now, or was given back. */
-void
-lease_start_journaled(Lease *lease)
-{
-	Queue	   *queue;
-
-	if (!lease->unjournaled || lease->task == NULL)
-		return;
-	queue = queue_of(lease->task);
-	lease->unjournaled = false;
-	queue->unjournaled -= Min(queue->unjournaled, lease->cost);
-	lane_journaled(lease->task->lane, lease->cost);
-	queue_wake(queue);
-}
-
-/* The claim was undone: give back what its start has taken. */
-static void
-undo_start(Queue *queue, Lease *lease)
-{
-	RateView	rate = rate_of(queue);
-
-	if (lease->cost == 0)
-		return;
-	if (rate.count > 0)
-		rate_give_back(&rate, lease->cost, lease->claimed_at);
-	lane_unstart(lease->task->lane, lease->cost, lease->claimed_at);
-	lease_start_journaled(lease);
-}
-
-/* For a rebuild: a task has started then.  To be told in the order of time. */
-void
-queue_remember_start(Queue *queue, int64 partition, int32 cost, TimestampTz at)
-{
-	RateView	rate = rate_of(queue);
-	Lane	   *lane = NULL;
-
-	if (rate.count > 0)
-		rate_take(&rate, cost, Max(at, queue->rate_log.seen));
-	if (partition != 0)
-		lane = lane_for(queue, partition);
-	if (lane != NULL)
-	{
-		lane_remember_start(lane, cost, at);
-		lane_settle(lane);
-		lane_release(lane);
-	}
-}
-
-/* For a rebuild: some may have started that were not on disk yet. */
-void
-queue_remember_unknown_starts(Queue *queue, TimestampTz now)
-{
-	RateView	rate = rate_of(queue);
-
-	dlist_iter	iter;
-
-	queue->loaded_at = now;
-	if (rate.count > 0)
-		rate_take(&rate, rate_slack(&rate), Max(now, queue->rate_log.seen));
-	dlist_foreach(iter, &queue->lanes)
-		lane_remember_unknown_starts(dlist_container(Lane, link, iter.cur), now);
-}
-
 /* Does a limit leave the worker (NULL: any) a permit, if so many more were given back? */
 static bool
 permits_left(const Queue *queue, const WorkerUse *use, int more)
@@ -827,7 +502,7 @@ claim_one(Queue *queue, Task *task, Database *database, Worker *worker, WorkerUs
 	if (lease == NULL)
 		return false;
 	database->next_lease++;
-	note_start(queue, task, lease);
+	lease_note_start(lease);
 	lease->holder = MyProc;
 	lease->holder_pid = MyProcPid;
 	lease->bound = claimant->bound;
@@ -927,7 +602,7 @@ lease_undo(Lease *lease)
 	Assert(!lease->committed && task->state == TASK_RUNNING);
 	if (lease->permit_of != 0)
 		giver = lease_find(queue->db, lease->permit_of);
-	undo_start(queue, lease);
+	lease_undo_start(lease);
 	lease_end(lease);
 
 	/* it may be but a savepoint that was rolled back: the lease that is still being ended holds its permit again */

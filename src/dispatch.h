@@ -74,12 +74,6 @@ extern Task *task_rebuild(Queue *queue, const TaskSeed *seed, ItemPointer tid, i
 /* dequeue */
 extern int	queue_claim(Queue *queue, const Claimant *claimant, int max, TimestampTz now, Claim *claims);
 extern bool queue_admits(Queue *queue, const char *worker);
-extern TimestampTz queue_admits_start(Queue *queue, TimestampTz now);
-extern int64 queue_startable(Queue *queue);
-extern void queue_set(Queue *queue, const QueueSettings *settings);
-extern void queue_remember_start(Queue *queue, int64 partition, int32 cost, TimestampTz at);
-extern void queue_remember_unknown_starts(Queue *queue, TimestampTz now);
-extern void lease_start_journaled(Lease *lease);
 extern void lease_commit(Lease *lease, bool journaled);
 extern void lease_undo(Lease *lease);
 extern Lease *lease_restore(Task *task, int64 number, const char *worker, TimestampTz claimed_at, TimestampTz until);
@@ -109,7 +103,5 @@ extern void queue_forget_ended(Queue *queue);
 extern bool queue_close(Queue *queue, bool dropping, TransactionId closer);
 extern void queue_reopen(Queue *queue);
 extern void queue_remove(Queue *queue);
-extern bool queue_room(Queue *queue);
-extern int64 queue_window_limit(void);
 
 #endif							/* FANOUT_DISPATCH_H */

@@ -21,6 +21,7 @@
 
 #include "finish.h"
 #include "journal.h"
+#include "starts.h"
 
 #define JOURNAL_CHUNK	1024
 

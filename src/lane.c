@@ -24,6 +24,7 @@
 
 #include "dispatch.h"
 #include "lane.h"
+#include "room.h"
 #include "wait.h"
 #include "window.h"
 
@@ -105,6 +106,17 @@ lane_release(Lane *lane)
 	Assert(lane->running == 0 && lane->startable == 0);
 	lane_free(lane);
 	lanes_freed();
+}
+
+/* Give back the pool entry of a task that stands in no set. */
+void
+task_drop(Task *task)
+{
+	Lane	   *lane = task->lane;
+
+	task_free(task);
+	lane->tasks--;
+	lane_release(lane);
 }
 
 void

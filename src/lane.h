@@ -30,6 +30,9 @@ extern int32 lane_limit(const Lane *lane);
 /* To be called when one of the reasons why a lane is in memory has gone. */
 extern void lane_release(Lane *lane);
 
+/* Give back the pool entry of a task of a lane that stands in no set. */
+extern void task_drop(Task *task);
+
 /* Its ready tasks. */
 extern void lane_add(Lane *lane, Task *task);
 extern void lane_take(Lane *lane, Task *task);

@@ -1,17 +1,12 @@
 /*
  * rebuild.c
- *		Memory from the tables: all of it at start, windows later on.
+ *		Memory from the tables, at start.
  *
- * At start nobody else uses the database's part of memory: every function
- * waits until it is ready.  So a rebuild is three plain scans: queues; the
- * attempts of unfinished tasks, from which follow leases, counts and times;
- * the unfinished tasks themselves.
- *
- * A refill happens while everybody works; window.c says what makes that safe.
- * Three things may be met on the way: a task that is in memory (it is left
- * alone), one that has ended since the snapshot was taken (there is a
- * tombstone of it in memory), and a queue that was purged or dropped
- * meanwhile (its epoch has changed, and what was read is thrown away).
+ * Nobody else uses the database's part of memory meanwhile: every function
+ * waits until it is ready.  So a rebuild is plain scans: queues and settings
+ * of partitions; the starts that rate limits remember; the attempts of
+ * unfinished tasks, from which follow leases, counts and times; the unfinished
+ * tasks themselves.
  */
 #include "postgres.h"
 
@@ -26,26 +21,17 @@
 
 #include "dispatch.h"
 #include "ids.h"
-#include "lane.h"
 #include "partitions.h"
 #include "queue_settings.h"
 #include "rebuild.h"
 #include "registry.h"
+#include "seed.h"
 #include "segments.h"
 #include "spi.h"
+#include "starts.h"
 #include "wait.h"
-#include "window.h"
 
 #define REBUILD_FETCH	10000
-#define REFILL_LEAST	64
-#define REFILL_MOST		8192
-#define REFILL_URGENT	16
-#define REFILL_PARTITION	64	/* tasks of one partition */
-#define REFILL_PARTITIONS	64
-
-#define UNFINISHED(segment) " NOT EXISTS (SELECT FROM fanout.outcome" segment " o WHERE o.task = t.id) "
-#define EARLY_JOIN " (t.batch IS NOT NULL AND EXISTS (SELECT FROM fanout.batch b WHERE b.id = t.batch AND b.join_policy <> 'all')) "
-#define SEED_COLUMNS " t.id, t.ctid, coalesce(t.priority, 0), t.run_at, t.batch, t.max_attempts, coalesce(t.lane, 0), coalesce(t.cost, 1)," EARLY_JOIN
 
 static SpiStatement select_queues = {
 	"SELECT id, " QUEUE_SETTINGS_COLUMNS " FROM fanout.queue", 0, {0}
@@ -69,46 +55,8 @@ static SpiStatement select_starts = {
 	2, {TIMESTAMPTZOID, INT4ARRAYOID}
 };
 
-/* The order of the main lane is that of three scans: priorities below, at and above the usual one. */
-#define READ_BELOW(segment) { \
-	"SELECT" SEED_COLUMNS "FROM fanout.task" segment " t WHERE t.queue = $1 AND t.lane IS NULL AND t.priority < 0" \
-	" AND (t.priority, t.id) >= ($2, $3) AND t.run_at IS NULL AND" UNFINISHED(segment) \
-	"ORDER BY t.priority, t.id LIMIT $4", 4, {INT4OID, INT4OID, INT8OID, INT8OID} \
-}
-#define READ_USUAL(segment) { \
-	"SELECT" SEED_COLUMNS "FROM fanout.task" segment " t WHERE t.queue = $1 AND t.lane IS NULL AND t.priority IS NULL AND $2 = 0" \
-	" AND t.id >= $3 AND t.run_at IS NULL AND" UNFINISHED(segment) \
-	"ORDER BY t.id LIMIT $4", 4, {INT4OID, INT4OID, INT8OID, INT8OID} \
-}
-#define READ_ABOVE(segment) { \
-	"SELECT" SEED_COLUMNS "FROM fanout.task" segment " t WHERE t.queue = $1 AND t.lane IS NULL AND t.priority > 0" \
-	" AND (t.priority, t.id) >= ($2, $3) AND t.run_at IS NULL AND" UNFINISHED(segment) \
-	"ORDER BY t.priority, t.id LIMIT $4", 4, {INT4OID, INT4OID, INT8OID, INT8OID} \
-}
-#define READ_PARTITION(segment) { \
-	"SELECT" SEED_COLUMNS "FROM fanout.task" segment " t WHERE t.queue = $1 AND t.lane = $5" \
-	" AND (coalesce(t.priority, 0), t.id) >= ($2, $3) AND t.run_at IS NULL AND" UNFINISHED(segment) \
-	"ORDER BY coalesce(t.priority, 0), t.id LIMIT $4", 5, {INT4OID, INT4OID, INT8OID, INT8OID, INT8OID} \
-}
-#define READ_STRAYS(segment) { \
-	"SELECT" SEED_COLUMNS "FROM fanout.task" segment " t WHERE t.queue = $1 AND t.lane IS NOT NULL AND $2 = 0" \
-	" AND t.id >= $3 AND t.run_at IS NULL AND" UNFINISHED(segment) \
-	"ORDER BY t.id LIMIT $4", 4, {INT4OID, INT4OID, INT8OID, INT8OID} \
-}
-#define READ_TIMED(segment) { \
-	"SELECT" SEED_COLUMNS "FROM fanout.task" segment " t WHERE t.queue = $1" \
-	" AND t.run_at IS NOT NULL AND (t.run_at, t.id) >= ($2, $3) AND" UNFINISHED(segment) \
-	"ORDER BY t.run_at, t.id LIMIT $4", 4, {INT4OID, TIMESTAMPTZOID, INT8OID, INT8OID} \
-}
-
 static SpiStatement select_attempts[FANOUT_SEGMENTS] = FOR_EACH_SEGMENT(SELECT_ATTEMPTS);
 static SpiStatement select_unfinished[FANOUT_SEGMENTS] = FOR_EACH_SEGMENT(SELECT_UNFINISHED);
-static SpiStatement refill_below[FANOUT_SEGMENTS] = FOR_EACH_SEGMENT(READ_BELOW);
-static SpiStatement refill_usual[FANOUT_SEGMENTS] = FOR_EACH_SEGMENT(READ_USUAL);
-static SpiStatement refill_above[FANOUT_SEGMENTS] = FOR_EACH_SEGMENT(READ_ABOVE);
-static SpiStatement refill_partition[FANOUT_SEGMENTS] = FOR_EACH_SEGMENT(READ_PARTITION);
-static SpiStatement refill_strays[FANOUT_SEGMENTS] = FOR_EACH_SEGMENT(READ_STRAYS);
-static SpiStatement refill_timed[FANOUT_SEGMENTS] = FOR_EACH_SEGMENT(READ_TIMED);
 
 /* What the journal says of an unfinished task. */
 typedef struct History
@@ -335,29 +283,6 @@ handle_attempts(void *arg, uint64 rows)
 	fold_rows((HTAB *) arg, rows);
 }
 
-/* The columns of SEED_COLUMNS. */
-static void
-read_seed(uint64 row, TaskSeed *seed, ItemPointer tid)
-{
-	bool		isnull;
-	Datum		value;
-
-	memset(seed, 0, sizeof(TaskSeed));
-	seed->task = spi_int64(row, 1);
-	*tid = *(ItemPointer) DatumGetPointer(spi_value(row, 2, &isnull));
-	seed->priority = DatumGetInt32(spi_value(row, 3, &isnull));
-	value = spi_value(row, 4, &isnull);
-	seed->timed = !isnull;
-	seed->run_at = isnull ? 0 : DatumGetTimestampTz(value);
-	value = spi_value(row, 5, &isnull);
-	seed->batch = isnull ? 0 : DatumGetInt64(value);
-	value = spi_value(row, 6, &isnull);
-	seed->max_attempts = isnull ? 0 : DatumGetInt16(value);
-	seed->partition = spi_int64(row, 7);
-	seed->cost = DatumGetInt32(spi_value(row, 8, &isnull));
-	seed->early_join = DatumGetBool(spi_value(row, 9, &isnull));
-}
-
 /*
  * Give the task back to the worker that had it.  The server was away for a
  * while, so the lease lasts once more as long as it was given for; one that
@@ -418,7 +343,7 @@ handle_unfinished(void *arg, uint64 rows)
 		bool		isnull;
 		int32		queue_id = DatumGetInt32(spi_value(i, 10, &isnull));
 
-		read_seed(i, &seed, &tid);
+		seed_read(i, &seed, &tid);
 		history = hash_search(state->histories, &seed.task, HASH_FIND, NULL);
 
 		dispatcher_lock();
@@ -478,385 +403,5 @@ rebuild(Database *database, bool foreign)
 	database->ready_since = end;
 	database->state = DATABASE_READY;
 	database->dirty_join_overflow = true;
-	dispatcher_unlock();
-}
-
-/* One row that a refill has read. */
-typedef struct RefillRow
-{
-	TaskSeed	seed;
-	ItemPointerData tid;
-} RefillRow;
-
-typedef enum RefillKind
-{
-	REFILL_SCHEDULED,
-	REFILL_LANE,
-	REFILL_STRAYS				/* only finds lanes: these are refilled on their own then */
-} RefillKind;
-
-typedef struct Refill
-{
-	RefillKind	kind;
-	Queue	   *queue;
-	Lane	   *lane;			/* REFILL_LANE */
-	Window	   *window;
-	int32		queue_id;
-	int64		epoch;
-	int64		key;			/* the bound it starts from */
-	int64		id;
-	int64		limit;
-	int64		row_count;
-	int64		loaded;
-	bool		headway;
-	bool		urgent;			/* nothing can be given out before it is done */
-	int			segments[FANOUT_SEGMENTS];	/* those in use, in the order of their tasks */
-	int			segment_count;
-	RefillRow  *rows;			/* room for as many as the limit of each segment */
-} Refill;
-
-/* Read so many rows of one segment. */
-static void
-read_rows(Refill *refill, SpiStatement *statement, int64 key, int64 id, int64 limit)
-{
-	Datum		values[5];
-	uint64		rows;
-
-	values[0] = Int32GetDatum(refill->queue_id);
-	values[1] = refill->kind == REFILL_SCHEDULED ? TimestampTzGetDatum(key) : Int32GetDatum(Max(key, PG_INT32_MIN));
-	values[2] = Int64GetDatum(id);
-	values[3] = Int64GetDatum(limit);
-	values[4] = Int64GetDatum(refill->lane != NULL ? refill->lane->key.partition : 0);
-	rows = spi_read_latest(statement, values, NULL);
-	for (uint64 i = 0; i < rows; i++)
-	{
-		RefillRow  *row = &refill->rows[refill->row_count++];
-
-		read_seed(i, &row->seed, &row->tid);
-	}
-	SPI_freetuptable(SPI_tuptable);
-}
-
-/* Read on in the order of ids, which is that of the segments. */
-static void
-read_by_id(Refill *refill, SpiStatement *statements, int64 id)
-{
-	for (int i = 0; i < refill->segment_count && refill->row_count < refill->limit; i++)
-		read_rows(refill, &statements[refill->segments[i]], 0, id, refill->limit - refill->row_count);
-}
-
-static int64
-place_of(const Refill *refill, const TaskSeed *seed)
-{
-	if (refill->kind == REFILL_SCHEDULED)
-		return seed->run_at;
-	return refill->kind == REFILL_STRAYS ? 0 : seed->priority;
-}
-
-static int
-compare_rows(const void *a, const void *b, void *arg)
-{
-	const TaskSeed *left = &((const RefillRow *) a)->seed;
-	const TaskSeed *right = &((const RefillRow *) b)->seed;
-
-	return order_less(place_of(arg, left), left->task, place_of(arg, right), right->task) ? -1 : 1;
-}
-
-/* Read on in another order: what comes first of all is among the first of each segment. */
-static void
-read_merged(Refill *refill, SpiStatement *statements, int64 key, int64 id)
-{
-	int64		begin = refill->row_count;
-
-	if (begin == refill->limit)
-		return;
-	for (int i = 0; i < refill->segment_count; i++)
-		read_rows(refill, &statements[refill->segments[i]], key, id, refill->limit - begin);
-	if (refill->segment_count > 1)
-		qsort_arg(&refill->rows[begin], refill->row_count - begin, sizeof(RefillRow), compare_rows, refill);
-	refill->row_count = Min(refill->row_count, refill->limit);
-}
-
-/*
- * Have the statements read along an index and stop at their limit, whatever
- * the planner believes of tables that were never analyzed.  Lasts as long as
- * the SpiScope.
- */
-static void
-follow_the_order(void)
-{
-	static const char *const off[] = {
-		"enable_seqscan", "enable_bitmapscan", "enable_sort", "enable_hashjoin", "enable_mergejoin"
-	};
-
-	for (int i = 0; i < lengthof(off); i++)
-		(void) set_config_option(off[i], "off", PGC_USERSET, PGC_S_SESSION, GUC_ACTION_SAVE, true, 0, false);
-}
-
-/* Read the main lane from the bound on. */
-static void
-read_main_lane(Refill *refill)
-{
-	if (refill->key < 0)
-		read_merged(refill, refill_below, refill->key, refill->id);
-	if (refill->key <= 0)
-		read_by_id(refill, refill_usual, refill->key == 0 ? refill->id : 0);
-	read_merged(refill, refill_above, Max(refill->key, 1), refill->key > 0 ? refill->id : 0);
-}
-
-/* Read from the bound on, in the order of the window. */
-static void
-read_from_bound(Refill *refill)
-{
-	SpiScope	scope;
-
-	StartTransactionCommand();
-	PushActiveSnapshot(GetTransactionSnapshot());
-	spi_begin(&scope);
-	follow_the_order();
-	if (refill->kind == REFILL_SCHEDULED)
-		read_merged(refill, refill_timed, refill->key, refill->id);
-	else if (refill->kind == REFILL_STRAYS)
-		read_by_id(refill, refill_strays, refill->id);
-	else if (refill->lane->key.partition == 0)
-		read_main_lane(refill);
-	else
-		read_merged(refill, refill_partition, refill->key, refill->id);
-	spi_end(&scope);
-	PopActiveSnapshot();
-	CommitTransactionCommand();
-}
-
-/* Has the queue been dropped or purged since the refill began?  Under the lock. */
-static bool
-refill_is_void(const Refill *refill)
-{
-	const Queue *queue = refill->queue;
-
-	return queue->state != QUEUE_OPEN || queue->db != MyDatabaseId || queue->id != refill->queue_id ||
-		queue->epoch != refill->epoch;
-}
-
-/* Put one row that was read into memory; false if there is no room.  Under the lock. */
-static bool
-load_row(Refill *refill, const RefillRow *row, TimestampTz now)
-{
-	bool		urgent = refill->urgent && refill->loaded < REFILL_URGENT;
-
-	if (refill->kind == REFILL_STRAYS)
-	{
-		/* a lane that is new now counts as being on disk, and asks for a refill */
-		if (lane_for(refill->queue, row->seed.partition) == NULL)
-			return false;
-		refill->loaded++;
-		return true;
-	}
-	if (task_find(MyDatabaseId, row->seed.task) != NULL)
-		return true;
-	if (task_load(refill->queue, &row->seed, (ItemPointer) &row->tid, urgent, now) == NULL)
-		return false;
-	refill->loaded++;
-	return true;
-}
-
-/* The refill is done with the first "done" rows.  Under the lock. */
-static void
-end_refill(Refill *refill, int64 done)
-{
-	Queue	   *queue = refill->queue;
-	Window	   *window = refill->window;
-	bool		full = done < refill->row_count;
-
-	refill->headway = !full || done > 0;
-	if (refill_is_void(refill))
-		window_end_refill(window, true, refill->key, refill->id);
-	else if (full)
-		window_end_refill(window, true, place_of(refill, &refill->rows[done].seed), refill->rows[done].seed.task);
-	else if (refill->row_count == refill->limit)
-		window_end_refill(window, true, place_of(refill, &refill->rows[done - 1].seed),
-						  refill->rows[done - 1].seed.task + 1);
-	else
-		window_end_refill(window, false, 0, 0);
-	queue->refilling--;
-	if (queue->refilling == 0)
-		queue_forget_ended(queue);
-	if (refill->kind == REFILL_STRAYS)
-	{
-		/* without room for a lane there is nothing to retry: lanes_freed() asks for it again */
-		queue->wants_refill |= window->bounded && (!full || fanout_shared->free_lanes > 0);
-		refill->headway = true;
-	}
-	if (refill->kind == REFILL_LANE)
-	{
-		refill->lane->starved = full && window_first(window) == NULL;
-		lane_settle(refill->lane);
-		lane_release(refill->lane);
-	}
-	queue_wake(queue);
-}
-
-/* Put what was read into memory, as far as there is room, and end the refill. */
-static void
-load_rows(Refill *refill)
-{
-	Queue	   *queue = refill->queue;
-	TimestampTz now = GetCurrentTimestamp();
-	int64		done = 0;
-
-	dispatcher_lock();
-	while (done < refill->row_count && !refill_is_void(refill) && load_row(refill, &refill->rows[done], now))
-	{
-		if (++done % FANOUT_WORK_CHUNK == 0)
-		{
-			dispatcher_unlock();
-			dispatcher_lock();
-		}
-	}
-	if (queue->state != QUEUE_FREE && queue->id == refill->queue_id && queue->db == MyDatabaseId)
-		end_refill(refill, done);
-	database_find(MyDatabaseId)->refills++;
-	dispatcher_unlock();
-}
-
-/* Note the begin of the refill; false if the window needs none.  Under the lock. */
-static bool
-begin_refill(Refill *refill)
-{
-	Queue	   *queue = refill->queue;
-
-	if (queue->state != QUEUE_OPEN || queue->db != MyDatabaseId || !refill->window->bounded)
-		return false;
-	refill->queue_id = queue->id;
-	refill->epoch = queue->epoch;
-	refill->key = refill->window->bound_key;
-	refill->id = refill->window->bound_id;
-	refill->urgent = window_first(refill->window) == NULL;
-	refill->segment_count = segments_in_use(database_find(MyDatabaseId), refill->segments);
-	window_begin_refill(refill->window);
-	queue->refilling++;
-	return true;
-}
-
-/* Go on with a refill that has begun; false if there is more to read but no headway was made. */
-static bool
-run_refill(Refill *refill)
-{
-	int64		most = Max(REFILL_LEAST, Min(REFILL_MOST, queue_window_limit()));
-
-	if (refill->kind == REFILL_LANE && refill->lane->key.partition != 0)
-		most = Min(most, REFILL_PARTITION);
-	refill->limit = most;
-	refill->rows = palloc(refill->limit * refill->segment_count * sizeof(RefillRow));
-	read_from_bound(refill);
-	load_rows(refill);
-	pfree(refill->rows);
-	return refill->headway;
-}
-
-static bool
-refill_window(Queue *queue, RefillKind kind, Lane *lane, Window *window)
-{
-	Refill		refill = {.kind = kind, .queue = queue, .lane = lane, .window = window, .headway = true};
-	bool		begun;
-
-	dispatcher_lock();
-	begun = begin_refill(&refill);
-	dispatcher_unlock();
-	return !begun || run_refill(&refill);
-}
-
-/*
- * Refill some of the partitions that ask for it, which stand first in the
- * list; the next look goes on with others.  False if one made no headway.
- */
-static bool
-refill_partitions(Queue *queue)
-{
-	bool		headway = true;
-
-	for (int i = 0; i < REFILL_PARTITIONS && headway; i++)
-	{
-		Refill		refill = {.kind = REFILL_LANE, .queue = queue, .headway = true};
-		bool		begun = false;
-
-		dispatcher_lock();
-		if (queue->state == QUEUE_OPEN && queue->db == MyDatabaseId && !dlist_is_empty(&queue->lanes))
-		{
-			Lane	   *lane = dlist_head_element(Lane, link, &queue->lanes);
-
-			if (lane->wants_refill)
-			{
-				lane->wants_refill = false;
-				dlist_delete(&lane->link);
-				dlist_push_tail(&queue->lanes, &lane->link);
-				refill.lane = lane;
-				refill.window = &lane->ready;
-				begun = begin_refill(&refill);
-			}
-		}
-		dispatcher_unlock();
-		if (refill.lane == NULL)
-			return true;
-		if (begun)
-			headway = run_refill(&refill);
-		CHECK_FOR_INTERRUPTS();
-	}
-	dispatcher_lock();
-	queue->wants_refill = true;
-	dispatcher_unlock();
-	return headway;
-}
-
-bool
-refill_queue(Queue *queue)
-{
-	bool		headway;
-
-	dispatcher_lock();
-	queue->wants_refill = false;
-	queue->main.wants_refill = false;
-	dispatcher_unlock();
-
-	headway = refill_window(queue, REFILL_SCHEDULED, NULL, &queue->scheduled);
-	headway &= refill_window(queue, REFILL_LANE, &queue->main, &queue->main.ready);
-	headway &= refill_window(queue, REFILL_STRAYS, NULL, &queue->strays);
-	headway &= refill_partitions(queue);
-	return headway;
-}
-
-static void
-reset_window(Queue *queue, Window *window)
-{
-	if (!window->refilling)
-		return;
-	window_end_refill(window, true, window->bound_key, window->bound_id);
-	queue->refilling--;
-}
-
-void
-refill_reset(Database *database)
-{
-	dispatcher_lock();
-	for (int i = 0; i < fanout_shared->queue_high; i++)
-	{
-		Queue	   *queue = &fanout_queues[i];
-		dlist_mutable_iter iter;
-
-		if (queue->state == QUEUE_FREE || queue->db != database->db)
-			continue;
-		reset_window(queue, &queue->scheduled);
-		reset_window(queue, &queue->main.ready);
-		reset_window(queue, &queue->strays);
-		dlist_foreach_modify(iter, &queue->lanes)
-		{
-			Lane	   *lane = dlist_container(Lane, link, iter.cur);
-
-			reset_window(queue, &lane->ready);
-			lane_settle(lane);
-		}
-		lane_settle(&queue->main);
-		queue_forget_ended(queue);
-		queue->wants_refill = true;
-	}
 	dispatcher_unlock();
 }

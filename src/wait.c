@@ -24,6 +24,7 @@
 #include "utils/timestamp.h"
 
 #include "dispatch.h"
+#include "starts.h"
 #include "wait.h"
 #include "window.h"
 

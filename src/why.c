@@ -18,6 +18,7 @@
 #include "arguments.h"
 #include "lane.h"
 #include "registry.h"
+#include "starts.h"
 #include "storage.h"
 
 PG_FUNCTION_INFO_V1(fanout_why);

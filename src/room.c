@@ -1,0 +1,177 @@
+/*
+ * room.c
+ *		Room in the pool of tasks, and who leaves it for whom.
+ *
+ * A queue may have a part of the pool for its waiting tasks; what is more
+ * stays on disk, unless it comes before those that are in memory.  Who needs
+ * room takes it from the queue that has most.  Only a task of which its row
+ * alone says what it is can leave.
+ */
+#include "postgres.h"
+
+#include "lane.h"
+#include "room.h"
+#include "window.h"
+
+/* How far to look for a lane that can leave something on disk. */
+#define EVICT_LOOK		32
+#define EVICT_TRIES		4
+
+/*
+ * How many waiting tasks a queue may have in memory before further ones stay
+ * on disk, unless they come before those.
+ */
+int64
+queue_window_limit(void)
+{
+	return fanout_max_tracked_tasks / 4;
+}
+
+static int64
+queue_in_memory(const Queue *queue)
+{
+	return queue->ready_count + queue->scheduled.set.count + queue->reserved;
+}
+
+/*
+ * May the task be left on disk?  Only if its row alone says what it is: not
+ * once it has been leased, and not once its time has come.
+ */
+static bool
+task_is_evictable(const Task *task)
+{
+	return (task->flags & TASK_FLAG_UNTOUCHED) != 0 &&
+		(task->state == TASK_SCHEDULED ||
+		 (task->state == TASK_READY && (task->flags & TASK_FLAG_TIMED) == 0));
+}
+
+/* The last of the window's tasks that come after this place and may be left on disk, or NULL. */
+static Task *
+last_evictable(const Window *window, int64 key, int64 id)
+{
+	OrderNode  *node = window->set.last;
+
+	for (int tries = 0; node != NULL && tries < 64; tries++, node = order_previous(node))
+	{
+		Task	   *task = order_container(Task, node, node);
+
+		if (!order_less(key, id, node->key, node->id))
+			return NULL;
+		if (task_is_evictable(task))
+			return task;
+	}
+	return NULL;
+}
+
+/* READY or SCHEDULED -> (on disk) */
+static void
+task_evict(Task *task)
+{
+	Queue	   *queue = queue_of_lane(task->lane);
+	Lane	   *lane = task->lane;
+
+	database_of(queue)->evictions++;
+	if (task->state == TASK_READY)
+	{
+		lane_leave_on_disk(lane, task->node.key, task->node.id);
+		lane_take(lane, task);
+	}
+	else
+	{
+		window_leave_on_disk(&queue->scheduled, task->node.key, task->node.id);
+		order_remove(&queue->scheduled.set, &task->node);
+	}
+	task_drop(task);
+}
+
+bool
+window_evict_after(Window *window, int64 key, int64 id)
+{
+	Task	   *task = last_evictable(window, key, id);
+
+	if (task != NULL)
+		task_evict(task);
+	return task != NULL;
+}
+
+/* The one of the queue's windows that has most, as far as a short look tells; each time it looks at other lanes. */
+static Window *
+largest_window(Queue *queue)
+{
+	Window	   *largest = &queue->main.ready;
+
+	if (queue->scheduled.set.count > largest->set.count)
+		largest = &queue->scheduled;
+	for (int i = 0; i < Min(EVICT_LOOK, queue->lane_count); i++)
+	{
+		Lane	   *lane = queue_walk_lanes(queue);
+
+		if (lane->ready.set.count > largest->set.count)
+			largest = &lane->ready;
+	}
+	return largest;
+}
+
+static bool
+queue_evict_last(Queue *queue)
+{
+	for (int i = 0; i < EVICT_TRIES; i++)
+	{
+		if (window_evict_after(largest_window(queue), PG_INT64_MIN, 0))
+			return true;
+	}
+	return window_evict_after(&queue->main.ready, PG_INT64_MIN, 0) ||
+		window_evict_after(&queue->scheduled, PG_INT64_MIN, 0);
+}
+
+/* Make room in the pool at the cost of the queue that has most; false if that has no more than "queue". */
+bool
+evict_for(const Queue *queue)
+{
+	Queue	   *largest = NULL;
+	int64		largest_count = queue_in_memory(queue) + 1;
+
+	for (int i = 0; i < fanout_shared->queue_high; i++)
+	{
+		Queue	   *candidate = &fanout_queues[i];
+
+		if (candidate->state != QUEUE_FREE &&
+			candidate->ready_count + candidate->scheduled.set.count > largest_count)
+		{
+			largest = candidate;
+			largest_count = candidate->ready_count + candidate->scheduled.set.count;
+		}
+	}
+	return largest != NULL && queue_evict_last(largest);
+}
+
+/* Make room in the pool at anybody's cost. */
+bool
+evict_any(void)
+{
+	for (int i = 0; i < fanout_shared->queue_high; i++)
+	{
+		if (fanout_queues[i].state != QUEUE_FREE && queue_evict_last(&fanout_queues[i]))
+			return true;
+	}
+	return false;
+}
+
+/* Has the queue room in memory for one more waiting task, at no other queue's cost? */
+bool
+queue_room(Queue *queue)
+{
+	return queue_in_memory(queue) < queue_window_limit() &&
+		(fanout_shared->free_tasks > 0 || evict_for(queue));
+}
+
+/* Has the queue room for this task, maybe in the place of a later one? */
+bool
+make_room(Queue *queue, Window *window, int64 key, int64 id)
+{
+	if (window_is_beyond(window, key, id))
+		return false;
+	if (queue_room(queue))
+		return true;
+	return window_evict_after(window, key, id);
+}

@@ -1,0 +1,23 @@
+/*
+ * room.h
+ *		Room in the pool of tasks, and who leaves it for whom.
+ *
+ * All of it expects the dispatcher lock to be held, and cannot throw.
+ */
+#ifndef FANOUT_ROOM_H
+#define FANOUT_ROOM_H
+
+#include "shared_state.h"
+
+extern int64 queue_window_limit(void);
+
+/* Has the queue room for one more waiting task, at no other queue's cost?  And for this one, maybe in a later one's place? */
+extern bool queue_room(Queue *queue);
+extern bool make_room(Queue *queue, Window *window, int64 key, int64 id);
+
+/* Leave a task on disk: the window's last after this place, one of the queue that has most, or any. */
+extern bool window_evict_after(Window *window, int64 key, int64 id);
+extern bool evict_for(const Queue *queue);
+extern bool evict_any(void);
+
+#endif							/* FANOUT_ROOM_H */
