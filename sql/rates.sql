@@ -8,22 +8,15 @@ $$;
 --
 SELECT fanout.create_queue('q', rate_limit => 160, rate_period => '1 hour');
 SELECT count(*) FROM fanout.enqueue_many('q', 'x', array_fill('{}'::jsonb, '{400}'));
--- a sixteenth of the window may be on its way to the disk at one time
-SELECT test.take('q', 100), test.take('q', 100);
-SELECT test.becomes($$ test.take('q', 100) = 10 $$);
-SELECT (SELECT rate_limits FROM fanout.queues WHERE queue = 'q');
+SELECT test.take('q', 100);
+SELECT rate_limits FROM fanout.queues WHERE queue = 'q';
 -- what is rolled back is given back
-SELECT test.becomes($$ (SELECT value = '0 leases' FROM fanout.status() WHERE item = 'journal lag') $$);
 BEGIN;
 SELECT test.take('q', 100);
 SAVEPOINT s;
 SELECT test.take('q', 100);
 ROLLBACK;
-SELECT test.take('q', 100);
-SELECT test.becomes($$ (SELECT value = '0 leases' FROM fanout.status() WHERE item = 'journal lag') $$);
--- with synchronous claims they are on disk at once
-SELECT fanout.alter_queue('q', synchronous_claims => true);
-DO $$ BEGIN FOR i IN 1 .. 30 LOOP PERFORM test.take('q', 10); COMMIT; END LOOP; END $$;
+SELECT test.take('q', 100), test.take('q', 100);
 SELECT running FROM fanout.queues WHERE queue = 'q';
 -- neither an end nor a cancel gives anything back
 SELECT count(*) FROM fanout.complete((SELECT array_agg(lease) FROM fanout.leases WHERE queue = 'q'));
@@ -48,8 +41,7 @@ SELECT rate_limits FROM fanout.queues WHERE queue = 'two';
 SELECT count(*) FROM fanout.enqueue_many('two', 'x', array_fill('{}'::jsonb, '{20}'));
 DO $$ BEGIN FOR i IN 1 .. 10 LOOP PERFORM test.take('two', 10); COMMIT; END LOOP; END $$;
 SELECT running FROM fanout.queues WHERE queue = 'two';
-SELECT test.becomes($$ test.take('two', 10) > 0 $$);
-SELECT test.becomes($$ test.take('two', 10) > 0 $$);
+SELECT test.becomes($$ test.take('two', 10) = 2 $$);
 SELECT test.becomes($$ test.take('two', 10) > 0 $$);
 SELECT running FROM fanout.queues WHERE queue = 'two';
 SELECT max(starts) AS most_in_a_second FROM (SELECT count(*) OVER (ORDER BY claimed_at RANGE '1 s' PRECEDING) AS starts FROM fanout.leases WHERE queue = 'two') s;

@@ -284,7 +284,7 @@ cancel_task(int64 task, const char *reason)
 		ereport(ERROR,
 				(errcode(ERRCODE_CONFIGURATION_LIMIT_EXCEEDED),
 				 errmsg("the pool of tracked tasks is used up"),
-				 errhint("Try again when tasks have finished, or raise pg_fanout.max_tracked_tasks and restart the server.")));
+				 errhint("Try again when tasks have finished, or raise pg_fanout.max_tracked_tasks (or max_lanes, with partitions) and restart the server.")));
 	return result;
 }
 

@@ -523,7 +523,7 @@ claim_one(Queue *queue, Task *task, Database *database, Worker *worker, WorkerUs
 	claim->max_attempts = task->max_attempts > 0 ? task->max_attempts : queue->settings.max_attempts;
 	claim->tid = task->tid;
 	claim->fresh = (task->flags & TASK_FLAG_FRESH) != 0;
-	claim->synchronous = queue->settings.synchronous_claims;
+	claim->synchronous = queue->settings.synchronous_claims || lease->synchronous;
 	claim->claimed_at = lease->claimed_at;
 	claim->until = lease->until;
 	return true;

@@ -48,7 +48,7 @@ rate_of(Lane *lane)
 
 /*
  * The starts that a crash may make us forget, as they were not on disk yet:
- * never more than these are left unjournaled, and a rebuild takes them for
+ * never more than these are left to the journal, and a rebuild takes them for
  * started.
  */
 int64
@@ -220,11 +220,7 @@ startable_of(Lane *lane, TimestampTz *until)
 	if (limit > 0)
 		count = Min(count, limit - lane->running);
 	if (rate.count > 0)
-	{
 		count = Min(count, Max(rate_left(&rate, GetCurrentTimestamp()), 1));
-		if (lane->unjournaled > 0 && lane->unjournaled + first->cost > rate_slack(&rate))
-			return 0;			/* until the journal has caught up */
-	}
 	return Max(count, 0);
 }
 
@@ -349,10 +345,17 @@ lane_start(Lane *lane, int32 cost, TimestampTz at)
 {
 	RateView	rate = rate_of(lane);
 
-	if (rate.count == 0)
-		return;
-	rate_take(&rate, cost, at);
-	lane->unjournaled += cost;
+	if (rate.count > 0)
+		rate_take(&rate, cost, at);
+}
+
+/* May so many more units of the lane be started and not be on disk? */
+bool
+lane_has_slack(Lane *lane, int32 cost)
+{
+	RateView	rate = rate_of(lane);
+
+	return rate.count == 0 || lane->unjournaled + cost <= rate_slack(&rate);
 }
 
 /* It has not started after all. */
@@ -363,14 +366,6 @@ lane_unstart(Lane *lane, int32 cost, TimestampTz at)
 
 	if (rate.count > 0)
 		rate_give_back(&rate, cost, at);
-}
-
-/* So many units that have started are on disk by now, or never were. */
-void
-lane_journaled(Lane *lane, int32 cost)
-{
-	lane->unjournaled -= Min(lane->unjournaled, cost);
-	lane_settle(lane);
 }
 
 /* For a rebuild: a task of the lane has started then. */

@@ -52,7 +52,7 @@ extern int64 rate_slack(const RateView *rate);
 extern bool lane_has_rate(Lane *lane);
 extern void lane_start(Lane *lane, int32 cost, TimestampTz at);
 extern void lane_unstart(Lane *lane, int32 cost, TimestampTz at);
-extern void lane_journaled(Lane *lane, int32 cost);
+extern bool lane_has_slack(Lane *lane, int32 cost);
 extern void lane_remember_start(Lane *lane, int32 cost, TimestampTz at);
 extern void lane_remember_unknown_starts(Lane *lane, TimestampTz at);
 extern void lane_recount_rate(Lane *lane);

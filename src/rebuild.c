@@ -45,14 +45,22 @@ static SpiStatement select_queues = {
 	"SELECT" SEED_COLUMNS ", t.queue FROM fanout.task" segment " t WHERE" UNFINISHED(segment), 0, {0} \
 }
 
-/* A start that was not journaled before it ended is known from its end. */
+/*
+ * A start that was not journaled before it ended is known from its end.  A
+ * rebuild (no queue) stands for those that nobody knows of.
+ */
 static SpiStatement select_starts = {
 	"SELECT t.queue, coalesce(t.lane, 0), min(s.at), coalesce(t.cost, 1)"
 	"  FROM (SELECT task, lease, at FROM fanout.attempt WHERE event IN ('c', 'b', 'f', 'r', 'x') AND at > $1"
 	"        UNION ALL SELECT task, lease, claimed_at FROM fanout.outcome WHERE claimed_at > $1) s"
 	"  JOIN fanout.task t ON t.id = s.task WHERE t.queue = ANY ($2)"
-	" GROUP BY t.queue, t.lane, t.cost, s.task, s.lease ORDER BY 3",
+	" GROUP BY t.queue, t.lane, t.cost, s.task, s.lease"
+	" UNION ALL SELECT NULL, 0, at, 0 FROM fanout.rebuilt WHERE at > $1 ORDER BY 3",
 	2, {TIMESTAMPTZOID, INT4ARRAYOID}
+};
+static SpiStatement note_rebuild = {
+	"WITH old AS (DELETE FROM fanout.rebuilt WHERE at <= $1) INSERT INTO fanout.rebuilt (at) VALUES ($2)",
+	2, {TIMESTAMPTZOID, TIMESTAMPTZOID}
 };
 
 static SpiStatement select_attempts[FANOUT_SEGMENTS] = FOR_EACH_SEGMENT(SELECT_ATTEMPTS);
@@ -142,6 +150,21 @@ find_rated_queues(Database *database, Datum *ids, int *count)
 	return longest;
 }
 
+/* Before this rebuild, or an earlier one, some may have started that were not on disk yet. */
+static void
+remember_unknown_starts(Database *database, const Datum *ids, int count, TimestampTz at)
+{
+	dispatcher_lock();
+	for (int i = 0; i < count; i++)
+	{
+		Queue	   *queue = queue_find(database->db, DatumGetInt32(ids[i]));
+
+		if (queue != NULL)
+			queue_remember_unknown_starts(queue, at);
+	}
+	dispatcher_unlock();
+}
+
 /* What has started within the windows of rate limits, and may have. */
 static void
 load_starts(Database *database, TimestampTz now)
@@ -162,28 +185,27 @@ load_starts(Database *database, TimestampTz now)
 	for (uint64 i = 0; i < rows; i++)
 	{
 		bool		isnull;
-		int32		queue_id = DatumGetInt32(spi_value(i, 1, &isnull));
+		bool		unknown;
+		int32		queue_id = DatumGetInt32(spi_value(i, 1, &unknown));
 		TimestampTz at = DatumGetTimestampTz(spi_value(i, 3, &isnull));
 		int32		cost = DatumGetInt32(spi_value(i, 4, &isnull));
 		Queue	   *queue;
 
+		if (unknown)
+		{
+			remember_unknown_starts(database, ids, count, at);
+			continue;
+		}
 		dispatcher_lock();
 		queue = queue_find(database->db, queue_id);
 		if (queue != NULL)
 			queue_remember_start(queue, spi_int64(i, 2), cost, at);
 		dispatcher_unlock();
 	}
+	remember_unknown_starts(database, ids, count, now);
+	values[1] = TimestampTzGetDatum(now);
+	(void) spi_run(&note_rebuild, values, NULL);
 	spi_end(&scope);
-
-	dispatcher_lock();
-	for (int i = 0; i < count; i++)
-	{
-		Queue	   *queue = queue_find(database->db, DatumGetInt32(ids[i]));
-
-		if (queue != NULL)
-			queue_remember_unknown_starts(queue, now);
-	}
-	dispatcher_unlock();
 }
 
 /* Fold one row of the journal into the task's history; rows come in the order of time. */

@@ -579,6 +579,12 @@ registry_queue_allows(int32 id, QueuePrivilege privilege)
 }
 
 bool
+registry_queue_exists(int32 id)
+{
+	return find_queue_by_id(id) != NULL;
+}
+
+bool
 registry_queue_visible(int32 id)
 {
 	QueueInfo  *info = find_queue_by_id(id);

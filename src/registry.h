@@ -73,6 +73,8 @@ extern int32 registry_recent_queue(QueuePrivilege privilege);
 /* May the caller use the queue so? */
 extern bool registry_queue_allows(int32 id, QueuePrivilege privilege);
 
+extern bool registry_queue_exists(int32 id);
+
 /* May the caller see the queue, that is, has it any privilege on it? */
 extern bool registry_queue_visible(int32 id);
 

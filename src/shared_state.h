@@ -262,7 +262,8 @@ typedef struct Lease
 	uint16		pins;			/* transactions that wrote under it: it does not expire under them */
 	int16		attempt;
 	int32		cost;			/* units of rate limits that it has taken */
-	bool		unjournaled;	/* these are not on disk yet */
+	bool		unjournaled;	/* these are not on disk yet, and count so in its queue and lane */
+	bool		synchronous;	/* its claim is to be on disk with its own commit, for the sake of rate limits */
 	uint8		journal;		/* LEASE_JOURNAL_ bits; not 0: in Database.journal */
 	bool		committed;
 	bool		bound;			/* ends with the holder's session */

@@ -45,8 +45,6 @@ queue_admits_start(Queue *queue, TimestampTz now)
 		int32		cost = lane_first(lane)->cost;
 
 		at = rate_admits(&rate, cost, now);
-		if (at == 0 && queue->unjournaled > 0 && queue->unjournaled + cost > rate_slack(&rate))
-			at = now + fanout_journal_interval * INT64CONST(1000);	/* the journal wakes us before that */
 	}
 	if (at != 0)
 		keeper_wake_by(database_of(queue), at);
@@ -103,8 +101,15 @@ lease_note_start(Lease *lease)
 	lane_start(task->lane, task->cost, at);
 	lease->claimed_at = at;
 	lease->cost = task->cost;
+
+	/* what a crash may make us forget is bounded: beyond that, a claim is on disk with its own commit */
+	lease->synchronous = (rate.count > 0 && queue->unjournaled + task->cost > rate_slack(&rate)) ||
+		!lane_has_slack(task->lane, task->cost);
+	if (lease->synchronous)
+		return;
 	lease->unjournaled = true;
 	queue->unjournaled += task->cost;
+	task->lane->unjournaled += task->cost;
 }
 
 /* What the lease's start has taken of rate limits is on disk by now, or was given back. */
@@ -117,9 +122,8 @@ lease_start_journaled(Lease *lease)
 		return;
 	queue = queue_of_lane(lease->task->lane);
 	lease->unjournaled = false;
-	queue->unjournaled -= Min(queue->unjournaled, lease->cost);
-	lane_journaled(lease->task->lane, lease->cost);
-	queue_wake(queue);
+	queue->unjournaled -= lease->cost;
+	lease->task->lane->unjournaled -= lease->cost;
 }
 
 /* The claim was undone: give back what its start has taken. */

@@ -29,6 +29,7 @@ typedef enum Reason
 {
 	REASON_RUNNING,
 	REASON_ENDING,
+	REASON_UNCOMMITTED,
 	REASON_SCHEDULED,
 	REASON_QUEUE_PAUSED,
 	REASON_QUEUE_HELD,
@@ -146,6 +147,8 @@ look(int64 number, int32 queue_id, int64 partition, TimestampTz run_at, Facts *f
 	}
 	else if (task != NULL && task->state == TASK_ENDING)
 		facts->reason = REASON_ENDING;
+	else if (task != NULL && task->state == TASK_ENQUEUED)
+		facts->reason = REASON_UNCOMMITTED;
 	else if (task != NULL && task->state == TASK_SCHEDULED)
 		facts->reason = note_time(facts, REASON_SCHEDULED, task->node.key);
 	else if (task == NULL && run_at > now)
@@ -178,6 +181,9 @@ describe(const Facts *facts, const char *partition, char **words)
 		case REASON_ENDING:
 			*words = pstrdup("a transaction that is open cancels it");
 			return "ending";
+		case REASON_UNCOMMITTED:
+			*words = pstrdup("the transaction that has enqueued it is open");
+			return "uncommitted";
 		case REASON_SCHEDULED:
 			*words = psprintf("it is not due until %s", time);
 			return "scheduled";
@@ -284,6 +290,10 @@ read_row(int64 task, TaskRow *row)
 	row->partition_key = nulls[TASK_PARTITION_KEY] ? "" : TextDatumGetCString(values[TASK_PARTITION_KEY]);
 	task_reader_close(reader);
 
+	if (!registry_queue_exists(row->queue_id))
+		ereport(ERROR,
+				(errcode(ERRCODE_UNDEFINED_OBJECT),
+				 errmsg("the queue of task " INT64_FORMAT " does not exist", task)));
 	if (!registry_queue_visible(row->queue_id))
 		ereport(ERROR,
 				(errcode(ERRCODE_INSUFFICIENT_PRIVILEGE),

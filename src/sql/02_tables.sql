@@ -28,6 +28,11 @@ CREATE TABLE fanout.rate (
     PRIMARY KEY (queue, period)
 );
 
+-- When memory was built while there were rate limits: before that some tasks may have started that nobody knows of.
+CREATE TABLE fanout.rebuilt (
+    at          timestamptz NOT NULL
+);
+
 -- Settings of single partitions; one without a row has none.
 CREATE TABLE fanout.partition (
     queue       int NOT NULL REFERENCES fanout.queue (id) ON DELETE CASCADE,
@@ -189,6 +194,7 @@ END $$;
 SELECT pg_extension_config_dump('fanout.queue', '');
 SELECT pg_extension_config_dump('fanout.queue_id_seq', '');
 SELECT pg_extension_config_dump('fanout.rate', '');
+SELECT pg_extension_config_dump('fanout.rebuilt', '');
 SELECT pg_extension_config_dump('fanout.partition', '');
 SELECT pg_extension_config_dump('fanout.queue_grant', '');
 SELECT pg_extension_config_dump('fanout.batch', '');

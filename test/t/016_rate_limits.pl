@@ -92,5 +92,27 @@ cmp_ok($node->safe_psql('postgres', "SELECT most_starts('fleet', '1 s', false)")
 cmp_ok($node->safe_psql('postgres', "SELECT most_starts('fleet', '3 s', false)"), '<=', 120, 'promise 5: in any three seconds, over crashes');
 cmp_ok($node->safe_psql('postgres', "SELECT most_starts('each', '1 s', true)"), '<=', 5, 'promise 5: of any partition, over crashes');
 
+# What costs much is on disk with its claim; and what earlier crashes may have swallowed still counts after the next one
+$node->safe_psql('postgres', <<'EOS');
+SELECT fanout.create_queue('large', rate_limit => 100, rate_period => '1 hour', lease => '1 hour');
+SELECT fanout.enqueue('large', 'x', cost => 60) FROM generate_series(1, 3);
+SELECT fanout.create_queue('again', rate_limit => 160, rate_period => '1 hour', lease => '1 hour');
+SELECT count(*) FROM fanout.enqueue_many('again', 'x', array_fill('{}'::jsonb, '{1000}'));
+EOS
+my $starts = $node->safe_psql('postgres', "SELECT count(*) FROM fanout.dequeue('large', max_tasks => 3)");
+my $others = 0;
+for my $crash (1 .. 4)
+{
+	$others += $node->safe_psql('postgres', "SELECT count(*) FROM fanout.dequeue('again', max_tasks => 45)");
+	$node->stop('immediate');
+	$node->start;
+	wait_for_memory($node);
+	$starts += $node->safe_psql('postgres', "SELECT count(*) FROM fanout.dequeue('large', max_tasks => 3)");
+}
+is($starts, 1, 'promise 5: a start of a large cost is not forgotten');
+$others += $node->safe_psql('postgres', "SELECT count(*) FROM fanout.dequeue('again', max_tasks => 200)");
+cmp_ok($others, '<=', 160, 'promise 5: over several crashes within a window');
+cmp_ok($others, '>', 100, 'most of the window is used all the same');
+
 $node->stop;
 done_testing();
