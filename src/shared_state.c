@@ -284,7 +284,9 @@ queue_enter(Oid db, int32 id)
 static TaskKey
 task_key(Oid db, int64 task)
 {
-	return (TaskKey) {.task = task, .db = db, .zero = 0};
+	TaskKey		key = {.task = task, .db = db, .zero = 0};
+
+	return key;
 }
 
 Task *
@@ -344,7 +346,9 @@ task_iterate(void (*visit) (Task *task, void *arg), void *arg)
 static LeaseKey
 lease_key(Oid db, int64 lease)
 {
-	return (LeaseKey) {.lease = lease, .db = db, .zero = 0};
+	LeaseKey		key = {.lease = lease, .db = db, .zero = 0};
+
+	return key;
 }
 
 Lease *
@@ -399,7 +403,9 @@ lease_iterate(void (*visit) (Lease *lease, void *arg), void *arg)
 static LaneKey
 lane_key(const Queue *queue, int64 partition)
 {
-	return (LaneKey) {.partition = partition, .queue = queue - fanout_queues, .zero = 0};
+	LaneKey		key = {.partition = partition, .queue = queue - fanout_queues, .zero = 0};
+
+	return key;
 }
 
 Lane *
@@ -512,7 +518,9 @@ worker_free(Worker *worker)
 static WorkerUseKey
 worker_use_key(Worker *worker, int32 queue)
 {
-	return (WorkerUseKey) {.worker = worker, .queue = queue, .zero = 0};
+	WorkerUseKey		key = {.worker = worker, .queue = queue, .zero = 0};
+
+	return key;
 }
 
 WorkerUse *

@@ -18,12 +18,9 @@
 static RateView
 rate_of(Queue *queue)
 {
-	return (RateView) {
-		.log = &queue->rate_log,
-		.limits = queue->settings.rates,
-		.uses = queue->rate_uses,
-		.count = queue->settings.rate_count
-	};
+	RateView	view = {&queue->rate_log, queue->settings.rates, queue->rate_uses, queue->settings.rate_count};
+
+	return view;
 }
 
 /*
