@@ -206,7 +206,7 @@ pending_queue_alter(Queue *queue, const QueueSettings *settings)
 	note(PENDING_QUEUE_ALTER, queue)->u.settings = *settings;
 }
 
-/* The lane is in memory, as named. */
+/* The lane is kept in memory for it: lane_keep(). */
 void
 pending_lane_set(Queue *queue, int64 partition, const LaneSettings *settings)
 {
@@ -294,6 +294,14 @@ queue_of_note(const Pending *op)
 	if (queue->state == QUEUE_FREE || queue->db != MyDatabaseId || queue->id != op->queue_id)
 		return NULL;
 	return queue;
+}
+
+/* The note's lane is kept no longer; one of a queue that was built anew never was. */
+static void
+let_lane_go(const Pending *op, Queue *queue)
+{
+	if (queue->generation == op->generation)
+		lane_let_go(queue, op->u.lane.partition);
 }
 
 /* Let others have the lock in the middle of long work. */
@@ -520,6 +528,7 @@ apply(const Pending *op, TimestampTz now)
 			if (queue != NULL)
 			{
 				(void) lane_set(queue, op->u.lane.partition, &op->u.lane.settings);
+				let_lane_go(op, queue);
 				queue_wake(queue);
 			}
 			break;
@@ -565,7 +574,6 @@ static void
 undo(const Pending *op)
 {
 	Queue	   *queue;
-	Lane	   *lane;
 	Task	   *task;
 
 	switch (op->kind)
@@ -595,14 +603,8 @@ undo(const Pending *op)
 			break;
 		case PENDING_LANE_SET:
 			queue = queue_of_note(op);
-			lane = queue != NULL ? lane_find(queue, op->u.lane.partition) : NULL;
-			if (lane != NULL)
-			{
-				LaneSettings settings = lane->settings;
-
-				/* with what it had it may not need to stay */
-				(void) lane_set(queue, op->u.lane.partition, &settings);
-			}
+			if (queue != NULL)
+				let_lane_go(op, queue);
 			break;
 		case PENDING_QUEUE_DROP:
 		case PENDING_QUEUE_PURGE:

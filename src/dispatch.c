@@ -185,6 +185,107 @@ evict_any(void)
 	return false;
 }
 
+/* May the lane be forgotten, as rows alone say all of it? */
+static bool
+lane_is_evictable(const Lane *lane)
+{
+	OrderNode  *node = lane->ready.set.first;
+
+	if (lane->named || lane->setters > 0 || lane->running > 0 || lane->throttled_until != 0 ||
+		lane->rate_log.newest != 0 || lane->ready.refilling || lane->tasks != lane->ready.set.count)
+		return false;
+	for (int looked = 0; node != NULL; looked++, node = order_next(node))
+	{
+		if (looked == EVICT_LOOK || !task_is_evictable(order_container(Task, node, node)))
+			return false;
+	}
+	return true;
+}
+
+/* All of the lane's tasks are strays from now on. */
+static void
+lane_evict(Lane *lane)
+{
+	Queue	   *queue = queue_of_lane(lane);
+	int64		first = PG_INT64_MAX;
+
+	lane->tasks++;				/* it is not to go away before we are done */
+	while (lane->ready.set.first != NULL)
+		task_evict(order_container(Task, node, lane->ready.set.first));
+	lane->tasks--;
+	if (lane->ready.bounded)
+		first = lane->disk_first;
+	lane->ready.bounded = false;
+	if (first != PG_INT64_MAX)
+		window_leave_on_disk(&queue->strays, 0, first);
+	lane_release(lane);
+}
+
+/* The queue that has most lanes, if these are more than "queue" has, by so many that one may go over. */
+static Queue *
+queue_with_most_lanes(const Queue *queue)
+{
+	Queue	   *most = NULL;
+	int32		most_count = queue->lane_count + 1;
+
+	for (int i = 0; i < fanout_shared->queue_high; i++)
+	{
+		Queue	   *candidate = &fanout_queues[i];
+
+		if (candidate->state == QUEUE_OPEN && candidate->lane_count > most_count)
+		{
+			most = candidate;
+			most_count = candidate->lane_count;
+		}
+	}
+	return most;
+}
+
+/* Might the queue get room for one more lane? */
+bool
+queue_may_have_lane(const Queue *queue)
+{
+	return fanout_shared->free_lanes > 0 || queue_with_most_lanes(queue) != NULL;
+}
+
+static bool
+queue_evict_lane(Queue *queue)
+{
+	for (int i = 0; i < Min(EVICT_LOOK, queue->lane_count); i++)
+	{
+		Lane	   *lane = queue_walk_lanes(queue);
+
+		if (lane_is_evictable(lane))
+		{
+			lane_evict(lane);
+			return true;
+		}
+	}
+	return false;
+}
+
+/* Make room for a lane at the cost of the queue that has most, so that none starves another. */
+void
+evict_lane_for(const Queue *queue)
+{
+	Queue	   *most = queue_with_most_lanes(queue);
+
+	if (most != NULL)
+		(void) queue_evict_lane(most);
+}
+
+/* Make room for a lane at anybody's cost. */
+static bool
+evict_any_lane(void)
+{
+	for (int i = 0; i < fanout_shared->queue_high; i++)
+	{
+		if (fanout_queues[i].state == QUEUE_OPEN && queue_evict_lane(&fanout_queues[i]))
+			return true;
+	}
+	return false;
+}
+
 /* Has the queue room in memory for one more waiting task, at no other queue's cost? */
 bool
 queue_room(Queue *queue)
@@ -326,12 +427,15 @@ task_forget(Task *task)
 void
 queue_leave_on_disk(Queue *queue, const TaskSeed *first, int64 count)
 {
+	Database   *database = database_of(queue);
+
 	queue->waiting += count;
 	queue->enqueued += count;
 	if (first->timed)
 	{
 		queue->timed += count;
 		window_leave_on_disk(&queue->scheduled, first->run_at, first->task);
+		keeper_wake_by(database, first->run_at);
 	}
 	else
 	{
@@ -340,10 +444,15 @@ queue_leave_on_disk(Queue *queue, const TaskSeed *first, int64 count)
 		if (lane != NULL)
 			lane_leave_on_disk(lane, first->priority, first->task);
 		else
+		{
 			window_leave_on_disk(&queue->strays, 0, first->task);
+			if (queue_may_have_lane(queue))
+			{
+				queue->wants_refill = true;
+				keeper_wake(database);
+			}
+		}
 	}
-	queue->wants_refill = true;
-	keeper_wake(database_of(queue));
 }
 
 /*
@@ -396,7 +505,10 @@ rebuild_on_disk(Queue *queue, Lane *lane, const TaskSeed *seed, bool scheduled)
 	else if (lane != NULL)
 		lane_leave_on_disk(lane, seed->priority, seed->task);
 	else
+	{
 		window_leave_on_disk(&queue->strays, 0, seed->task);
+		queue->wants_refill = true;
+	}
 }
 
 /*
@@ -412,11 +524,13 @@ task_rebuild(Queue *queue, const TaskSeed *seed, ItemPointer tid, int attempts, 
 	Lane	   *lane = lane_for(queue, seed->partition);
 	Task	   *task = NULL;
 
+	if (lane == NULL && own_due && evict_any_lane())
+		lane = lane_for(queue, seed->partition);
 	queue->waiting++;
 	if (lane != NULL)
 	{
 		lane->tasks++;			/* while room is made, it is not to go away */
-		if (own_due ? (fanout_shared->free_tasks > 0 || evict_for(queue)) :
+		if (own_due ? (fanout_shared->free_tasks > 0 || evict_for(queue) || evict_any()) :
 			make_room(queue, scheduled ? &queue->scheduled : &lane->ready,
 					  scheduled ? seed->run_at : seed->priority, seed->task))
 			task = enter_from_seed(queue, lane, seed);
@@ -608,6 +722,8 @@ queue_remember_start(Queue *queue, int64 partition, int32 cost, TimestampTz at)
 		lane_settle(lane);
 		lane_release(lane);
 	}
+	else if (partition != 0)
+		queue->starts_lost = true;
 }
 
 /* For a rebuild: some may have started that were not on disk yet. */
@@ -618,11 +734,11 @@ queue_remember_unknown_starts(Queue *queue, TimestampTz now)
 
 	dlist_iter	iter;
 
-	queue->loaded_at = now;
 	if (rate.count > 0)
 		rate_take(&rate, rate_slack(&rate), Max(now, queue->rate_log.seen));
 	dlist_foreach(iter, &queue->lanes)
 		lane_remember_unknown_starts(dlist_container(Lane, link, iter.cur), now);
+	queue->loaded_at = now;
 }
 
 /* Does a limit leave the worker (NULL: any) a permit, if so many more were given back? */
@@ -1059,6 +1175,8 @@ task_withdraw_from_disk(Queue *queue, const TaskSeed *seed, TransactionId ender)
 	Lane	   *lane = lane_for(queue, seed->partition);
 	Task	   *task = NULL;
 
+	if (lane == NULL && evict_any_lane())
+		lane = lane_for(queue, seed->partition);
 	if (lane == NULL)
 		return NULL;
 	lane->tasks++;				/* while room is made, it is not to go away */

@@ -111,5 +111,7 @@ extern void queue_reopen(Queue *queue);
 extern void queue_remove(Queue *queue);
 extern bool queue_room(Queue *queue);
 extern int64 queue_window_limit(void);
+extern bool queue_may_have_lane(const Queue *queue);
+extern void evict_lane_for(const Queue *queue);
 
 #endif							/* FANOUT_DISPATCH_H */

@@ -36,6 +36,7 @@
 #include "window.h"
 
 #define REBUILD_FETCH	10000
+#define ATTEMPTED_CHUNK	1000
 #define REFILL_LEAST	64
 #define REFILL_MOST		8192
 #define REFILL_URGENT	16
@@ -56,6 +57,10 @@ static SpiStatement select_attempts = {
 };
 static SpiStatement select_unfinished = {
 	"SELECT" SEED_COLUMNS ", t.queue FROM fanout.task t WHERE" UNFINISHED, 0, {0}
+};
+
+static SpiStatement select_attempted = {
+	"SELECT" SEED_COLUMNS ", t.queue FROM fanout.task t WHERE t.id = ANY ($1) AND" UNFINISHED, 1, {INT8ARRAYOID}
 };
 
 /* A start that was not journaled before it ended is known from its end. */
@@ -363,7 +368,8 @@ enter_unfinished(Queue *queue, TaskSeed *seed, ItemPointer tid, const History *h
 {
 	Task	   *task;
 
-	if (history == NULL)
+	/* of one that begins a new life the row says all, unless that is timed */
+	if (history == NULL || (history->running == 0 && history->attempts == 0 && history->due == 0 && !seed->timed))
 	{
 		(void) task_rebuild(queue, seed, tid, 0, false, now);
 		return true;
@@ -382,6 +388,7 @@ typedef struct RebuildState
 {
 	HTAB	   *histories;
 	TimestampTz now;
+	bool		attempted;		/* those that have a history, or the others */
 	int64		forgotten;
 } RebuildState;
 
@@ -401,6 +408,8 @@ handle_unfinished(void *arg, uint64 rows)
 
 		read_seed(i, &seed, &tid);
 		history = hash_search(state->histories, &seed.task, HASH_FIND, NULL);
+		if ((history != NULL) != state->attempted)
+			continue;
 
 		dispatcher_lock();
 		if (queue == NULL || queue->id != queue_id)
@@ -425,6 +434,48 @@ load_histories(void)
 	return histories;
 }
 
+/*
+ * Enter the tasks that have a history, those that run first.  They have to be
+ * in memory, and others, which can be left on disk, are not to take their
+ * places, of lanes above all.
+ */
+static void
+enter_attempted(RebuildState *state)
+{
+	int64		count = hash_get_num_entries(state->histories);
+	Datum	   *ids = MemoryContextAllocHuge(CurrentMemoryContext, Max(count, 1) * sizeof(Datum));
+	HASH_SEQ_STATUS scan;
+	History    *history;
+	int64		filled = 0;
+
+	for (int running = 1; running >= 0; running--)
+	{
+		hash_seq_init(&scan, state->histories);
+		while ((history = hash_seq_search(&scan)) != NULL)
+		{
+			if ((history->running != 0) == running)
+				ids[filled++] = Int64GetDatum(history->task);
+		}
+	}
+
+	state->attempted = true;
+	for (int64 done = 0; done < count; done += ATTEMPTED_CHUNK)
+	{
+		SpiScope	scope;
+		Datum		values[1];
+
+		values[0] = PointerGetDatum(construct_array(&ids[done], Min(ATTEMPTED_CHUNK, count - done), INT8OID, 8,
+													FLOAT8PASSBYVAL, TYPALIGN_DOUBLE));
+		spi_begin(&scope);
+		handle_unfinished(state, spi_read_latest(&select_attempted, values, NULL));
+		spi_end(&scope);
+		pfree(DatumGetPointer(values[0]));
+		CHECK_FOR_INTERRUPTS();
+	}
+	state->attempted = false;
+	pfree(ids);
+}
+
 void
 rebuild(Database *database, bool foreign)
 {
@@ -438,6 +489,7 @@ rebuild(Database *database, bool foreign)
 	partitions_load(database);
 	load_starts(database, state.now);
 	state.histories = load_histories();
+	enter_attempted(&state);
 	for_each_chunk(&select_unfinished, handle_unfinished, &state);
 	PopActiveSnapshot();
 	CommitTransactionCommand();
@@ -750,15 +802,18 @@ bool
 refill_queue(Queue *queue)
 {
 	bool		headway;
+	bool		strays;
 
 	dispatcher_lock();
 	queue->wants_refill = false;
 	queue->main.wants_refill = false;
+	strays = queue_may_have_lane(queue);
 	dispatcher_unlock();
 
 	headway = refill_window(queue, REFILL_SCHEDULED, NULL, &queue->scheduled);
 	headway &= refill_window(queue, REFILL_LANE, &queue->main, &queue->main.ready);
-	headway &= refill_window(queue, REFILL_STRAYS, NULL, &queue->strays);
+	if (strays)
+		headway &= refill_window(queue, REFILL_STRAYS, NULL, &queue->strays);
 	headway &= refill_partitions(queue);
 	return headway;
 }
