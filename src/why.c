@@ -27,6 +27,7 @@ PG_FUNCTION_INFO_V1(fanout_why);
 typedef enum Reason
 {
 	REASON_RUNNING,
+	REASON_ENQUEUED,
 	REASON_ENDING,
 	REASON_SCHEDULED,
 	REASON_QUEUE_PAUSED,
@@ -141,6 +142,8 @@ look(int64 number, int32 queue_id, int64 partition, TimestampTz run_at, Facts *f
 		facts->time = task->lease->until;
 		memcpy(facts->worker, task->lease->worker_name, FANOUT_NAME_LEN);
 	}
+	else if (task != NULL && task->state == TASK_ENQUEUED)
+		facts->reason = REASON_ENQUEUED;
 	else if (task != NULL && task->state == TASK_ENDING)
 		facts->reason = REASON_ENDING;
 	else if (task != NULL && task->state == TASK_SCHEDULED)
@@ -170,6 +173,9 @@ describe(const Facts *facts, const char *partition, char **words)
 			*words = psprintf("it runs, with lease " INT64_FORMAT " of worker \"%s\" until %s", facts->lease,
 							  facts->worker, time);
 			return "running";
+		case REASON_ENQUEUED:
+			*words = pstrdup("the transaction that enqueues it is open");
+			return "enqueued";
 		case REASON_ENDING:
 			*words = pstrdup("a transaction that is open cancels it");
 			return "ending";
