@@ -541,8 +541,7 @@ apply(const Pending *op, TimestampTz now)
 			queue = queue_of_note(op);
 			if (queue != NULL)
 			{
-				queue->waiting -= op->u.on_disk;
-				queue->cancelled += op->u.on_disk;
+				queue_purged_on_disk(queue, op->u.on_disk);
 				queue_reopen(queue);
 				database = database_find(MyDatabaseId);
 				database->dirty_join_overflow |= op->u.on_disk > 0;

@@ -286,11 +286,17 @@ evict_any_lane(void)
 	return false;
 }
 
+bool
+queue_is_within_share(const Queue *queue)
+{
+	return queue_in_memory(queue) < queue_window_limit();
+}
+
 /* Has the queue room in memory for one more waiting task, at no other queue's cost? */
 bool
 queue_room(Queue *queue)
 {
-	return queue_in_memory(queue) < queue_window_limit() &&
+	return queue_is_within_share(queue) &&
 		(fanout_shared->free_tasks > 0 || evict_for(queue));
 }
 
@@ -1316,6 +1322,17 @@ queue_close(Queue *queue, bool dropping, TransactionId closer)
 	queue->closer = closer;
 	queue->epoch++;
 	return true;
+}
+
+/* So many of its waiting tasks that are on disk have been cancelled: all there are. */
+void
+queue_purged_on_disk(Queue *queue, int64 count)
+{
+	int64		timed = Max(queue->timed - (int64) queue->scheduled.set.count, 0);
+
+	queue->waiting -= count;
+	queue->cancelled += count;
+	queue->timed -= Min(timed, count);
 }
 
 /* CLOSED -> what it was before. */

@@ -248,7 +248,7 @@ check_refill(Lane *lane)
 
 	if (!lane->ready.bounded || lane->wants_refill || lane->ready.refilling ||
 		(limit > 0 && lane->running >= limit && lane->ready.set.count > 0) ||
-		(window_first(&lane->ready) != NULL && lane->ready.set.count >= low))
+		(window_first(&lane->ready) != NULL && (lane->ready.set.count >= low || !queue_is_within_share(queue))))
 		return;
 	lane->wants_refill = true;
 	queue->wants_refill = true;

@@ -540,6 +540,7 @@ typedef struct Refill
 	int64		loaded;
 	bool		headway;
 	bool		urgent;			/* nothing can be given out before it is done */
+	bool		room;			/* the queue has room for more than what is urgent */
 	RefillRow  *rows;
 } Refill;
 
@@ -710,7 +711,7 @@ load_rows(Refill *refill)
 	dispatcher_unlock();
 }
 
-/* Note the begin of the refill; false if the window needs none.  Under the lock. */
+/* Note the begin of the refill; false if the window needs none, or there is no room.  Under the lock. */
 static bool
 begin_refill(Refill *refill)
 {
@@ -718,11 +719,14 @@ begin_refill(Refill *refill)
 
 	if (queue->state != QUEUE_OPEN || queue->db != MyDatabaseId || !refill->window->bounded)
 		return false;
+	refill->urgent = window_first(refill->window) == NULL;
+	refill->room = queue_room(queue);
+	if (refill->kind != REFILL_STRAYS && !refill->urgent && !refill->room)
+		return false;			/* it asks again when it gives out what it has */
 	refill->queue_id = queue->id;
 	refill->epoch = queue->epoch;
 	refill->key = refill->window->bound_key;
 	refill->id = refill->window->bound_id;
-	refill->urgent = window_first(refill->window) == NULL;
 	window_begin_refill(refill->window);
 	queue->refilling++;
 	return true;
@@ -736,6 +740,8 @@ run_refill(Refill *refill)
 
 	if (refill->kind == REFILL_LANE && refill->lane->key.partition != 0)
 		most = Min(most, REFILL_PARTITION);
+	if (refill->kind != REFILL_STRAYS && !refill->room)
+		most = Min(most, REFILL_LEAST);
 	refill->limit = most;
 	refill->rows = palloc(refill->limit * sizeof(RefillRow));
 	read_from_bound(refill);
