@@ -90,6 +90,26 @@ SELECT fanout.enqueue('fair', 'urgent', partition_key => 'flood', priority => -1
 SELECT count(*) FILTER (WHERE name = 'urgent') AS urgent FROM fanout.dequeue('fair', max_tasks => 5);
 SELECT fanout.drop_queue('fair', force => true);
 
+-- Nor is a turn gained by a partition that is forgotten each time its only task is done.
+SELECT fanout.create_queue('short');
+SELECT test.put('short', 'steady', 's1', 's2', 's3', 's4', 's5', 's6');
+CREATE PROCEDURE test.take_in_turn() LANGUAGE plpgsql AS $$
+DECLARE
+	lease bigint;
+BEGIN
+	FOR i IN 1 .. 8 LOOP
+		PERFORM test.put('short', 'again', 'again');
+		COMMIT;
+		SELECT d.lease INTO lease FROM fanout.dequeue('short') d;
+		PERFORM fanout.complete(lease);
+		COMMIT;
+	END LOOP;
+END $$;
+CALL test.take_in_turn();
+SELECT partition_key, count(*) FROM fanout.tasks WHERE queue = 'short' AND state = 'succeeded' GROUP BY 1 ORDER BY 1;
+DROP PROCEDURE test.take_in_turn;
+SELECT fanout.drop_queue('short', force => true);
+
 --
 -- settings of single partitions
 --

@@ -50,6 +50,8 @@ SELECT test.why('d2');
 BEGIN;
 SELECT fanout.cancel(test.task('d2'));
 SELECT (fanout.why(test.task('d2'))).code;
+SELECT fanout.enqueue('p', 'own', partition_key => 'own') > 0;
+SELECT (fanout.why(test.task('own'))).*;
 ROLLBACK;
 
 SELECT test.sqlstate_of('SELECT fanout.why(NULL)'), test.sqlstate_of('SELECT fanout.why(-1)');

@@ -214,7 +214,7 @@ pending_queue_alter(Queue *queue, const QueueSettings *settings)
 	note(PENDING_QUEUE_ALTER, queue)->u.settings = *settings;
 }
 
-/* The lane is in memory, as named. */
+/* The lane is kept in memory for it: lane_keep(). */
 void
 pending_lane_set(Queue *queue, int64 partition, const LaneSettings *settings)
 {
@@ -302,6 +302,14 @@ queue_of_note(const Pending *op)
 	if (queue->state == QUEUE_FREE || queue->db != MyDatabaseId || queue->id != op->queue_id)
 		return NULL;
 	return queue;
+}
+
+/* The note's lane is kept no longer; one of a queue that was built anew never was. */
+static void
+let_lane_go(const Pending *op, Queue *queue)
+{
+	if (queue->generation == op->generation)
+		lane_let_go(queue, op->u.lane.partition);
 }
 
 /* Let others have the lock in the middle of long work. */
@@ -533,6 +541,7 @@ apply(const Pending *op, TimestampTz now)
 			if (queue != NULL)
 			{
 				(void) lane_set(queue, op->u.lane.partition, &op->u.lane.settings);
+				let_lane_go(op, queue);
 				queue_wake(queue);
 			}
 			break;
@@ -545,8 +554,7 @@ apply(const Pending *op, TimestampTz now)
 			queue = queue_of_note(op);
 			if (queue != NULL)
 			{
-				queue->waiting -= op->u.on_disk;
-				queue->cancelled += op->u.on_disk;
+				queue_purged_on_disk(queue, op->u.on_disk);
 				queue_reopen(queue);
 				database = database_find(MyDatabaseId);
 				database->dirty_join_overflow |= op->u.on_disk > 0;
@@ -578,7 +586,6 @@ static void
 undo(const Pending *op)
 {
 	Queue	   *queue;
-	Lane	   *lane;
 	Task	   *task;
 
 	switch (op->kind)
@@ -608,14 +615,8 @@ undo(const Pending *op)
 			break;
 		case PENDING_LANE_SET:
 			queue = queue_of_note(op);
-			lane = queue != NULL ? lane_find(queue, op->u.lane.partition) : NULL;
-			if (lane != NULL)
-			{
-				LaneSettings settings = lane->settings;
-
-				/* with what it had it may not need to stay */
-				(void) lane_set(queue, op->u.lane.partition, &settings);
-			}
+			if (queue != NULL)
+				let_lane_go(op, queue);
 			break;
 		case PENDING_QUEUE_DROP:
 		case PENDING_QUEUE_PURGE:

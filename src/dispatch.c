@@ -185,12 +185,15 @@ task_forget(Task *task)
 void
 queue_leave_on_disk(Queue *queue, const TaskSeed *first, int64 count)
 {
+	Database   *database = database_of(queue);
+
 	queue->waiting += count;
 	queue->enqueued += count;
 	if (first->timed)
 	{
 		queue->timed += count;
 		window_leave_on_disk(&queue->scheduled, first->run_at, first->task);
+		keeper_wake_by(database, first->run_at);
 	}
 	else
 	{
@@ -201,8 +204,6 @@ queue_leave_on_disk(Queue *queue, const TaskSeed *first, int64 count)
 		else
 			queue_leave_stray(queue, first->task);
 	}
-	queue->wants_refill = true;
-	keeper_wake(database_of(queue));
 }
 
 /*
@@ -271,11 +272,13 @@ task_rebuild(Queue *queue, const TaskSeed *seed, ItemPointer tid, int attempts, 
 	Lane	   *lane = lane_for(queue, seed->partition);
 	Task	   *task = NULL;
 
+	if (lane == NULL && own_due && evict_any_lane())
+		lane = lane_for(queue, seed->partition);
 	queue->waiting++;
 	if (lane != NULL)
 	{
 		lane->tasks++;			/* while room is made, it is not to go away */
-		if (own_due ? (fanout_shared->free_tasks > 0 || evict_for(queue)) :
+		if (own_due ? (fanout_shared->free_tasks > 0 || evict_for(queue) || evict_any()) :
 			make_room(queue, scheduled ? &queue->scheduled : &lane->ready,
 					  scheduled ? seed->run_at : seed->priority, seed->task))
 			task = enter_from_seed(queue, lane, seed);
@@ -776,6 +779,8 @@ task_withdraw_from_disk(Queue *queue, const TaskSeed *seed, TransactionId ender)
 	Lane	   *lane = lane_for(queue, seed->partition);
 	Task	   *task = NULL;
 
+	if (lane == NULL && evict_any_lane())
+		lane = lane_for(queue, seed->partition);
 	if (lane == NULL)
 		return NULL;
 	lane->tasks++;				/* while room is made, it is not to go away */
@@ -906,6 +911,17 @@ queue_close(Queue *queue, bool dropping, TransactionId closer)
 	queue->closer = closer;
 	queue->epoch++;
 	return true;
+}
+
+/* So many of its waiting tasks that are on disk have been cancelled: all there are. */
+void
+queue_purged_on_disk(Queue *queue, int64 count)
+{
+	int64		timed = Max(queue->timed - (int64) queue->scheduled.set.count, 0);
+
+	queue->waiting -= count;
+	queue->cancelled += count;
+	queue->timed -= Min(timed, count);
 }
 
 /* CLOSED -> what it was before. */

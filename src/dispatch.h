@@ -101,6 +101,7 @@ extern void task_end_unforeseen(Task *task, Outcome outcome);
 extern bool queue_promote_due(Queue *queue, TimestampTz now);
 extern void queue_forget_ended(Queue *queue);
 extern bool queue_close(Queue *queue, bool dropping, TransactionId closer);
+extern void queue_purged_on_disk(Queue *queue, int64 count);
 extern void queue_reopen(Queue *queue);
 extern void queue_remove(Queue *queue);
 

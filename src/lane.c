@@ -10,7 +10,9 @@
  * inverse of its weight, and the lane whose time is earliest is next.  A lane
  * that comes back after a pause starts at the queue's clock, so it has its
  * share from then on and nothing is saved up; what an idle lane does not use,
- * the others do.
+ * the others do.  A lane that was forgotten in between must not have a turn
+ * more than one that was not: a new lane starts where the last one of those
+ * that were forgotten had come to, which is a turn from the clock at most.
  *
  * Only lanes that have a task which may start stand in the set of turns.  One
  * that is empty, at its limit, or waits for a refill is not looked at until
@@ -35,15 +37,15 @@ static RateView
 rate_of(Lane *lane)
 {
 	const RateLimit *limit = &lane->settings.rate;
+	RateView	view;
 
 	if (limit->units == 0)
 		limit = &queue_of_lane(lane)->settings.partition_rate;
-	return (RateView) {
-		.log = &lane->rate_log,
-		.limits = limit,
-		.uses = &lane->rate_use,
-		.count = lane->key.partition != 0 && limit->units > 0 ? 1 : 0
-	};
+	view.log = &lane->rate_log;
+	view.limits = limit;
+	view.uses = &lane->rate_use;
+	view.count = lane->key.partition != 0 && limit->units > 0 ? 1 : 0;
+	return view;
 }
 
 /*
@@ -71,10 +73,16 @@ rate_slack(const RateView *rate)
 void
 lane_remember_unknown_starts(Lane *lane, TimestampTz at)
 {
+	Queue	   *queue = queue_of_lane(lane);
 	RateView	rate = rate_of(lane);
+	int64		unknown = rate_slack(&rate);
+
+	/* a lane that is new since may be one whose starts found no place */
+	if (queue->loaded_at != 0 && queue->starts_lost)
+		unknown = rate.limits->units;
 
 	if (rate.count > 0 && at + rate.limits->period > GetCurrentTimestamp())
-		rate_take(&rate, rate_slack(&rate), Max(at, lane->rate_log.seen));
+		rate_take(&rate, unknown, Max(at, lane->rate_log.seen));
 }
 
 Lane *
@@ -84,13 +92,16 @@ lane_for(Queue *queue, int64 partition)
 
 	if (lane != NULL)
 		return lane;
+	if (fanout_shared->free_lanes == 0)
+		evict_lane_for(queue);
 	lane = lane_enter(queue, partition);
 	if (lane == NULL)
 		return NULL;
+	lane->time = queue->forgotten_time;
 
 	/* some of its tasks may be strays: all of it counts as being on disk until a refill has looked */
 	if (queue->strays.bounded)
-		lane_leave_on_disk(lane, PG_INT64_MIN, 0);
+		lane_leave_on_disk(lane, PG_INT64_MIN, queue->strays.bound_id);
 
 	if (queue->loaded_at != 0)
 		lane_remember_unknown_starts(lane, queue->loaded_at);
@@ -100,10 +111,11 @@ lane_for(Queue *queue, int64 partition)
 void
 lane_release(Lane *lane)
 {
-	if (lane->key.partition == 0 || lane->tasks > 0 || lane->named || lane->ready.bounded || lane->ready.refilling ||
-		lane->throttled_until != 0)
+	if (lane->key.partition == 0 || lane->tasks > 0 || lane->named || lane->setters > 0 ||
+		lane->ready.bounded || lane->ready.refilling || lane->throttled_until != 0)
 		return;
 	Assert(lane->running == 0 && lane->startable == 0);
+	queue_of_lane(lane)->forgotten_time = Max(queue_of_lane(lane)->forgotten_time, lane->time);
 	lane_free(lane);
 	lanes_freed();
 }
@@ -124,6 +136,10 @@ queue_leave_stray(Queue *queue, int64 task)
 {
 	window_leave_on_disk(&queue->strays, 0, task);
 	fanout_shared->has_strays = true;
+	if (!queue_may_have_lane(queue))
+		return;					/* lanes_freed() asks for the refill */
+	queue->wants_refill = true;
+	keeper_wake(database_of(queue));
 }
 
 /* A refill of strays that found no room for a lane is not tried again before there is some. */
@@ -157,6 +173,28 @@ lane_limit(const Lane *lane)
 }
 
 bool
+lane_keep(Queue *queue, int64 partition)
+{
+	Lane	   *lane = lane_for(queue, partition);
+
+	if (lane != NULL)
+		lane->setters++;
+	return lane != NULL;
+}
+
+void
+lane_let_go(Queue *queue, int64 partition)
+{
+	Lane	   *lane = lane_find(queue, partition);
+
+	if (lane == NULL)
+		return;
+	Assert(lane->setters > 0);
+	lane->setters--;
+	lane_release(lane);
+}
+
+bool
 lane_set(Queue *queue, int64 partition, const LaneSettings *settings)
 {
 	Lane	   *lane = lane_for(queue, partition);
@@ -164,8 +202,8 @@ lane_set(Queue *queue, int64 partition, const LaneSettings *settings)
 	if (lane == NULL)
 		return false;
 	lane->settings = *settings;
-	lane->named = settings->concurrency > 0 || settings->weight != 1 || settings->paused ||
-		settings->rate.units > 0 || settings->held_until != 0;
+	/* its worker's word to wait keeps it in the set of throttled lanes until that is over */
+	lane->named = settings->concurrency > 0 || settings->weight != 1 || settings->paused || settings->rate.units > 0;
 	lane_recount_rate(lane);
 	lane_settle(lane);
 	lane_release(lane);
@@ -234,7 +272,7 @@ check_refill(Lane *lane)
 
 	if (!lane->ready.bounded || lane->wants_refill || lane->ready.refilling ||
 		(limit > 0 && lane->running >= limit && lane->ready.set.count > 0) ||
-		(window_first(&lane->ready) != NULL && lane->ready.set.count >= low))
+		(window_first(&lane->ready) != NULL && (lane->ready.set.count >= low || !queue_is_within_share(queue))))
 		return;
 	lane->wants_refill = true;
 	queue->wants_refill = true;
@@ -415,6 +453,7 @@ lane_take(Lane *lane, Task *task)
 void
 lane_leave_on_disk(Lane *lane, int64 key, int64 id)
 {
+	lane->disk_first = lane->ready.bounded ? Min(lane->disk_first, id) : id;
 	window_leave_on_disk(&lane->ready, key, id);
 	lane_settle(lane);
 }
@@ -436,11 +475,20 @@ lane_give_permit(Lane *lane)
 
 /* The lane whose turn it is, or NULL if no task may start. */
 Lane *
-queue_next_lane(const Queue *queue)
+queue_next_lane(Queue *queue)
 {
-	OrderNode  *first = queue->turns.first;
+	while (queue->turns.first != NULL)
+	{
+		Lane	   *lane = order_container(Lane, node, queue->turns.first);
+		RateView	rate = rate_of(lane);
 
-	return first != NULL ? order_container(Lane, node, first) : NULL;
+		if (rate_has_room(&rate))
+			return lane;
+
+		/* others have taken what room there was when it was settled: it is throttled now */
+		lane_settle(lane);
+	}
+	return NULL;
 }
 
 /* Move the lane's time on, or back. */

@@ -24,6 +24,10 @@ extern Lane *lane_for(Queue *queue, int64 partition);
 /* Give it settings of its own, or take them away; false if there is no room for the lane. */
 extern bool lane_set(Queue *queue, int64 partition, const LaneSettings *settings);
 
+/* It is to get settings when a transaction commits: there is room for it until that has ended; false if there is none. */
+extern bool lane_keep(Queue *queue, int64 partition);
+extern void lane_let_go(Queue *queue, int64 partition);
+
 /* How many of its tasks may run at one time; 0: any number. */
 extern int32 lane_limit(const Lane *lane);
 
@@ -65,7 +69,7 @@ extern void queue_leave_stray(Queue *queue, int64 task);
 extern void lanes_freed(void);
 
 /* Whose turn it is. */
-extern Lane *queue_next_lane(const Queue *queue);
+extern Lane *queue_next_lane(Queue *queue);
 extern void lane_serve(Lane *lane);
 extern void lane_unserve(Lane *lane);
 

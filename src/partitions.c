@@ -127,24 +127,21 @@ partitions_load(Database *database)
 	spi_end(&scope);
 }
 
-/* The lane will have settings: it is to stay from now on. */
+/* The lane will have settings: it is to stay until then. */
 static void
 keep_lane(const QueueRef *ref, int64 partition)
 {
-	Lane	   *lane = NULL;
 	bool		gone;
+	bool		kept;
 
 	dispatcher_lock();
 	gone = !queue_ref_is_valid(ref);
-	if (!gone)
-		lane = lane_for(ref->queue, partition);
-	if (lane != NULL)
-		lane->named = true;
+	kept = !gone && lane_keep(ref->queue, partition);
 	dispatcher_unlock();
 
 	if (gone)
 		throw_queue_gone(ref->name);
-	if (lane == NULL)
+	if (!kept)
 		ereport(ERROR,
 				(errcode(ERRCODE_CONFIGURATION_LIMIT_EXCEEDED),
 				 errmsg("too many partitions"),

@@ -11,7 +11,9 @@
  *
  * Starts of one moment are one entry.  Should the pool of entries be used up,
  * the newest entry of the log takes the start, and moves to its time: what it
- * held then counts for longer than it must, never for less.
+ * held then counts for longer than it must, never for less.  A log that has no
+ * entry yet must find one: rate_admits() lets nothing start while there may be
+ * none for both logs of a start, the queue's and the lane's.
  */
 #include "postgres.h"
 
@@ -47,6 +49,21 @@ rate_pool_init(void *memory, bool found)
 	for (int i = 1; i < fanout_max_rate_entries; i++)
 		entries[i].next = i + 1;
 	fanout_shared->free_rate_entry = 1;
+}
+
+/* May there be no entry for each of two logs that have none yet? */
+static bool
+pool_is_short(void)
+{
+	int32		place = fanout_shared->free_rate_entry;
+
+	return place == 0 || entries[place].next == 0;
+}
+
+bool
+rate_has_room(const RateView *rate)
+{
+	return rate->count == 0 || rate->log->newest != 0 || !pool_is_short();
 }
 
 /* Append an entry; 0 if the pool is used up. */
@@ -126,16 +143,31 @@ window_admits(const RateLimit *limit, const RateUse *use, int32 cost)
 	return at;
 }
 
+/* When no window reaches back to this time any more. */
+static TimestampTz
+time_to_forget(const RateView *rate, TimestampTz time)
+{
+	TimestampTz at = 0;
+
+	for (int i = 0; i < rate->count; i++)
+		at = Max(at, time + rate->limits[i].period + 1);
+	return at;
+}
+
 TimestampTz
 rate_admits(const RateView *rate, int32 cost, TimestampTz now)
 {
 	TimestampTz at = 0;
 
 	/* what could not be remembered must not start; room comes as other logs forget */
-	if (rate->log->newest == 0 && fanout_shared->free_rate_entry == 0)
+	if (!rate_has_room(rate))
 		return now + NO_ROOM_PAUSE;
+	if (rate->log->lost != 0)
+		at = time_to_forget(rate, rate->log->lost);
 
 	slide(rate, now);
+	if (at <= now)
+		at = 0;
 	for (int i = 0; i < rate->count; i++)
 	{
 		TimestampTz window_at = window_admits(&rate->limits[i], &rate->uses[i], cost);
@@ -150,6 +182,8 @@ rate_left(const RateView *rate, TimestampTz now)
 {
 	int64		left = PG_INT64_MAX;
 
+	if (rate->log->lost != 0 && time_to_forget(rate, rate->log->lost) > now)
+		return 0;
 	slide(rate, now);
 	for (int i = 0; i < rate->count; i++)
 		left = Min(left, rate->limits[i].units - rate->uses[i].used);
@@ -169,15 +203,21 @@ rate_take(const RateView *rate, int32 cost, TimestampTz at)
 	{
 		place = log->newest;
 		if (place == 0)
-			return;				/* it was not admitted: see rate_admits() */
+		{
+			log->lost = at;		/* only at a rebuild: see rate_admits() */
+			return;
+		}
 		entries[place].at = at;
 	}
 	entries[place].units += cost;
 	for (int i = 0; i < rate->count; i++)
 	{
-		if (rate->uses[i].from == 0)
-			rate->uses[i].from = place;
-		rate->uses[i].used += cost;
+		RateUse    *use = &rate->uses[i];
+
+		/* an entry that has moved brings what it held back into a window that it had left */
+		use->used = use->from == 0 ? entries[place].units : use->used + cost;
+		if (use->from == 0)
+			use->from = place;
 	}
 }
 
@@ -192,6 +232,9 @@ void
 rate_give_back(const RateView *rate, int32 cost, TimestampTz at)
 {
 	int32		place = rate->log->newest;
+
+	if (at <= rate->log->since)
+		return;					/* there was no limit then: it was not remembered */
 
 	/* its entry is the first that is not earlier; it may have moved to a later time, but not back */
 	while (place != 0 && entries[place].previous != 0 && entries[entries[place].previous].at >= at)
@@ -209,6 +252,8 @@ rate_give_back(const RateView *rate, int32 cost, TimestampTz at)
 void
 rate_recount(const RateView *rate, TimestampTz now)
 {
+	if (rate->log->newest == 0)
+		rate->log->since = now;
 	for (int i = 0; i < rate->count; i++)
 	{
 		RateUse    *use = &rate->uses[i];
@@ -224,11 +269,11 @@ rate_recount(const RateView *rate, TimestampTz now)
 TimestampTz
 rate_empty_at(const RateView *rate)
 {
-	TimestampTz at = 0;
+	TimestampTz last = rate->log->lost;
 
-	for (int i = 0; i < rate->count && rate->log->newest != 0; i++)
-		at = Max(at, entries[rate->log->newest].at + rate->limits[i].period + 1);
-	return at;
+	if (rate->log->newest != 0)
+		last = Max(last, entries[rate->log->newest].at);
+	return last != 0 ? time_to_forget(rate, last) : 0;
 }
 
 void
@@ -236,4 +281,5 @@ rate_log_free(RateLog *log)
 {
 	while (log->oldest != 0)
 		drop_oldest(log);
+	log->lost = 0;
 }

@@ -31,6 +31,8 @@ typedef struct RateLog
 	int32		oldest;
 	int32		newest;
 	TimestampTz seen;			/* the windows have slid so far: nothing starts before */
+	TimestampTz since;			/* nothing that started before is remembered */
+	TimestampTz lost;			/* a start for which there was no room: it takes all of the windows; 0: none */
 } RateLog;
 
 /* A log with its windows and their limits. */
@@ -44,6 +46,9 @@ typedef struct RateView
 
 extern Size rate_pool_size(void);
 extern void rate_pool_init(void *memory, bool found);
+
+/* Could a start be remembered? */
+extern bool rate_has_room(const RateView *rate);
 
 /* When a start of so many units is admitted: 0 if now. */
 extern TimestampTz rate_admits(const RateView *rate, int32 cost, TimestampTz now);

@@ -32,6 +32,7 @@
 #include "wait.h"
 
 #define REBUILD_FETCH	10000
+#define ATTEMPTED_CHUNK	1000
 
 static SpiStatement select_queues = {
 	"SELECT id, " QUEUE_SETTINGS_COLUMNS " FROM fanout.queue", 0, {0}
@@ -44,6 +45,10 @@ static SpiStatement select_queues = {
 #define SELECT_UNFINISHED(segment) { \
 	"SELECT" SEED_COLUMNS ", t.queue FROM fanout.task" segment " t WHERE" UNFINISHED(segment), 0, {0} \
 }
+
+static SpiStatement select_attempted = {
+	"SELECT" SEED_COLUMNS ", t.queue FROM fanout.task t WHERE t.id = ANY ($1) AND" UNFINISHED(""), 1, {INT8ARRAYOID}
+};
 
 /*
  * A start that was not journaled before it ended is known from its end.  A
@@ -327,7 +332,8 @@ enter_unfinished(Queue *queue, TaskSeed *seed, ItemPointer tid, const History *h
 {
 	Task	   *task;
 
-	if (history == NULL)
+	/* of one that begins a new life the row says all, unless that is timed */
+	if (history == NULL || (history->running == 0 && history->attempts == 0 && history->due == 0 && !seed->timed))
 	{
 		(void) task_rebuild(queue, seed, tid, 0, false, now);
 		return true;
@@ -348,6 +354,7 @@ typedef struct RebuildState
 {
 	HTAB	   *histories;
 	TimestampTz now;
+	bool		attempted;		/* those that have a history, or the others */
 	int64		forgotten;
 } RebuildState;
 
@@ -367,6 +374,8 @@ handle_unfinished(void *arg, uint64 rows)
 
 		seed_read(i, &seed, &tid);
 		history = hash_search(state->histories, &seed.task, HASH_FIND, NULL);
+		if ((history != NULL) != state->attempted)
+			continue;
 
 		dispatcher_lock();
 		if (queue == NULL || queue->id != queue_id)
@@ -392,6 +401,48 @@ load_histories(void)
 	return histories;
 }
 
+/*
+ * Enter the tasks that have a history, those that run first.  They have to be
+ * in memory, and others, which can be left on disk, are not to take their
+ * places, of lanes above all.
+ */
+static void
+enter_attempted(RebuildState *state)
+{
+	int64		count = hash_get_num_entries(state->histories);
+	Datum	   *ids = MemoryContextAllocHuge(CurrentMemoryContext, Max(count, 1) * sizeof(Datum));
+	HASH_SEQ_STATUS scan;
+	History    *history;
+	int64		filled = 0;
+
+	for (int running = 1; running >= 0; running--)
+	{
+		hash_seq_init(&scan, state->histories);
+		while ((history = hash_seq_search(&scan)) != NULL)
+		{
+			if ((history->running != 0) == running)
+				ids[filled++] = Int64GetDatum(history->task);
+		}
+	}
+
+	state->attempted = true;
+	for (int64 done = 0; done < count; done += ATTEMPTED_CHUNK)
+	{
+		SpiScope	scope;
+		Datum		values[1];
+
+		values[0] = PointerGetDatum(construct_array(&ids[done], Min(ATTEMPTED_CHUNK, count - done), INT8OID, 8,
+													FLOAT8PASSBYVAL, TYPALIGN_DOUBLE));
+		spi_begin(&scope);
+		handle_unfinished(state, spi_read_latest(&select_attempted, values, NULL));
+		spi_end(&scope);
+		pfree(DatumGetPointer(values[0]));
+		CHECK_FOR_INTERRUPTS();
+	}
+	state->attempted = false;
+	pfree(ids);
+}
+
 void
 rebuild(Database *database, bool foreign)
 {
@@ -406,6 +457,7 @@ rebuild(Database *database, bool foreign)
 	partitions_load(database);
 	load_starts(database, state.now);
 	state.histories = load_histories();
+	enter_attempted(&state);
 	for (int i = 0; i < FANOUT_SEGMENTS; i++)
 		for_each_chunk(&select_unfinished[i], handle_unfinished, &state);
 	PopActiveSnapshot();

@@ -104,6 +104,7 @@ typedef struct Refill
 	int64		loaded;
 	bool		headway;
 	bool		urgent;			/* nothing can be given out before it is done */
+	bool		room;			/* the queue has room for more than what is urgent */
 	int			segments[FANOUT_SEGMENTS];	/* those in use, in the order of their tasks */
 	int			segment_count;
 	RefillRow  *rows;			/* room for as many as the limit of each segment */
@@ -277,7 +278,7 @@ end_refill(Refill *refill, int64 done)
 	if (refill->kind == REFILL_STRAYS)
 	{
 		/* without room for a lane there is nothing to retry: lanes_freed() asks for it again */
-		queue->wants_refill |= window->bounded && (!full || fanout_shared->free_lanes > 0);
+		queue->wants_refill |= window->bounded && (!full || queue_may_have_lane(queue));
 		refill->headway = true;
 	}
 	if (refill->kind == REFILL_LANE)
@@ -312,7 +313,7 @@ load_rows(Refill *refill)
 	dispatcher_unlock();
 }
 
-/* Note the begin of the refill; false if the window needs none.  Under the lock. */
+/* Note the begin of the refill; false if the window needs none, or there is no room.  Under the lock. */
 static bool
 begin_refill(Refill *refill)
 {
@@ -320,11 +321,14 @@ begin_refill(Refill *refill)
 
 	if (queue->state != QUEUE_OPEN || queue->db != MyDatabaseId || !refill->window->bounded)
 		return false;
+	refill->urgent = window_first(refill->window) == NULL;
+	refill->room = queue_room(queue);
+	if (refill->kind != REFILL_STRAYS && !refill->urgent && !refill->room)
+		return false;			/* it asks again when it gives out what it has */
 	refill->queue_id = queue->id;
 	refill->epoch = queue->epoch;
 	refill->key = refill->window->bound_key;
 	refill->id = refill->window->bound_id;
-	refill->urgent = window_first(refill->window) == NULL;
 	refill->segment_count = segments_in_use(database_find(MyDatabaseId), refill->segments);
 	window_begin_refill(refill->window);
 	queue->refilling++;
@@ -339,6 +343,8 @@ run_refill(Refill *refill)
 
 	if (refill->kind == REFILL_LANE && refill->lane->key.partition != 0)
 		most = Min(most, REFILL_PARTITION);
+	if (refill->kind != REFILL_STRAYS && !refill->room)
+		most = Min(most, REFILL_LEAST);
 	refill->limit = most;
 	refill->rows = palloc(refill->limit * refill->segment_count * sizeof(RefillRow));
 	read_from_bound(refill);
@@ -405,15 +411,18 @@ bool
 refill_queue(Queue *queue)
 {
 	bool		headway;
+	bool		strays;
 
 	dispatcher_lock();
 	queue->wants_refill = false;
 	queue->main.wants_refill = false;
+	strays = queue_may_have_lane(queue);
 	dispatcher_unlock();
 
 	headway = refill_window(queue, REFILL_SCHEDULED, NULL, &queue->scheduled);
 	headway &= refill_window(queue, REFILL_LANE, &queue->main, &queue->main.ready);
-	headway &= refill_window(queue, REFILL_STRAYS, NULL, &queue->strays);
+	if (strays)
+		headway &= refill_window(queue, REFILL_STRAYS, NULL, &queue->strays);
 	headway &= refill_partitions(queue);
 	return headway;
 }

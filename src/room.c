@@ -157,11 +157,121 @@ evict_any(void)
 	return false;
 }
 
+/* May the lane be forgotten, as rows alone say all of it? */
+static bool
+lane_is_evictable(const Lane *lane)
+{
+	OrderNode  *node = lane->ready.set.first;
+
+	if (lane->named || lane->setters > 0 || lane->running > 0 || lane->throttled_until != 0 ||
+		lane->rate_log.newest != 0 || lane->ready.refilling || lane->tasks != lane->ready.set.count)
+		return false;
+	for (int looked = 0; node != NULL; looked++, node = order_next(node))
+	{
+		if (looked == EVICT_LOOK || !task_is_evictable(order_container(Task, node, node)))
+			return false;
+	}
+	return true;
+}
+
+/* All of the lane's tasks are strays from now on. */
+static void
+lane_evict(Lane *lane)
+{
+	Queue	   *queue = queue_of_lane(lane);
+	int64		first = PG_INT64_MAX;
+
+	lane->tasks++;				/* it is not to go away before we are done */
+	while (lane->ready.set.first != NULL)
+		task_evict(order_container(Task, node, lane->ready.set.first));
+	lane->tasks--;
+	if (lane->ready.bounded)
+		first = lane->disk_first;
+	lane->ready.bounded = false;
+	if (first != PG_INT64_MAX)
+	{
+		window_leave_on_disk(&queue->strays, 0, first);
+		fanout_shared->has_strays = true;
+	}
+	lane_release(lane);
+}
+
+/* The queue that has most lanes, if these are more than "queue" has, by so many that one may go over. */
+static Queue *
+queue_with_most_lanes(const Queue *queue)
+{
+	Queue	   *most = NULL;
+	int32		most_count = queue->lane_count + 1;
+
+	for (int i = 0; i < fanout_shared->queue_high; i++)
+	{
+		Queue	   *candidate = &fanout_queues[i];
+
+		if (candidate->state == QUEUE_OPEN && candidate->lane_count > most_count)
+		{
+			most = candidate;
+			most_count = candidate->lane_count;
+		}
+	}
+	return most;
+}
+
+/* Might the queue get room for one more lane? */
+bool
+queue_may_have_lane(const Queue *queue)
+{
+	return fanout_shared->free_lanes > 0 || queue_with_most_lanes(queue) != NULL;
+}
+
+static bool
+queue_evict_lane(Queue *queue)
+{
+	for (int i = 0; i < Min(EVICT_LOOK, queue->lane_count); i++)
+	{
+		Lane	   *lane = queue_walk_lanes(queue);
+
+		if (lane_is_evictable(lane))
+		{
+			lane_evict(lane);
+			return true;
+		}
+	}
+	return false;
+}
+
+/* Make room for a lane at the cost of the queue that has most, so that none starves another. */
+void
+evict_lane_for(const Queue *queue)
+{
+	Queue	   *most = queue_with_most_lanes(queue);
+
+	if (most != NULL)
+		(void) queue_evict_lane(most);
+}
+
+/* Make room for a lane at anybody's cost. */
+bool
+evict_any_lane(void)
+{
+	for (int i = 0; i < fanout_shared->queue_high; i++)
+	{
+		if (fanout_queues[i].state == QUEUE_OPEN && queue_evict_lane(&fanout_queues[i]))
+			return true;
+	}
+	return false;
+}
+
+bool
+queue_is_within_share(const Queue *queue)
+{
+	return queue_in_memory(queue) < queue_window_limit();
+}
+
 /* Has the queue room in memory for one more waiting task, at no other queue's cost? */
 bool
 queue_room(Queue *queue)
 {
-	return queue_in_memory(queue) < queue_window_limit() &&
+	return queue_is_within_share(queue) &&
 		(fanout_shared->free_tasks > 0 || evict_for(queue));
 }
 

@@ -20,4 +20,11 @@ extern bool window_evict_after(Window *window, int64 key, int64 id);
 extern bool evict_for(const Queue *queue);
 extern bool evict_any(void);
 
+extern bool queue_is_within_share(const Queue *queue);
+
+/* The same for lanes: might the queue get room for one more, at the cost of the queue that has most, or at anybody's? */
+extern bool queue_may_have_lane(const Queue *queue);
+extern void evict_lane_for(const Queue *queue);
+extern bool evict_any_lane(void);
+
 #endif							/* FANOUT_ROOM_H */

@@ -92,13 +92,15 @@ typedef struct Lane
 	RateUse		rate_use;
 	dlist_node	link;			/* in Queue.lanes */
 	Window		ready;			/* ordered by (priority, id) */
+	int64		disk_first;		/* bounded: no task that is on disk only has a smaller id */
 	int64		sample_task;	/* one of its tasks, maybe ended: its row tells the partition's key */
 	int32		tasks;			/* pool entries that belong to it */
 	int32		running;		/* permits held, uncommitted claims included */
 	int32		unjournaled;	/* units that have started and are not on disk yet */
 	int32		startable;		/* how many of its tasks may start now, as far as the lane goes; not 0: in Queue.turns */
 	LaneSettings settings;
-	bool		named;			/* it has settings of its own, or is to have some: it stays */
+	int32		setters;		/* open transactions that are to change its settings */
+	bool		named;			/* it has settings of its own: it stays */
 	bool		wants_refill;
 	bool		starved;		/* the last refill found no memory */
 } Lane;
@@ -135,7 +137,9 @@ typedef struct Queue
 	RateUse		rate_uses[RATE_WINDOWS];
 	int64		unjournaled;	/* units that have started and are not on disk yet */
 	TimestampTz loaded_at;		/* when a rebuild found it, or 0 */
+	bool		starts_lost;	/* by that rebuild, of partitions whose lane had no place in memory */
 	int64		clock;			/* the virtual time of the last turn */
+	int64		forgotten_time; /* the latest one of a lane that has gone */
 	int64		startable;		/* tasks that may start as far as their lanes go */
 	int64		ready_count;	/* ready tasks that are in memory */
 

@@ -155,6 +155,8 @@ queue_remember_start(Queue *queue, int64 partition, int32 cost, TimestampTz at)
 		lane_settle(lane);
 		lane_release(lane);
 	}
+	else if (partition != 0)
+		queue->starts_lost = true;
 }
 
 /* For a rebuild: some may have started that were not on disk yet. */
@@ -165,9 +167,9 @@ queue_remember_unknown_starts(Queue *queue, TimestampTz now)
 
 	dlist_iter	iter;
 
-	queue->loaded_at = now;
 	if (rate.count > 0)
 		rate_take(&rate, rate_slack(&rate), Max(now, queue->rate_log.seen));
 	dlist_foreach(iter, &queue->lanes)
 		lane_remember_unknown_starts(dlist_container(Lane, link, iter.cur), now);
+	queue->loaded_at = now;
 }

@@ -212,7 +212,8 @@ stop_waiting_for_results(void)
 void
 keeper_wake_by(Database *database, TimestampTz time)
 {
-	if (database->keeper == NULL || time >= database->keeper_wakes_at)
+	/* the keeper itself looks at everything before it sleeps; to wake itself it would never come to that */
+	if (database->keeper == NULL || database->keeper == MyProc || time >= database->keeper_wakes_at)
 		return;
 	database->keeper_wakes_at = time;
 	SetLatch(&database->keeper->procLatch);

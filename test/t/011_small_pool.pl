@@ -198,5 +198,26 @@ ok($node->poll_query_until('postgres', "SELECT cancelled = 499 FROM fanout.progr
 	'a join cancels more tasks than memory holds');
 is($node->safe_psql('postgres', 'SELECT sum(ready + running) FROM fanout.queues'), 0, 'and nothing is left over');
 
+# A purge of what is on disk leaves no count behind
+$node->safe_psql('postgres', <<'EOS');
+SELECT fanout.create_queue('purged');
+SELECT count(*) FROM fanout.enqueue_many('purged', 'x', array_fill('{}'::jsonb, ARRAY[200]), delay => '1 hour');
+SELECT fanout.purge_queue('purged');
+SELECT count(*) FROM fanout.enqueue_many('purged', 'x', array_fill('{}'::jsonb, ARRAY[10]));
+EOS
+is($node->safe_psql('postgres', "SELECT scheduled, ready FROM fanout.queues WHERE queue = 'purged'"), '0|10', 'counts after a purge');
+
+# While a queue has all that it may have in memory, and something to give out, the keeper reads nothing
+$node->safe_psql('postgres', <<'EOS');
+SELECT fanout.drop_queue(queue, force => true) FROM fanout.queues;
+SELECT fanout.create_queue('full');
+SELECT count(*) FROM fanout.enqueue_many('full', 'x', array_fill('{}'::jsonb, ARRAY[14]), partition_key => 'key');
+SELECT count(*) FROM fanout.enqueue_many('full', 'x', array_fill('{}'::jsonb, ARRAY[30]));
+EOS
+my $refills = "SELECT value::bigint FROM fanout.status() WHERE item = 'refills'";
+my $refills_before = $node->safe_psql('postgres', $refills);
+$node->safe_psql('postgres', 'SELECT pg_sleep(1)');
+cmp_ok($node->safe_psql('postgres', $refills) - $refills_before, '<=', 2, 'the keeper sleeps');
+
 $node->stop;
 done_testing();

@@ -1,0 +1,144 @@
+# Pools of lanes and of rate entries that do not suffice: nothing is exceeded, nothing is forgotten, and no queue starves.
+
+use strict;
+use warnings FATAL => 'all';
+
+use FindBin;
+use lib $FindBin::RealBin;
+
+use FanoutTest;
+use PostgreSQL::Test::Cluster;
+use PostgreSQL::Test::Utils;
+use Test::More;
+
+my $node = new_node('main', conf => "pg_fanout.max_lanes = 16");
+my $refills = "SELECT value::bigint FROM fanout.status() WHERE item = 'refills'";
+
+# A queue that has work in more partitions than there are lanes, and gives none out, leaves lanes to others
+$node->safe_psql('postgres', <<'EOS');
+SELECT fanout.create_queue(q) FROM unnest('{paused,other}'::text[]) q;
+SELECT fanout.pause_queue('paused');
+SELECT count(*) FROM fanout.enqueue_many('paused', 'x', array_fill('{}'::jsonb, '{200}'),
+	partition_keys => ARRAY(SELECT 'key' || n % 100 FROM generate_series(1, 200) n));
+SELECT count(*) FROM fanout.enqueue_many('other', 'x', array_fill('{}'::jsonb, '{200}'),
+	partition_keys => ARRAY(SELECT 'key' || n % 100 FROM generate_series(1, 200) n));
+CREATE PROCEDURE work_off(queue_name text, tasks int) LANGUAGE plpgsql AS $$
+DECLARE
+	took bigint[];
+	done int := 0;
+BEGIN
+	WHILE done < tasks LOOP
+		took := ARRAY(SELECT lease FROM fanout.dequeue(queue_name, max_tasks => 8, wait => '5 s'));
+		COMMIT;
+		EXIT WHEN took = '{}';
+		done := done + cardinality(took);
+		PERFORM fanout.complete(took);
+		COMMIT;
+	END LOOP;
+END $$;
+EOS
+$node->safe_psql('postgres', "CALL work_off('other', 200)");
+is($node->safe_psql('postgres', "SELECT succeeded FROM fanout.queues WHERE queue = 'other'"), 200, 'another queue works');
+
+# While nothing can be done about what is on disk, the keeper sleeps
+my $before = $node->safe_psql('postgres', $refills);
+$node->safe_psql('postgres', 'SELECT pg_sleep(1)');
+cmp_ok($node->safe_psql('postgres', $refills) - $before, '<', 100, 'the keeper does not go round in circles');
+$node->safe_psql('postgres', "SELECT fanout.resume_queue('paused')");
+$node->safe_psql('postgres', "CALL work_off('paused', 200)");
+is($node->safe_psql('postgres', "SELECT succeeded FROM fanout.queues WHERE queue = 'paused'"), 200, 'and so does that one');
+
+# A worker's word to wait keeps a partition in memory until it is over, not for ever
+$node->safe_psql('postgres', "DO \$\$ BEGIN FOR n IN 1 .. 40 LOOP PERFORM fanout.backpressure('other', now(), 'key' || n); COMMIT; END LOOP; END \$\$");
+is($node->safe_psql('postgres', "SELECT count(*) FROM fanout._live_lanes()"), 0, 'no lane is left of words to wait');
+
+# Settings come to a partition although a savepoint has taken others back
+is( $node->safe_psql('postgres', <<'EOS'), '2', 'settings, and a savepoint that is rolled back');
+BEGIN;
+SELECT FROM fanout.set_partition('other', 'set', concurrency => 2);
+SAVEPOINT s;
+SELECT FROM fanout.set_partition('other', 'set', concurrency => 3);
+ROLLBACK TO s;
+SELECT FROM fanout.enqueue_many('other', 'x', array_fill('{}'::jsonb, '{40}'), partition_keys => ARRAY(SELECT 'key' || n FROM generate_series(1, 40) n));
+COMMIT;
+SELECT concurrency FROM fanout._live_lanes() WHERE concurrency > 0;
+EOS
+$node->safe_psql('postgres', "SELECT fanout.set_partition('other', 'set', unset => '{concurrency}')");
+$node->safe_psql('postgres', "CALL work_off('other', 40)");
+
+# Promise 7: leases outlast a restart, whatever other partitions want lanes. Those that are tried again are first on disk.
+$node->safe_psql('postgres', <<'EOS');
+SELECT count(*) FROM fanout.enqueue_many('other', 'early', array_fill('{}'::jsonb, '{16}'), partition_keys => ARRAY(SELECT 'early' || n FROM generate_series(1, 16) n));
+SELECT count(*) FROM fanout.cancel(ARRAY(SELECT task FROM fanout.tasks WHERE name = 'early'));
+SELECT count(*) FROM fanout.enqueue_many('other', 'leased', array_fill('{}'::jsonb, '{16}'), partition_keys => ARRAY(SELECT 'leased' || n FROM generate_series(1, 16) n));
+DO $$ BEGIN
+	WHILE (SELECT count(*) < 16 FROM fanout.leases) LOOP
+		PERFORM fanout.dequeue('other', 'w', max_tasks => 16, lease => '1 hour', wait => '100 ms');
+		COMMIT;
+	END LOOP;
+END $$;
+SELECT count(*) FROM fanout.retry(ARRAY(SELECT task FROM fanout.tasks WHERE name = 'early'));
+EOS
+$node->restart;
+wait_for_memory($node);
+is($node->safe_psql('postgres', "SELECT count(*) FROM fanout.leases JOIN fanout.tasks USING (task) WHERE name = 'leased'"), 16, 'promise 7: all leases are there after a restart');
+is($node->safe_psql('postgres', "SELECT count(*) FROM fanout.complete((SELECT array_agg(lease) FROM fanout.leases))"), 16, 'and can be completed');
+$node->safe_psql('postgres', "CALL work_off('other', 16)");
+is($node->safe_psql('postgres', "SELECT ready + running FROM fanout.queues WHERE queue = 'other'"), 0, 'nothing is left over');
+
+# Promise 5, with fewer rate entries than partitions that have started something
+$node->append_conf('postgresql.conf', "pg_fanout.max_lanes = 4000\npg_fanout.max_rate_entries = 1024");
+$node->restart;
+wait_for_memory($node);
+$node->safe_psql('postgres', <<'EOS');
+SELECT fanout.create_queue('rated', partition_rate_limit => 1, partition_rate_period => '1 hour', lease => '2 hours');
+SELECT count(*) FROM fanout.enqueue_many('rated', 'x', array_fill('{}'::jsonb, '{4000}'), partition_keys => ARRAY(SELECT 'key' || n % 2000 FROM generate_series(1, 4000) n));
+EOS
+my $took = 0;
+$took += $node->safe_psql('postgres', "SELECT count(*) FROM fanout.dequeue('rated', 'w', max_tasks => 1000)") for 1 .. 6;
+cmp_ok($took, '>', 900, 'as many start as can be remembered');
+is( $node->safe_psql('postgres', "SELECT max(n) FROM (SELECT count(*) AS n FROM fanout.leases JOIN fanout.task t ON t.id = task GROUP BY t.lane) c"),
+	1, 'promise 5: and no partition goes above its limit');
+$node->restart;
+wait_for_memory($node);
+$node->safe_psql('postgres', "SELECT count(*) FROM fanout.dequeue('rated', 'w', max_tasks => 1000)");
+is( $node->safe_psql('postgres', "SELECT max(n) FROM (SELECT count(*) AS n FROM fanout.leases JOIN fanout.task t ON t.id = task GROUP BY t.lane) c"),
+	1, 'nor after a restart');
+
+# Promise 5, two windows: an entry that has left the short one takes a start for want of another
+$node->safe_psql('postgres', <<'EOS');
+SELECT fanout.create_queue('two', rate_limit => 4, rate_period => '1 s', synchronous_claims => true);
+SELECT fanout.set_rate_limit('two', 1000, '1 hour');
+EOS
+$node->safe_psql('postgres', "SELECT fanout.drop_queue('rated', force => true)");
+$node->safe_psql('postgres', <<'EOS');
+SELECT fanout.create_queue('fill', partition_rate_limit => 1, partition_rate_period => '1 hour');
+SELECT count(*) FROM fanout.enqueue_many('two', 'x', array_fill('{}'::jsonb, '{40}'));
+SELECT count(*) FROM fanout.enqueue_many('fill', 'x', array_fill('{}'::jsonb, '{2000}'), partition_keys => ARRAY(SELECT 'key' || n FROM generate_series(1, 2000) n));
+EOS
+my $starts = "SELECT count(*) FROM fanout.dequeue('two', max_tasks => 1)";
+$node->safe_psql('postgres', $starts) for 1 .. 4;
+$node->safe_psql('postgres', "SELECT count(*) FROM fanout.dequeue('fill', max_tasks => 2000)");
+$node->safe_psql('postgres', 'SELECT pg_sleep(1.1)');
+$node->safe_psql('postgres', "SELECT count(*) FROM fanout.dequeue('two', max_tasks => 1)") for 1 .. 4;
+$node->safe_psql('postgres', 'SELECT pg_sleep(1.1)');
+$node->safe_psql('postgres', "SELECT count(*) FROM fanout.dequeue('two', max_tasks => 1)") for 1 .. 12;
+cmp_ok($node->safe_psql('postgres', "SELECT max(n) FROM (SELECT count(*) OVER (ORDER BY claimed_at RANGE '1 s' PRECEDING) AS n FROM fanout.leases WHERE queue = 'two') w"),
+	'<=', 4, 'promise 5: of several windows');
+
+# Promise 5: what started before there was a limit is not given back to it
+$node->safe_psql('postgres', <<'EOS');
+SELECT fanout.drop_queue(q, force => true) FROM unnest('{two,fill}'::text[]) q;
+SELECT fanout.create_queue('later', partition_rate_limit => 100, partition_rate_period => '1 hour', synchronous_claims => true);
+SELECT count(*) FROM fanout.enqueue_many('later', 'x', array_fill('{}'::jsonb, '{5}'));
+EOS
+my $open = session($node);
+$open->query_safe("BEGIN; SELECT lease FROM fanout.dequeue('later', 'open')");
+$node->safe_psql('postgres', "SELECT fanout.alter_queue('later', rate_limit => 1, rate_period => '1 hour')");
+is($node->safe_psql('postgres', "SELECT count(*) FROM fanout.dequeue('later', 'w', max_tasks => 5)"), 1, 'one starts');
+$open->query_safe('ROLLBACK');
+$open->quit;
+is($node->safe_psql('postgres', "SELECT count(*) FROM fanout.dequeue('later', 'w', max_tasks => 5)"), 0, 'and no more');
+
+$node->stop;
+done_testing();
