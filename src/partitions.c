@@ -61,8 +61,14 @@ static SpiStatement hold_partition = {
 static SpiStatement hold_queue = {
 	"UPDATE fanout.queue SET held_until = $2 WHERE id = $1", 2, {INT4OID, TIMESTAMPTZOID}
 };
+static SpiStatement delete_idle = {
+	"DELETE FROM fanout.partition WHERE queue = $1 AND key = $2 AND concurrency IS NULL AND weight = 1 AND NOT paused"
+	" AND rate_limit IS NULL AND (held_until IS NULL OR held_until <= clock_timestamp())",
+	2, {INT4OID, TEXTOID}
+};
 static SpiStatement select_partitions = {
-	"SELECT queue, lane, " LANE_SETTINGS_COLUMNS " FROM fanout.partition", 0, {0}
+	"SELECT queue, lane, " LANE_SETTINGS_COLUMNS " FROM fanout.partition"
+	" WHERE concurrency IS NOT NULL OR weight <> 1 OR paused OR rate_limit IS NOT NULL OR held_until > clock_timestamp()", 0, {0}
 };
 
 int64
@@ -172,6 +178,9 @@ change_partition(const QueueRef *ref, text *key, SpiStatement *statement, Datum 
 		pending_prepare(1);
 		keep_lane(ref, partition);
 		pending_lane_set(ref->queue, partition, &settings);
+
+		/* a row that says nothing any more goes; of one that only held the partition back, with the next change */
+		(void) spi_run(&delete_idle, values, NULL);
 	}
 	spi_end(&scope);
 	return changed;

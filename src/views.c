@@ -109,6 +109,7 @@ typedef struct Status
 	int64		free_tasks;
 	int64		free_leases;
 	int64		free_workers;
+	int64		free_lanes;
 	int32		queues;
 } Status;
 
@@ -630,6 +631,7 @@ copy_status(Status *status)
 	status->free_tasks = fanout_shared->free_tasks;
 	status->free_leases = fanout_shared->free_leases;
 	status->free_workers = fanout_shared->free_workers;
+	status->free_lanes = fanout_shared->free_lanes;
 	status->queues = count_queues();
 	dispatcher_unlock();
 }
@@ -717,6 +719,8 @@ add_pool_items(ResultSet *set, const Status *status)
 			 fanout_max_tracked_tasks - status->free_leases, fanout_max_tracked_tasks);
 	add_item(set, "workers in memory", INT64_FORMAT " of %d",
 			 fanout_max_workers - status->free_workers, fanout_max_workers);
+	add_item(set, "lanes in memory", INT64_FORMAT " of %d",
+			 fanout_max_lanes - status->free_lanes, fanout_max_lanes);
 }
 
 Datum
