@@ -214,8 +214,8 @@ typedef enum CancelWay
 {
 	ASK_WORKER,
 	LOOK_AGAIN,					/* it waits again */
-	NO_WAY						/* it has ended, its worker is asked already, we are ending it ourselves, or
-								 * its queue is being purged or dropped */
+	NO_WAY						/* it has ended, its worker is asked already, we are ending it ourselves, or its
+								 * queue is being purged or dropped */
 } CancelWay;
 
 static CancelWay

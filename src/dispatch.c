@@ -435,7 +435,6 @@ lease_begin(Task *task, int64 number, Worker *worker, WorkerUse *use, TimestampT
 	use->leases++;
 	use->running++;
 	queue->running++;
-	lane_take_permit(task->lane);
 
 	task->state = TASK_RUNNING;
 	task->lease = lease;
@@ -511,8 +510,7 @@ claim_one(Queue *queue, Task *task, Database *database, Worker *worker, WorkerUs
 	lease->bound = claimant->bound;
 	lease->permit_of = permit_of;
 
-	lane_take(task->lane, task);
-	lane_serve(task->lane);
+	lane_serve(task->lane, task);
 	queue->waiting--;
 	queue->dequeued++;
 
@@ -636,6 +634,7 @@ lease_restore(Task *task, int64 number, const char *worker_name, TimestampTz cla
 		return NULL;
 	}
 	lane_take(task->lane, task);
+	lane_take_permit(task->lane);
 	queue->waiting--;
 	lease_commit(lease, true);
 	return lease;
@@ -815,7 +814,14 @@ task_restore(Task *task)
 	Queue	   *queue = queue_of(task);
 
 	Assert(task->state == TASK_ENDING);
-	if (task->flags & TASK_FLAG_WAS_SCHEDULED)
+	if (task->flags & TASK_FLAG_CANCELLED)
+	{
+		/* somebody else has cancelled it meanwhile */
+		if (task->flags & TASK_FLAG_WAS_SCHEDULED)
+			queue->timed -= queue->timed > 0;
+		insert_cancelled(queue, task);
+	}
+	else if (task->flags & TASK_FLAG_WAS_SCHEDULED)
 		insert_scheduled(queue, task, task->node.key);
 	else
 		insert_ready(task);

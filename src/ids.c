@@ -30,6 +30,7 @@
 static SpiStatement select_ceilings = {
 	"SELECT t.last_value + t.is_called::int, l.last_value + l.is_called::int FROM fanout.task_id t, fanout.lease_id l", 0, {0}
 };
+
 /* A restore fills the tables first and sets the sequences at its end. */
 static SpiStatement select_used = {
 	"SELECT greatest((SELECT max(id) FROM fanout.task), (SELECT max(first_task) - 1 FROM fanout.segment), 0) + 1,"

@@ -40,9 +40,10 @@
 #include "wait.h"
 #include "worker.h"
 
-#define RETRY_REFILL	(50 * INT64CONST(1000))	/* microseconds, when the pool had no room */
+#define RETRY_REFILL	(50 * INT64CONST(1000)) /* microseconds, when the pool had no room */
 #define JOIN_PAUSE		4		/* times as long as a look took, which grows with the batch */
-#define RETRY_JOIN		(200 * INT64CONST(1000))	/* microseconds, when another transaction or the pool was in the way */
+#define RETRY_JOIN		(200 * INT64CONST(1000))	/* microseconds, when another transaction or the pool was in the
+													 * way */
 #define DRAIN_PATIENCE	1000	/* milliseconds */
 
 static SpiStatement select_undecided = {
@@ -61,6 +62,7 @@ static SpiStatement select_decided = {
 	"  OR b.join_policy = 'fail_fast' AND c.failed >= 1)",
 	1, {INT8OID}
 };
+
 /* Whoever seals the batch in an open transaction holds its row, and is not waited for. */
 static SpiStatement end_batch = {
 	"UPDATE fanout.batch SET ended_at = clock_timestamp() WHERE id ="

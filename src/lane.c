@@ -248,10 +248,17 @@ static int32
 startable_of(Lane *lane, TimestampTz *until)
 {
 	int64		count = lane->ready.set.count;
-	int32		limit = lane_limit(lane);
-	RateView	rate = rate_of(lane);
 	Task	   *first = lane_first(lane);
+	int32		limit;
+	RateView	rate;
 
+	/* the main lane has no settings: most queues have no other, and this is done several times for each task */
+	*until = 0;
+	if (lane->key.partition == 0)
+		return first != NULL ? count : 0;
+
+	limit = lane_limit(lane);
+	rate = rate_of(lane);
 	*until = throttled_until(lane, &rate, first);
 	if (*until != 0 || first == NULL || lane->settings.paused)
 		return 0;
@@ -267,10 +274,14 @@ static void
 check_refill(Lane *lane)
 {
 	Queue	   *queue = queue_of_lane(lane);
-	int32		limit = lane_limit(lane);
-	int64		low = lane->key.partition == 0 ? queue_window_limit() / 2 : LANE_LOW;
+	int32		limit;
+	int64		low;
 
-	if (!lane->ready.bounded || lane->wants_refill || lane->ready.refilling ||
+	if (!lane->ready.bounded)
+		return;
+	limit = lane_limit(lane);
+	low = lane->key.partition == 0 ? queue_window_limit() / 2 : LANE_LOW;
+	if (lane->wants_refill || lane->ready.refilling ||
 		(limit > 0 && lane->running >= limit && lane->ready.set.count > 0) ||
 		(window_first(&lane->ready) != NULL && (lane->ready.set.count >= low || !queue_is_within_share(queue))))
 		return;
@@ -495,17 +506,30 @@ queue_next_lane(Queue *queue)
 static void
 move_time(Lane *lane, int64 by)
 {
-	leave_set(lane);
+	Queue	   *queue = queue_of_lane(lane);
+
 	lane->time += by;
-	enter_set(lane);
+	if (lane->startable > 0 && queue->turns.count == 1)
+		lane->node.key = lane->time;	/* it has every turn */
+	else
+	{
+		leave_set(lane);
+		enter_set(lane);
+	}
 }
 
-/* The lane has its turn. */
+/* The lane has its turn: a task of it runs. */
 void
-lane_serve(Lane *lane)
+lane_serve(Lane *lane, Task *task)
 {
-	queue_of_lane(lane)->clock = lane->time;
+	Queue	   *queue = queue_of_lane(lane);
+
+	queue->clock = lane->time;
 	move_time(lane, TURN / lane->settings.weight);
+	order_remove(&lane->ready.set, &task->node);
+	queue->ready_count--;
+	lane->running++;
+	lane_settle(lane);
 }
 
 /* It was for nothing: the claim was undone. */

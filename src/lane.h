@@ -70,7 +70,7 @@ extern void lanes_freed(void);
 
 /* Whose turn it is. */
 extern Lane *queue_next_lane(Queue *queue);
-extern void lane_serve(Lane *lane);
+extern void lane_serve(Lane *lane, Task *task);
 extern void lane_unserve(Lane *lane);
 
 #endif							/* FANOUT_LANE_H */

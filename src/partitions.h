@@ -7,7 +7,7 @@
 
 #include "shared_state.h"
 
-#define PARTITION_KEY_MAX	255		/* bytes */
+#define PARTITION_KEY_MAX	255 /* bytes */
 #define LANE_WEIGHT_MAX		1000
 
 /* What tells the partition in memory: a hash of its key, not 0.  Throws 22023 for a key that is none. */

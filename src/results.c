@@ -49,8 +49,7 @@ PG_FUNCTION_INFO_V1(fanout_call_wait_batch);
 #define NOT_BY_ENDS			(PG_INT64_MAX / 2)
 
 #define FALLBACK_INTERVAL	USECS_PER_SEC
-#define LOOK_SHARE			20	/* looking takes no more than this fraction of
-								 * the time */
+#define LOOK_SHARE			20	/* looking takes no more than this fraction of the time */
 #define COLLECT_CHUNK		1000	/* tasks whose outcomes are read in one go */
 
 /* Single tasks, of which all are waited for. */
@@ -230,8 +229,7 @@ batch_ends_wanted(const Batch *batch)
 		wanted = Min(wanted, batch->successes - batch->succeeded);
 
 	/*
-	 * Any one may fail.  In a large batch it is the keeper that tells which
-	 * did, since looking costs.
+	 * Any one may fail.  In a large batch it is the keeper that tells which did, since looking costs.
 	 */
 	if (batch->policy == JOIN_ON_FAILURE)
 		wanted = Min(wanted, batch->total / 1000 + 1);

@@ -13,14 +13,12 @@ typedef struct Target
 {
 	/* Read the tables: has it ended?  If not, ends_wanted is set. */
 	bool		(*look) (struct Target *target);
-	int64		ends_wanted;	/* it cannot have ended before so many more of
-								 * its tasks have */
+	int64		ends_wanted;	/* it cannot have ended before so many more of its tasks have */
 
 	int64		batch;			/* 0: the tasks */
 	int64		first_task;
 	int64		last_task;
-	bool		drop_snapshot;	/* in a procedure: hold no snapshot while
-								 * asleep */
+	bool		drop_snapshot;	/* in a procedure: hold no snapshot while asleep */
 } Target;
 
 typedef enum JoinPolicy

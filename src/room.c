@@ -40,7 +40,7 @@ queue_in_memory(const Queue *queue)
 static bool
 task_is_evictable(const Task *task)
 {
-	return (task->flags & TASK_FLAG_UNTOUCHED) != 0 &&
+	return (task->flags & TASK_FLAG_UNTOUCHED) != 0 && (task->flags & TASK_FLAG_CANCELLED) == 0 &&
 		(task->state == TASK_SCHEDULED ||
 		 (task->state == TASK_READY && (task->flags & TASK_FLAG_TIMED) == 0));
 }

@@ -346,7 +346,7 @@ task_iterate(void (*visit) (Task *task, void *arg), void *arg)
 static LeaseKey
 lease_key(Oid db, int64 lease)
 {
-	LeaseKey		key = {.lease = lease, .db = db, .zero = 0};
+	LeaseKey	key = {.lease = lease, .db = db, .zero = 0};
 
 	return key;
 }
@@ -518,7 +518,7 @@ worker_free(Worker *worker)
 static WorkerUseKey
 worker_use_key(Worker *worker, int32 queue)
 {
-	WorkerUseKey		key = {.worker = worker, .queue = queue, .zero = 0};
+	WorkerUseKey key = {.worker = worker, .queue = queue, .zero = 0};
 
 	return key;
 }

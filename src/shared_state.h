@@ -97,7 +97,8 @@ typedef struct Lane
 	int32		tasks;			/* pool entries that belong to it */
 	int32		running;		/* permits held, uncommitted claims included */
 	int32		unjournaled;	/* units that have started and are not on disk yet */
-	int32		startable;		/* how many of its tasks may start now, as far as the lane goes; not 0: in Queue.turns */
+	int32		startable;		/* how many of its tasks may start now, as far as the lane goes; not 0: in
+								 * Queue.turns */
 	LaneSettings settings;
 	int32		setters;		/* open transactions that are to change its settings */
 	bool		named;			/* it has settings of its own: it stays */

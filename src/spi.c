@@ -48,8 +48,8 @@ spi_begin(SpiScope *scope)
 	set_here("search_path", "pg_catalog, pg_temp");
 
 	/*
-	 * A plan is kept, and a table may have ten rows when it is made and a
-	 * million a minute later: indexes are used whatever the statistics say.
+	 * A plan is kept, and a table may have ten rows when it is made and a million a minute later: indexes are used
+	 * whatever the statistics say.
 	 */
 	set_here("enable_seqscan", "off");
 	set_here("jit", "off");

@@ -408,7 +408,7 @@ fetch_by_key(SegmentReader *reader, int64 task, Datum *values, bool *nulls)
 #if PG_VERSION_NUM >= 180000
 												   ,false
 #endif
-		);
+	);
 	ScanKeyData key;
 	SysScanDesc scan;
 	HeapTuple	tuple;
@@ -459,7 +459,7 @@ scan_by_task(Relation relation, ScanKeyData *keys, int key_count)
 #if PG_VERSION_NUM >= 180000
 												   ,false
 #endif
-		);
+	);
 
 	return systable_beginscan(relation, index, true, SnapshotSelf, key_count, keys);
 }

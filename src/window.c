@@ -33,9 +33,10 @@ window_first(const Window *window)
 {
 	OrderNode  *first = window->set.first;
 
-	if (first == NULL || window_is_beyond(window, first->key, first->id))
-		return NULL;
-	return first;
+	/* without a bound the task is not looked at: it is not in the processor's cache yet */
+	if (first == NULL || !window->bounded)
+		return first;
+	return window_is_beyond(window, first->key, first->id) ? NULL : first;
 }
 
 /* A waiting task at this place is, from now on, on disk only. */
