@@ -271,7 +271,8 @@ cancel_task(int64 task, const char *reason)
 		int64		lease;
 		CancelWay	way = way_to_cancel(task, &lease);
 
-		if (way == NO_WAY)
+		/* it may have its outcome before its end has come to memory: then there is nothing to ask for */
+		if (way == NO_WAY || outcome_of(task) != 0)
 			break;
 		if (way == ASK_WORKER)
 		{
