@@ -2,10 +2,11 @@
 # make demo              index this machine's documents, with a killed worker and a crashed server on the way
 # make test              everything that is tested; ends with "N passed, N failed"
 # make bench             measure, and print a table
+# make model             check the model of a task's life with spin; FULL=1 for larger runs
 # make installcheck      the regress, isolation and TAP tests alone, of what is installed
 # make indent            format src/ in PostgreSQL's style; make typedefs renews the list it needs
 #
-# demo, test and bench install with apt what they miss, and run a private server in a temporary directory.
+# demo, test, bench and model install with apt what they miss, and run a private server in a temporary directory.
 
 PG_CONFIG ?= $(firstword $(wildcard /usr/lib/postgresql/15/bin/pg_config) pg_config)
 PGXS := $(shell $(PG_CONFIG) --pgxs 2>/dev/null)
@@ -52,7 +53,7 @@ endif
 $(DATA_built): $(sort $(wildcard src/sql/[0-9]*.sql)) pg_fanout.control
 	cat $(filter %.sql,$^) >$@
 
-.PHONY: deps demo test bench indent typedefs
+.PHONY: deps demo test bench model indent typedefs
 
 deps:
 	$(harness)/deps build
@@ -64,6 +65,9 @@ demo: deps
 test:
 	$(harness)/deps test
 	$(harness)/run_tests
+
+model:
+	test/protocol/run.sh
 
 bench: deps
 	$(harness)/build
