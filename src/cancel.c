@@ -2,9 +2,8 @@
  * cancel.c
  *		Ending tasks that wait, and giving ended ones another life.
  *
- * A cancel takes the task out of its window first, so that nobody claims it
- * while the transaction that cancels it is open.  A task that is on disk only
- * gets an entry for that time, so that a refill does not take it for waiting.
+ * What waits is withdrawn and given its outcome; of what runs the worker is
+ * asked to stop.
  */
 #include "postgres.h"
 
@@ -26,128 +25,22 @@
 #include "spi.h"
 #include "storage.h"
 #include "wait.h"
+#include "withdraw.h"
 
 PG_FUNCTION_INFO_V1(fanout_cancel);
 PG_FUNCTION_INFO_V1(fanout_cancel_many);
 PG_FUNCTION_INFO_V1(fanout_retry);
 PG_FUNCTION_INFO_V1(fanout_retry_many);
 
-static SpiStatement select_early_join = {
-	"SELECT FROM fanout.batch WHERE id = $1 AND join_policy <> 'all'", 1, {INT8OID}
-};
 #define DELETE_OUTCOME(segment) { \
 	"DELETE FROM fanout.outcome" segment " WHERE task = $1 AND status IN ('f', 'c')" \
 	" RETURNING coalesce(lease, 0), finished_at, worker, value #>> '{}'", 1, {INT8OID} \
 }
 static SpiStatement delete_outcome[FANOUT_SEGMENTS] = FOR_EACH_SEGMENT(DELETE_OUTCOME);
-
-/* May the batch end before all of its tasks have? */
-static bool
-ends_early(int64 batch)
-{
-	SpiScope	scope;
-	Datum		values[1] = {Int64GetDatum(batch)};
-	bool		early;
-
-	spi_begin(&scope);
-	early = spi_read_latest(&select_early_join, values, NULL) == 1;
-	spi_end(&scope);
-	return early;
+#define CLEAR_RUN_AT(segment) { \
+	"UPDATE fanout.task" segment " SET run_at = NULL WHERE id = $1 RETURNING ctid", 1, {INT8OID} \
 }
-
-/* Read the task's row: its queue, and what an entry for it needs.  False if there is none. */
-static bool
-read_task(int64 task, TaskSeed *seed, int32 *queue_id)
-{
-	TaskReader *reader = task_reader_open();
-	ItemPointerData nowhere;
-	Datum		row[TASK_COLUMNS];
-	bool		nulls[TASK_COLUMNS];
-	bool		found;
-
-	ItemPointerSetInvalid(&nowhere);
-	memset(seed, 0, sizeof(TaskSeed));
-	found = task_reader_fetch(reader, task, &nowhere, row, nulls);
-	if (found)
-	{
-		*queue_id = DatumGetInt32(row[TASK_QUEUE]);
-		seed->task = task;
-		seed->priority = nulls[TASK_PRIORITY] ? 0 : DatumGetInt32(row[TASK_PRIORITY]);
-		seed->partition = nulls[TASK_LANE] ? 0 : DatumGetInt64(row[TASK_LANE]);
-		seed->cost = nulls[TASK_COST] ? 1 : DatumGetInt32(row[TASK_COST]);
-		seed->batch = nulls[TASK_BATCH] ? 0 : DatumGetInt64(row[TASK_BATCH]);
-		seed->max_attempts = nulls[TASK_MAX_ATTEMPTS] ? 0 : DatumGetInt16(row[TASK_MAX_ATTEMPTS]);
-		seed->timed = !nulls[TASK_RUN_AT];
-		seed->run_at = nulls[TASK_RUN_AT] ? 0 : DatumGetTimestampTz(row[TASK_RUN_AT]);
-	}
-	task_reader_close(reader);
-	seed->early_join = seed->batch != 0 && ends_early(seed->batch);
-	return found;
-}
-
-typedef enum Withdrawal
-{
-	WITHDRAWN,
-	NOT_WAITING,
-	NO_MEMORY,
-	BEING_ENDED					/* by another transaction */
-} Withdrawal;
-
-static Withdrawal
-try_to_withdraw(Queue *queue, const TaskSeed *seed, TransactionId me, TransactionId *ender)
-{
-	Withdrawal	result = NOT_WAITING;
-	Task	   *task;
-
-	dispatcher_lock();
-	task = task_find(MyDatabaseId, seed->task);
-	if (queue->state == QUEUE_CLOSED)
-		result = NOT_WAITING;
-	else if (task == NULL)
-		result = task_withdraw_from_disk(queue, seed, me) != NULL ? WITHDRAWN : NO_MEMORY;
-	else if (task->state == TASK_READY || task->state == TASK_SCHEDULED)
-	{
-		task_withdraw(task, me);
-		result = WITHDRAWN;
-	}
-	else if (task->state == TASK_ENDING && !TransactionIdEquals(task->ender, me))
-	{
-		*ender = task->ender;
-		result = BEING_ENDED;
-	}
-	if (result == WITHDRAWN)
-		pending_withdraw(seed->task);
-	dispatcher_unlock();
-	return result;
-}
-
-/* Take the task out of its window; "wait" for a transaction that has done so before us. */
-static Withdrawal
-withdraw(Queue *queue, const TaskSeed *seed, bool wait)
-{
-	TransactionId me = GetTopTransactionId();
-	TransactionId ender = InvalidTransactionId;
-	Withdrawal	result;
-
-	pending_prepare(1);
-	while ((result = try_to_withdraw(queue, seed, me, &ender)) == BEING_ENDED && wait)
-		XactLockTableWait(ender, NULL, NULL, XLTW_None);
-	return result;
-}
-
-/* The task had ended before it was withdrawn from disk: undo that, as nothing was to be withdrawn. */
-static void
-forget_withdrawal(int64 number)
-{
-	Task	   *task;
-
-	dispatcher_lock();
-	task = task_find(MyDatabaseId, number);
-	if (task != NULL && task->state == TASK_ENDING)
-		task_forget_withdrawn(task);
-	pending_forget_withdrawal();
-	dispatcher_unlock();
-}
+static SpiStatement clear_run_at[FANOUT_SEGMENTS] = FOR_EACH_SEGMENT(CLEAR_RUN_AT);
 
 /* Give a task that this transaction has withdrawn its outcome. */
 static void
@@ -160,53 +53,38 @@ cancel_withdrawn(int64 task, const char *reason)
 	log_writer_close(writer);
 }
 
-static CancelResult
-cancel_in(Queue *queue, const TaskSeed *seed, const char *reason, bool wait)
-{
-	if (outcome_of(seed->task) != 0)
-		return CANCEL_NOT_WAITING;
-
-	switch (withdraw(queue, seed, wait))
-	{
-		case NOT_WAITING:
-			return CANCEL_NOT_WAITING;
-		case NO_MEMORY:
-			return CANCEL_NO_MEMORY;
-		case BEING_ENDED:
-			return CANCEL_LATER;
-		case WITHDRAWN:
-			break;
-	}
-
-	/* between our first look and the withdrawal it may have run and ended */
-	if (outcome_of(seed->task) != 0)
-	{
-		forget_withdrawal(seed->task);
-		return CANCEL_NOT_WAITING;
-	}
-	cancel_withdrawn(seed->task, reason);
-	return CANCEL_DONE;
-}
-
 CancelResult
 cancel_task_at_once(int64 task, const char *reason)
 {
-	TaskSeed	seed;
-	int32		queue_id;
+	TaskRow		row;
 	Queue	   *queue;
+	Withdrawn	withdrawn;
 	bool		closed;
 
-	if (!read_task(task, &seed, &queue_id))
+	if (!task_row_read(task, &row))
 		return CANCEL_UNKNOWN;
 	dispatcher_lock();
-	queue = queue_find(MyDatabaseId, queue_id);
+	queue = queue_find(MyDatabaseId, row.queue_id);
 	closed = queue != NULL && queue->state == QUEUE_CLOSED;
 	dispatcher_unlock();
 	if (queue == NULL)
 		return CANCEL_UNKNOWN;
 	if (closed)
 		return CANCEL_LATER;
-	return cancel_in(queue, &seed, reason, false);
+	switch (task_row_withdraw(queue, &row, true, &withdrawn))
+	{
+		case WITHDRAWN:
+			cancel_withdrawn(task, reason);
+			return CANCEL_DONE;
+		case NO_MEMORY:
+			return CANCEL_NO_MEMORY;
+		case BUSY:
+		case MOVED:
+			return CANCEL_LATER;
+		case NOT_WAITING:
+			break;
+	}
+	return CANCEL_NOT_WAITING;
 }
 
 /* Can a task that did not wait a moment ago be cancelled otherwise? */
@@ -229,7 +107,7 @@ way_to_cancel(int64 number, int64 *lease)
 	task = task_find(MyDatabaseId, number);
 	if (task != NULL && (task->flags & TASK_FLAG_CANCELLED) == 0 && fanout_queues[task->queue].state != QUEUE_CLOSED)
 	{
-		if (task->state == TASK_RUNNING)
+		if (task->state == TASK_RUNNING && !TransactionIdEquals(task->ender, GetTopTransactionIdIfAny()))
 		{
 			way = ASK_WORKER;
 			*lease = task->lease->key.lease;
@@ -247,60 +125,74 @@ static void
 ask_worker(int64 task, int64 lease, const char *reason)
 {
 	LogWriter  *writer = log_writer_open(LOG_ATTEMPT, 1);
+	Task	   *entry;
 
 	write_attempt(writer, lease, task, 'k', GetCurrentTimestamp(), 0, NULL,
 				  reason != NULL ? CStringGetTextDatum(reason) : (Datum) 0, reason == NULL);
 	log_writer_close(writer);
 	pending_prepare(1);
 	pending_cancel_request(task);
+	dispatcher_lock();
+	entry = task_find(MyDatabaseId, task);
+	if (entry != NULL && entry->state == TASK_RUNNING)
+		entry->ender = GetTopTransactionId();	/* a second cancel of this transaction does nothing */
+	dispatcher_unlock();
+}
+
+/* Ask the worker of a task that does not wait to stop; LOOK_AGAIN if it waits by now. */
+static CancelWay
+cancel_running(int64 task, const char *reason)
+{
+	int64		lease = 0;
+	CancelWay	way = way_to_cancel(task, &lease);
+
+	/* it may have its outcome before its end has come to memory: then there is nothing to ask for */
+	if (way != NO_WAY && outcome_of(task) != 0)
+		way = NO_WAY;
+	if (way == ASK_WORKER)
+		ask_worker(task, lease, reason);
+	return way;
 }
 
 /* Cancel the task in this transaction if it waits, or ask its worker to stop, if the caller may. */
 static CancelResult
 cancel_task(int64 task, const char *reason)
 {
-	TaskSeed	seed;
-	int32		queue_id;
-	QueueRef	ref;
-	CancelResult result;
-
-	if (!read_task(task, &seed, &queue_id) || !registry_queue_by_id(queue_id, PRIVILEGE_ENQUEUE, &ref))
-		return CANCEL_UNKNOWN;
-	while ((result = cancel_in(ref.queue, &seed, reason, true)) == CANCEL_NOT_WAITING)
+	for (;;)
 	{
-		int64		lease;
-		CancelWay	way = way_to_cancel(task, &lease);
+		TaskRow		row;
+		QueueRef	ref;
+		Withdrawn	withdrawn;
+		CancelWay	way = LOOK_AGAIN;
 
-		/* it may have its outcome before its end has come to memory: then there is nothing to ask for */
-		if (way == NO_WAY || outcome_of(task) != 0)
-			break;
-		if (way == ASK_WORKER)
-		{
-			ask_worker(task, lease, reason);
-			return CANCEL_DONE;
-		}
 		CHECK_FOR_INTERRUPTS();
+		if (!task_row_read(task, &row) || !registry_queue_by_id(row.queue_id, PRIVILEGE_ENQUEUE, &ref))
+			return CANCEL_UNKNOWN;
+		switch (task_row_withdraw(ref.queue, &row, true, &withdrawn))
+		{
+			case WITHDRAWN:
+				cancel_withdrawn(task, reason);
+				return CANCEL_DONE;
+			case NO_MEMORY:
+				throw_no_memory_for_task();
+			case BUSY:
+				wait_for_other(&withdrawn);
+				break;
+			case NOT_WAITING:
+				way = cancel_running(task, reason);
+				break;
+			case MOVED:
+				break;
+		}
+		if (way != LOOK_AGAIN)
+			return way == ASK_WORKER ? CANCEL_DONE : CANCEL_NOT_WAITING;
 	}
-	if (result == CANCEL_NO_MEMORY)
-		ereport(ERROR,
-				(errcode(ERRCODE_CONFIGURATION_LIMIT_EXCEEDED),
-				 errmsg("the pool of tracked tasks is used up"),
-				 errhint("Try again when tasks have finished, or raise pg_fanout.max_tracked_tasks (or max_lanes, with partitions) and restart the server.")));
-	return result;
 }
 
 static char *
 reason_of(FunctionCallInfo fcinfo)
 {
 	return PG_ARGISNULL(1) ? NULL : text_to_cstring(PG_GETARG_TEXT_PP(1));
-}
-
-static void
-throw_unknown_task(int64 task)
-{
-	ereport(ERROR,
-			(errcode(ERRCODE_UNDEFINED_OBJECT),
-			 errmsg("task " INT64_FORMAT " does not exist", task)));
 }
 
 Datum
@@ -378,28 +270,24 @@ take_back_outcome(int64 task)
 
 /* The task waits again once this transaction commits, as if just enqueued, but in its old place. */
 static void
-enter_again(const QueueRef *ref, const TaskSeed *seed)
+enter_again(const QueueRef *ref, const TaskSeed *seed, ItemPointer tid)
 {
 	TaskPlace  *place = MemoryContextAlloc(TopTransactionContext, sizeof(TaskPlace));
-	TaskSeed	again = *seed;
 	Task	   *task = NULL;
 	bool		gone;
 
-	again.timed = false;
-	ItemPointerSetInvalid(&place->tid);
+	place->tid = *tid;
 	pending_prepare(1);
 	dispatcher_lock();
 	gone = !queue_ref_is_valid(ref);
 	if (!gone)
 	{
-		task = task_reserve(ref->queue, &again, GetCurrentTimestamp());
+		task = task_reserve(ref->queue, seed, GetCurrentTimestamp());
 		if (task != NULL)
 			task->flags &= ~TASK_FLAG_FRESH;	/* it may have checkpoints */
-		if (task != NULL && seed->timed)
-			task->flags &= ~TASK_FLAG_UNTOUCHED;	/* its row says that it is timed */
 		place->entry = task;
 		ref->queue->pending++;
-		pending_enqueue(ref->queue, seed->timed && task == NULL ? seed : &again, 1, task != NULL, place, NULL);
+		pending_enqueue(ref->queue, seed, 1, task != NULL, place, NULL);
 	}
 	dispatcher_unlock();
 	if (gone)
@@ -467,21 +355,46 @@ wait_until_forgotten(int64 number)
 	} while (ended);
 }
 
+/* It is due at once: its row is to say so, as that alone tells of a task that has not been attempted in this life. */
+static void
+take_time_off(TaskSeed *seed, ItemPointer tid)
+{
+	SpiScope	scope;
+	Datum		values[1] = {Int64GetDatum(seed->task)};
+	bool		isnull;
+
+	ItemPointerSetInvalid(tid);
+	if (!seed->timed)
+		return;
+	seed->timed = false;
+	seed->run_at = 0;
+	spi_begin(&scope);
+	if (spi_run_latest(&clear_run_at[segment_of(seed->task)], values, NULL) == 1)
+		*tid = *(ItemPointer) DatumGetPointer(spi_value(0, 1, &isnull));
+	spi_end(&scope);
+}
+
 static CancelResult
 retry_task(int64 task)
 {
-	TaskSeed	seed;
-	int32		queue_id;
+	TaskRow		row;
 	QueueRef	ref;
+	ItemPointerData tid;
 
-	if (!read_task(task, &seed, &queue_id) || !registry_queue_by_id(queue_id, PRIVILEGE_ENQUEUE, &ref))
+	if (!task_row_read(task, &row) || !registry_queue_by_id(row.queue_id, PRIVILEGE_ENQUEUE, &ref))
 		return CANCEL_UNKNOWN;
 	queue_lock(ref.id, RowExclusiveLock);
 	if (ended_by_us(task) || !take_back_outcome(task))
 		return CANCEL_NOT_WAITING;
 	wait_until_ended(task);
 	wait_until_forgotten(task);
-	enter_again(&ref, &seed);
+
+	/* before it ended it may have moved; now it stays where it is, as it is ours */
+	if (!task_row_read(task, &row) || !registry_queue_by_id(row.queue_id, PRIVILEGE_ENQUEUE, &ref))
+		return CANCEL_UNKNOWN;
+	queue_lock(ref.id, RowExclusiveLock);
+	take_time_off(&row.seed, &tid);
+	enter_again(&ref, &row.seed, &tid);
 	return CANCEL_DONE;
 }
 

@@ -26,6 +26,7 @@
 
 #include "commit_hooks.h"
 #include "lane.h"
+#include "room.h"
 #include "spi.h"
 #include "starts.h"
 #include "wait.h"
@@ -38,6 +39,7 @@ typedef enum PendingKind
 	PENDING_REQUEUE,
 	PENDING_PIN,
 	PENDING_WITHDRAW,
+	PENDING_CHANGE,
 	PENDING_CANCEL_REQUEST,
 	PENDING_BATCH_CHANGE,
 	PENDING_QUEUE_CREATE,
@@ -75,7 +77,17 @@ typedef struct Pending
 			Outcome		outcome;
 			bool		flag;	/* claim: journaled; requeue: counts as an attempt */
 		}			lease;
-		int64		task;
+		struct
+		{
+			int64		task;
+			int32		previous;	/* this transaction's last note about it before, or -1 */
+			int32		from;	/* change: the queue it was in, as the note's own is the one it goes to */
+			int32		from_id;
+			bool		superseded; /* change: there is a later note about it */
+			bool		counted;	/* change: among the pending ones of its queue */
+			bool		lane_kept;	/* change: lane_keep() */
+			TaskTerms	terms;	/* change */
+		}			task;
 		int64		batch;
 		int64		on_disk;
 		Oid			db;
@@ -91,6 +103,10 @@ typedef struct Pending
 static Pending *pending = NULL;
 static int	pending_used = 0;
 static int	pending_room = 0;
+
+/* The ids of enqueued tasks that there are notes of are among these. */
+static int64 enqueued_first = PG_INT64_MAX;
+static int64 enqueued_last = 0;
 
 #define PENDING_KEEP	1024	/* room that is kept from one transaction to the next */
 
@@ -137,6 +153,8 @@ pending_enqueue(Queue *queue, const TaskSeed *first, int64 count, int64 reserved
 	op->u.enqueue.reserved = reserved;
 	op->u.enqueue.places = places;
 	op->u.enqueue.partitions = partitions;
+	enqueued_first = Min(enqueued_first, first->task);
+	enqueued_last = Max(enqueued_last, first->task + count - 1);
 }
 
 static void
@@ -176,24 +194,143 @@ pending_pin(Lease *entry, int64 lease)
 	note_lease(PENDING_PIN, entry, lease, OUTCOME_SUCCEEDED, 0, false);
 }
 
-void
-pending_withdraw(int64 task)
+/*
+ * Notes about one task that was withdrawn are chained: the last one tells what
+ * becomes of it at commit, and when the first one is undone, it is what it was
+ * before.  A task that is ENDING knows the last note of its ender.
+ */
+static Pending *
+note_withdrawn(PendingKind kind, Task *task, Queue *queue, bool again)
 {
-	note(PENDING_WITHDRAW, NULL)->u.task = task;
+	Pending    *op = note(kind, queue);
+
+	memset(&op->u.task, 0, sizeof(op->u.task));
+	op->u.task.task = task->key.task;
+	op->u.task.previous = again ? task->u.note : -1;
+	if (again)
+		pending[task->u.note].u.task.superseded = true;
+	task->u.note = op - pending;
+	return op;
+}
+
+/* Has this transaction withdrawn the task before, and changed it then? */
+bool
+pending_is_change(const Task *task)
+{
+	return task->state == TASK_ENDING && TransactionIdEquals(task->ender, GetTopTransactionIdIfAny()) &&
+		task->u.note >= 0 && task->u.note < pending_used &&
+		pending[task->u.note].kind == PENDING_CHANGE && pending[task->u.note].u.task.task == task->key.task;
+}
+
+Queue *
+pending_queue(const Task *task)
+{
+	return &fanout_queues[pending[task->u.note].queue];
+}
+
+TaskTerms
+pending_terms(const Task *task)
+{
+	return pending[task->u.note].u.task.terms;
+}
+
+void
+pending_withdraw(Task *task)
+{
+	(void) note_withdrawn(PENDING_WITHDRAW, task, NULL, pending_is_change(task));
+}
+
+void
+pending_change(Task *task)
+{
+	bool		again = pending_is_change(task);
+	Pending    *before = again ? &pending[task->u.note] : NULL;
+	Pending    *op = note_withdrawn(PENDING_CHANGE, task, again ? pending_queue(task) : queue_of_lane(task->lane), again);
+
+	op->u.task.terms = again ? before->u.task.terms : task_terms(task);
+	op->u.task.from = task->queue;
+	op->u.task.from_id = fanout_queues[task->queue].id;
+}
+
+bool
+pending_change_reserve(Task *task, Queue *target, int64 partition)
+{
+	Pending    *op = &pending[task->u.note];
+	Pending    *before = op->u.task.previous >= 0 ? &pending[op->u.task.previous] : NULL;
+
+	if (target != queue_of_lane(task->lane) || partition != task->lane->key.partition)
+	{
+		if (!lane_keep(target, partition) && !(evict_any_lane() && lane_keep(target, partition)))
+			return false;
+		op->u.task.lane_kept = true;
+	}
+	op->queue = target - fanout_queues;
+	op->queue_id = target->id;
+	op->generation = target->generation;
+	op->u.task.terms.partition = partition;
+	if (target != queue_of_lane(task->lane) && (before == NULL || before->queue != op->queue))
+	{
+		target->pending++;
+		op->u.task.counted = true;
+	}
+	return true;
+}
+
+void
+pending_change_set(const Task *task, const TaskTerms *terms)
+{
+	pending[task->u.note].u.task.terms = *terms;
 }
 
 void
 pending_cancel_request(int64 task)
 {
-	note(PENDING_CANCEL_REQUEST, NULL)->u.task = task;
+	note(PENDING_CANCEL_REQUEST, NULL)->u.task.task = task;
 }
 
-/* The last note was one of a withdrawal that turned out to be wrong. */
 void
 pending_forget_withdrawal(void)
 {
-	Assert(pending_used > 0 && pending[pending_used - 1].kind == PENDING_WITHDRAW);
+	Assert(pending_used > 0 && (pending[pending_used - 1].kind == PENDING_WITHDRAW || pending[pending_used - 1].kind == PENDING_CHANGE));
 	pending_used--;
+}
+
+/*
+ * Ids follow on, so most tasks are told by the ids that this transaction has
+ * been given.  Among these the notes are looked through: that is for tasks
+ * without an entry, as an entry knows who enqueues it.
+ */
+bool
+pending_enqueues(int64 task)
+{
+	if (task < enqueued_first || task > enqueued_last)
+		return false;
+	for (int i = pending_used - 1; i >= 0; i--)
+	{
+		const Pending *op = &pending[i];
+
+		if (op->kind == PENDING_ENQUEUE && task >= op->u.enqueue.first.task &&
+			task < op->u.enqueue.first.task + op->u.enqueue.count)
+			return true;
+	}
+	return false;
+}
+
+int64
+pending_leave(const Queue *queue)
+{
+	int32		index = queue - fanout_queues;
+	int64		count = 0;
+
+	for (int i = 0; i < pending_used; i++)
+	{
+		const Pending *op = &pending[i];
+
+		if (op->kind == PENDING_CHANGE && !op->u.task.superseded &&
+			op->u.task.from == index && op->u.task.from_id == queue->id && op->queue != index)
+			count++;
+	}
+	return count;
 }
 
 void
@@ -354,6 +491,20 @@ leave_on_disk(const Pending *op, Queue *queue, int64 i, int64 count)
 	queue_leave_on_disk(queue, &seed, count);
 }
 
+/*
+ * One of the note's tasks has an entry that the note does not know: this
+ * transaction has withdrawn it to change or end it, or somebody else has met
+ * its row, which is committed already, before we came to it.
+ */
+static void
+count_committed(const Pending *op, Queue *queue, Task *task)
+{
+	if (task->state == TASK_ENDING && (task->flags & TASK_FLAG_NEW) != 0)
+		task_admit_withdrawn(task);
+	else
+		queue_count_committed(queue, op->u.enqueue.first.timed, 1);
+}
+
 /* One of the note's tasks, or from the i-th on all that are left; how many it was. */
 static int64
 apply_enqueued(const Pending *op, Queue *queue, int64 i, TimestampTz now)
@@ -371,8 +522,10 @@ apply_enqueued(const Pending *op, Queue *queue, int64 i, TimestampTz now)
 		task->tid = op->u.enqueue.places[i].tid;
 		task_admit(task, now);
 	}
-	else if (task_find(MyDatabaseId, op->u.enqueue.first.task + i) == NULL)
+	else if ((task = task_find(MyDatabaseId, op->u.enqueue.first.task + i)) == NULL)
 		leave_on_disk(op, queue, i, 1);
+	else if (queue->generation == op->generation)
+		count_committed(op, queue, task);
 	return 1;
 }
 
@@ -423,6 +576,113 @@ end_without_lease(const Pending *op)
 
 	if (task != NULL && (task->state == TASK_READY || task->state == TASK_SCHEDULED))
 		task_end_unforeseen(task, op->u.lease.outcome);
+}
+
+/* The task of a note, if it is still withdrawn for this transaction. */
+static Task *
+withdrawn_task(const Pending *op)
+{
+	Task	   *task = task_find(MyDatabaseId, op->u.task.task);
+
+	if (task == NULL || task->state != TASK_ENDING || !TransactionIdEquals(task->ender, GetTopTransactionIdIfAny()))
+		return NULL;
+	return task;
+}
+
+static void
+apply_withdraw(const Pending *op)
+{
+	Task	   *task = withdrawn_task(op);
+
+	if (task != NULL)
+		task_end(task, OUTCOME_CANCELLED);
+}
+
+/* The queue that the note's task was in, unless it has gone. */
+static Queue *
+queue_before_change(const Pending *op)
+{
+	Queue	   *queue = &fanout_queues[op->u.task.from];
+
+	return queue->state != QUEUE_FREE && queue->db == MyDatabaseId && queue->id == op->u.task.from_id ? queue : NULL;
+}
+
+/* The task is what this note, the last one about it, says. */
+static void
+carry_out_change(const Pending *op, Queue *target, TimestampTz now)
+{
+	Task	   *task = withdrawn_task(op);
+
+	if (task == NULL)
+	{
+		/* memory was built anew while the transaction was open, or the queue that it was in dropped by it */
+		task = task_find(MyDatabaseId, op->u.task.task);
+		if (task == NULL && target != NULL)
+			task_change_on_disk(op->u.task.task, queue_before_change(op), target, &op->u.task.terms);
+		if (task == NULL || (task->state != TASK_READY && task->state != TASK_SCHEDULED))
+			return;
+		task_withdraw(task, InvalidTransactionId);
+	}
+	if (target != NULL)
+		task_change(task, target, &op->u.task.terms, now);
+	else
+		task_forget_changed(task);
+}
+
+/* What was reserved for the change is not needed any more; a queue that was built anew never knew of it. */
+static void
+release_reservation(const Pending *op, Queue *target)
+{
+	if (target == NULL || target->generation != op->generation)
+		return;
+	if (op->u.task.counted)
+		target->pending--;
+	if (op->u.task.lane_kept)
+		lane_let_go(target, op->u.task.terms.partition);
+}
+
+static void
+apply_change(const Pending *op, TimestampTz now)
+{
+	Queue	   *target = queue_of_note(op);
+
+	if (!op->u.task.superseded)
+		carry_out_change(op, target, now);
+	release_reservation(op, target);
+	if (target != NULL)
+		queue_wake(target);
+}
+
+/* This transaction, or a savepoint of it, has not ended or changed the task after all. */
+static void
+undo_withdrawn(const Pending *op)
+{
+	Task	   *task = withdrawn_task(op);
+
+	if (op->kind == PENDING_CHANGE)
+		release_reservation(op, queue_of_note(op));
+	if (op->u.task.previous >= 0)
+		pending[op->u.task.previous].u.task.superseded = false;
+	if (task == NULL)
+		return;
+	if (op->u.task.previous >= 0)
+		task->u.note = op->u.task.previous;
+	else
+	{
+		Queue	   *queue = &fanout_queues[task->queue];
+
+		task_restore(task);
+		queue_wake(queue);
+	}
+}
+
+static void
+undo_cancel_request(const Pending *op)
+{
+	Task	   *task = task_find(MyDatabaseId, op->u.task.task);
+
+	if (task != NULL && task->state == TASK_RUNNING && TransactionIdEquals(task->ender, GetTopTransactionIdIfAny()))
+		task->ender = InvalidTransactionId;
 }
 
 static void
@@ -505,12 +765,13 @@ apply(const Pending *op, TimestampTz now)
 			apply_lease(op, now);
 			break;
 		case PENDING_WITHDRAW:
-			task = task_find(MyDatabaseId, op->u.task);
-			if (task != NULL && task->state == TASK_ENDING)
-				task_end(task, OUTCOME_CANCELLED);
+			apply_withdraw(op);
+			break;
+		case PENDING_CHANGE:
+			apply_change(op, now);
 			break;
 		case PENDING_CANCEL_REQUEST:
-			task = task_find(MyDatabaseId, op->u.task);
+			task = task_find(MyDatabaseId, op->u.task.task);
 			if (task != NULL)
 				task_request_cancel(task);
 			break;
@@ -586,7 +847,6 @@ static void
 undo(const Pending *op)
 {
 	Queue	   *queue;
-	Task	   *task;
 
 	switch (op->kind)
 	{
@@ -600,13 +860,11 @@ undo(const Pending *op)
 			undo_lease(op);
 			break;
 		case PENDING_WITHDRAW:
-			task = task_find(MyDatabaseId, op->u.task);
-			if (task != NULL && task->state == TASK_ENDING)
-			{
-				queue = &fanout_queues[task->queue];
-				task_restore(task);
-				queue_wake(queue);
-			}
+		case PENDING_CHANGE:
+			undo_withdrawn(op);
+			break;
+		case PENDING_CANCEL_REQUEST:
+			undo_cancel_request(op);
 			break;
 		case PENDING_QUEUE_CREATE:
 			queue = queue_of_note(op);
@@ -624,7 +882,6 @@ undo(const Pending *op)
 			if (queue != NULL)
 				queue_reopen(queue);
 			break;
-		case PENDING_CANCEL_REQUEST:
 		case PENDING_BATCH_CHANGE:
 		case PENDING_QUEUE_ALTER:
 		case PENDING_REGISTER:
@@ -667,6 +924,8 @@ static void
 forget_all(void)
 {
 	pending_used = 0;
+	enqueued_first = PG_INT64_MAX;
+	enqueued_last = 0;
 	if (pending_room > PENDING_KEEP)
 	{
 		pfree(pending);

@@ -29,9 +29,9 @@ extern void pending_claim(Lease *entry, int64 lease, bool journaled);
 extern void pending_end(Lease *entry, int64 lease, int64 task, Outcome outcome);
 extern void pending_requeue(Lease *entry, int64 lease, TimestampTz due, bool counts);
 extern void pending_pin(Lease *entry, int64 lease);
-extern void pending_withdraw(int64 task);
+extern void pending_withdraw(Task *task);
+extern void pending_change(Task *task);
 extern void pending_cancel_request(int64 task);
-extern void pending_forget_withdrawal(void);
 extern void pending_batch_change(int64 batch);
 extern void pending_queue_create(Queue *queue);
 extern void pending_queue_alter(Queue *queue, const QueueSettings *settings);
@@ -43,6 +43,32 @@ extern void pending_reload(void);
 
 /* So many of the tasks of the last pending_enqueue() have a place by now. */
 extern void pending_enqueue_reserved(int64 reserved);
+
+/* The last note was one of a withdrawal from disk that turned out to be wrong. */
+extern void pending_forget_withdrawal(void);
+
+/*
+ * A task that this transaction has withdrawn: was the last thing it did with
+ * it to change it?  Then it still waits as far as this transaction goes, in
+ * that queue and on those terms.
+ */
+extern bool pending_is_change(const Task *task);
+extern Queue *pending_queue(const Task *task);
+extern TaskTerms pending_terms(const Task *task);
+
+/*
+ * pending_change() alone leaves the task as it is; these tell what it is to
+ * be.  The first reserves a place in the queue, and one for the lane: false if
+ * there is no room for that.  The other cannot fail.
+ */
+extern bool pending_change_reserve(Task *task, Queue *target, int64 partition);
+extern void pending_change_set(const Task *task, const TaskTerms *terms);
+
+/* Has this transaction enqueued the task, or given it another life?  Not to be called under the lock: it may take long. */
+extern bool pending_enqueues(int64 task);
+
+/* So many of the tasks that wait in the queue will have left it at commit. */
+extern int64 pending_leave(const Queue *queue);
 
 /* How many notes there are. */
 extern int	pending_notes(void);

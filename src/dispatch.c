@@ -10,6 +10,7 @@
  */
 #include "postgres.h"
 
+#include "access/xact.h"
 #include "miscadmin.h"
 #include "utils/timestamp.h"
 
@@ -131,6 +132,7 @@ task_reserve(Queue *queue, const TaskSeed *seed, TimestampTz now)
 	}
 	task->state = TASK_ENQUEUED;
 	task->flags |= TASK_FLAG_UNTOUCHED | TASK_FLAG_FRESH;
+	task->ender = GetTopTransactionIdIfAny();	/* for who meets it between its commit and the callback */
 	queue->reserved++;
 	return task;
 }
@@ -177,6 +179,46 @@ task_forget(Task *task)
 	task_drop(task);
 }
 
+/* ENDING stays, but waits no longer for its enqueuer, the same transaction, to commit. */
+void
+task_admit_withdrawn(Task *task)
+{
+	Queue	   *queue = queue_of(task);
+
+	Assert(task->state == TASK_ENDING && (task->flags & TASK_FLAG_NEW) != 0);
+	if ((task->flags & TASK_FLAG_UNPLACED) == 0)
+		queue->reserved--;
+	queue_count_committed(queue, (task->flags & TASK_FLAG_WAS_SCHEDULED) != 0, 1);
+	task->flags &= ~(TASK_FLAG_NEW | TASK_FLAG_UNPLACED);
+}
+
+/* So many enqueued tasks were committed that task_admit() does not count. */
+void
+queue_count_committed(Queue *queue, bool timed, int64 count)
+{
+	queue->waiting += count;
+	queue->enqueued += count;
+	if (timed)
+		queue->timed += count;
+}
+
+/* The task is on disk only, in this place or, if it is not the first of such, one that comes after. */
+static void
+leave_on_disk(Queue *queue, int64 partition, int32 priority, bool timed, TimestampTz run_at, int64 task)
+{
+	Lane	   *lane;
+
+	if (timed)
+	{
+		window_leave_on_disk(&queue->scheduled, run_at, task);
+		keeper_wake_by(database_of(queue), run_at);
+	}
+	else if ((lane = lane_find(queue, partition)) != NULL)
+		lane_leave_on_disk(lane, priority, task);
+	else
+		queue_leave_stray(queue, task);
+}
+
 /*
  * "count" tasks, the first of which is given and whose ids follow on, were
  * committed and are on disk only.  Timed ones all go by way of the schedule,
@@ -185,25 +227,8 @@ task_forget(Task *task)
 void
 queue_leave_on_disk(Queue *queue, const TaskSeed *first, int64 count)
 {
-	Database   *database = database_of(queue);
-
-	queue->waiting += count;
-	queue->enqueued += count;
-	if (first->timed)
-	{
-		queue->timed += count;
-		window_leave_on_disk(&queue->scheduled, first->run_at, first->task);
-		keeper_wake_by(database, first->run_at);
-	}
-	else
-	{
-		Lane	   *lane = lane_find(queue, first->partition);
-
-		if (lane != NULL)
-			lane_leave_on_disk(lane, first->priority, first->task);
-		else
-			queue_leave_stray(queue, first->task);
-	}
+	queue_count_committed(queue, first->timed, count);
+	leave_on_disk(queue, first->partition, first->priority, first->timed, first->run_at, first->task);
 }
 
 /*
@@ -437,6 +462,7 @@ lease_begin(Task *task, int64 number, Worker *worker, WorkerUse *use, TimestampT
 	queue->running++;
 
 	task->state = TASK_RUNNING;
+	task->ender = InvalidTransactionId;
 	task->lease = lease;
 	task->attempts++;
 	lease->attempt = task->attempts;
@@ -750,30 +776,37 @@ task_requeue(Task *task, TimestampTz due, bool counts, TimestampTz now)
 	insert_again(queue, task, due, now);
 }
 
-/* READY or SCHEDULED -> ENDING: nobody may claim it while a transaction ends it. */
+/*
+ * READY, SCHEDULED, or ENQUEUED by the same transaction -> ENDING: nobody may
+ * claim it while a transaction ends or changes it.
+ */
 void
 task_withdraw(Task *task, TransactionId ender)
 {
 	Queue	   *queue = queue_of(task);
 
-	Assert(task->state == TASK_READY || task->state == TASK_SCHEDULED);
+	Assert(task->state == TASK_READY || task->state == TASK_SCHEDULED || task->state == TASK_ENQUEUED);
+	task->flags &= ~TASK_FLAG_WAS_SCHEDULED;
 	if (task->state == TASK_SCHEDULED)
 	{
 		order_remove(&queue->scheduled.set, &task->node);
 		task->flags |= TASK_FLAG_WAS_SCHEDULED;
 	}
-	else
-	{
+	else if (task->state == TASK_READY)
 		lane_take(task->lane, task);
-		task->flags &= ~TASK_FLAG_WAS_SCHEDULED;
-	}
+	else
+		task->flags |= TASK_FLAG_NEW | ((task->flags & TASK_FLAG_TIMED) != 0 ? TASK_FLAG_WAS_SCHEDULED : 0);
 	task->state = TASK_ENDING;
 	task->ender = ender;
+	task->u.note = -1;
 }
 
-/* (on disk) -> ENDING.  NULL if the pool is used up.  The task must not be in memory. */
+/*
+ * (on disk) -> ENDING.  NULL if the pool is used up.  The task must not be in
+ * memory; "pending" if the same transaction has enqueued it.
+ */
 Task *
-task_withdraw_from_disk(Queue *queue, const TaskSeed *seed, TransactionId ender)
+task_withdraw_from_disk(Queue *queue, const TaskSeed *seed, TransactionId ender, bool pending)
 {
 	Lane	   *lane = lane_for(queue, seed->partition);
 	Task	   *task = NULL;
@@ -794,8 +827,11 @@ task_withdraw_from_disk(Queue *queue, const TaskSeed *seed, TransactionId ender)
 	task->flags |= TASK_FLAG_UNTOUCHED; /* only such are on disk */
 	if (seed->timed)
 		task->flags |= TASK_FLAG_WAS_SCHEDULED;
+	if (pending)
+		task->flags |= TASK_FLAG_NEW | TASK_FLAG_UNPLACED;
 	task->state = TASK_ENDING;
 	task->ender = ender;
+	task->u.note = -1;
 	return task;
 }
 
@@ -807,14 +843,42 @@ task_forget_withdrawn(Task *task)
 	task_drop(task);
 }
 
-/* ENDING -> READY or SCHEDULED: the transaction that was to end it has aborted. */
+/*
+ * ENDING -> (on disk): its row was changed between being read and its
+ * withdrawal from disk, and this is where the task is.  A refill may have
+ * passed it by, as it was in memory.
+ */
+void
+task_put_back_on_disk(Task *task, Queue *queue, const TaskTerms *terms)
+{
+	Assert(task->state == TASK_ENDING);
+	leave_on_disk(queue, terms->partition, terms->priority, terms->timed, terms->due, task->key.task);
+	task_drop(task);
+}
+
+/* ENDING -> ENQUEUED, or (on disk) if it had no place: its enqueuer, the same transaction, goes on. */
+static void
+restore_enqueued(Task *task)
+{
+	if ((task->flags & TASK_FLAG_UNPLACED) != 0)
+	{
+		task_drop(task);		/* at commit, queue_leave_on_disk() will be told */
+		return;
+	}
+	task->flags &= ~(TASK_FLAG_NEW | TASK_FLAG_WAS_SCHEDULED);
+	task->state = TASK_ENQUEUED;
+}
+
+/* ENDING -> what it was before: the transaction that was to end or change it, or a savepoint of that, has aborted. */
 void
 task_restore(Task *task)
 {
 	Queue	   *queue = queue_of(task);
 
 	Assert(task->state == TASK_ENDING);
-	if (task->flags & TASK_FLAG_CANCELLED)
+	if (task->flags & TASK_FLAG_NEW)
+		restore_enqueued(task);
+	else if (task->flags & TASK_FLAG_CANCELLED)
 	{
 		/* somebody else has cancelled it meanwhile */
 		if (task->flags & TASK_FLAG_WAS_SCHEDULED)
@@ -825,6 +889,137 @@ task_restore(Task *task)
 		insert_scheduled(queue, task, task->node.key);
 	else
 		insert_ready(task);
+}
+
+/* What a withdrawn task was before. */
+TaskTerms
+task_terms(const Task *task)
+{
+	TaskTerms	terms;
+
+	Assert(task->state == TASK_ENDING);
+	terms.partition = task->lane->key.partition;
+	terms.priority = task->priority;
+	terms.timed = (task->flags & TASK_FLAG_TIMED) != 0;
+	terms.due = (task->flags & TASK_FLAG_WAS_SCHEDULED) != 0 ? task->node.key : 0;
+	terms.tid = task->tid;
+	return terms;
+}
+
+/* The task, which stands in no set, belongs to the lane from now on. */
+static void
+enter_lane(Task *task, Lane *lane)
+{
+	Lane	   *old = task->lane;
+
+	if (old == lane)
+		return;
+	task->lane = lane;
+	task->queue = lane->key.queue;
+	lane->tasks++;
+	lane->sample_task = task->key.task;
+	if (old->sample_task == task->key.task)
+		old->sample_task = old->ready.set.first != NULL ? old->ready.set.first->id : 0;
+	old->tasks--;
+	lane_release(old);
+}
+
+/*
+ * Is there a place in memory for a changed task that has an entry?  It must
+ * have one if its row alone does not say what it is, and while a refill reads
+ * that may see the row as it was.
+ */
+static bool
+stays_in_memory(Task *task, Queue *queue, bool scheduled)
+{
+	Window	   *window = scheduled ? &queue->scheduled : &task->lane->ready;
+	int64		key = scheduled ? task->node.key : task->priority;
+
+	if ((task->flags & TASK_FLAG_UNTOUCHED) == 0 || task->kept_for != 0 ||
+		(!scheduled && (task->flags & TASK_FLAG_TIMED) != 0))
+		return true;
+	return !window_is_beyond(window, key, task->key.task) &&
+		(queue_is_within_share(queue) || window_evict_after(window, key, task->key.task));
+}
+
+/*
+ * ENDING -> READY, SCHEDULED or (on disk): the transaction that has changed
+ * the task has committed.  A refill that began before may have a snapshot in
+ * which it has not: the task is in memory then until that refill has ended,
+ * whichever queue or order it reads, so that it does not load what it sees.
+ */
+void
+task_change(Task *task, Queue *target, const TaskTerms *terms, TimestampTz now)
+{
+	Queue	   *queue = queue_of(task);
+	Database   *database = database_of(queue);
+	bool		scheduled = terms->due > now;
+	Lane	   *lane = lane_for(target, terms->partition);
+
+	Assert(task->state == TASK_ENDING);
+	if (lane == NULL && evict_any_lane())
+		lane = lane_for(target, terms->partition);	/* memory was built anew, and it is not kept any more */
+	if (lane == NULL)
+	{
+		task_change_on_disk(task->key.task, queue, target, terms);
+		task_drop(task);
+		return;
+	}
+	queue->waiting--;
+	if ((task->flags & TASK_FLAG_WAS_SCHEDULED) != 0 && queue->timed > 0)
+		queue->timed--;
+	enter_lane(task, lane);
+	task->flags &= ~(TASK_FLAG_NEW | TASK_FLAG_UNPLACED | TASK_FLAG_TIMED);
+	task->flags |= terms->timed ? TASK_FLAG_TIMED : 0;
+	task->priority = terms->priority;
+	task->node.key = scheduled ? terms->due : terms->priority;
+	task->tid = terms->tid;
+	task->kept_for = (database->refill_serial & 1) != 0 ? database->refill_serial : 0;
+
+	target->waiting++;
+	if (task->flags & TASK_FLAG_CANCELLED)
+		insert_cancelled(target, task);
+	else if (stays_in_memory(task, target, scheduled))
+	{
+		if (scheduled)
+		{
+			target->timed++;
+			insert_scheduled(target, task, terms->due);
+		}
+		else
+			insert_ready(task);
+	}
+	else
+	{
+		target->timed += scheduled;
+		leave_on_disk(target, terms->partition, terms->priority, scheduled, terms->due, task->key.task);
+		task_drop(task);
+	}
+}
+
+/* ENDING -> (gone): the queue that it was to move to was dropped by the same transaction. */
+void
+task_forget_changed(Task *task)
+{
+	Queue	   *queue = queue_of(task);
+
+	Assert(task->state == TASK_ENDING);
+	queue->waiting--;
+	if ((task->flags & TASK_FLAG_WAS_SCHEDULED) != 0 && queue->timed > 0)
+		queue->timed--;
+	task_drop(task);
+}
+
+/* The same for a task that is not in memory, as that was built anew meanwhile, with the row as it was. */
+void
+task_change_on_disk(int64 task, Queue *from, Queue *target, const TaskTerms *terms)
+{
+	if (from != NULL)
+	{
+		from->waiting--;
+		target->waiting++;
+	}
+	leave_on_disk(target, terms->partition, terms->priority, terms->timed, terms->due, task);
 }
 
 /* The task has its outcome although nobody withdrew it: memory was built anew in between. */
@@ -853,8 +1048,8 @@ note_dirty_join(Database *database, int64 batch)
 
 /*
  * RUNNING or ENDING -> (gone): the task has its outcome.  While a refill
- * reads, an ENDED tombstone stays: the refill's snapshot may not show the
- * outcome yet.
+ * reads that may come upon it, an ENDED tombstone stays: the refill's snapshot
+ * may not show the outcome yet.
  */
 void
 task_end(Task *task, Outcome outcome)
@@ -883,13 +1078,13 @@ task_end(Task *task, Outcome outcome)
 	if (task->flags & TASK_FLAG_EARLY_JOIN)
 		note_dirty_join(database, task->batch);
 
-	if (queue->refilling > 0)
+	if (queue->refilling > 0 || task_is_kept(task, database))
 	{
 		Lane	   *lane = task->lane;
 
 		task->state = TASK_ENDED;
 		task->lane = NULL;
-		dlist_push_tail(&queue->ended, &task->ended_link);
+		dlist_push_tail(&database->ended, &task->u.ended_link);
 		lane->tasks--;
 		lane_release(lane);
 	}
@@ -897,12 +1092,12 @@ task_end(Task *task, Outcome outcome)
 		task_drop(task);
 }
 
-/* ENDED -> (gone), for all of the queue: no refill is reading. */
+/* ENDED -> (gone), for all of the database: no refill is reading. */
 void
-queue_forget_ended(Queue *queue)
+database_forget_ended(Database *database)
 {
-	while (!dlist_is_empty(&queue->ended))
-		task_free(dlist_container(Task, ended_link, dlist_pop_head_node(&queue->ended)));
+	while (!dlist_is_empty(&database->ended))
+		task_free(dlist_container(Task, u.ended_link, dlist_pop_head_node(&database->ended)));
 }
 
 /* OPEN -> CLOSED: a transaction drops or purges the queue.  False if another one does already. */
@@ -952,6 +1147,8 @@ forget_if_of_queue(Task *task, void *arg)
 		return;
 	if (task->state == TASK_RUNNING)
 		lease_end(task->lease);
+	else if (task->state == TASK_ENDED)
+		dlist_delete(&task->u.ended_link);
 	task_free(task);			/* the lanes go as a whole */
 }
 
@@ -963,6 +1160,9 @@ void
 queue_remove(Queue *queue)
 {
 	task_iterate(forget_if_of_queue, queue);
+
+	/* a refill of another queue may see tasks that have moved here from there */
+	database_of(queue)->refill_void = true;
 	queue_clear_lanes(queue);
 	lanes_freed();
 	stop_all_waiting_for(queue);

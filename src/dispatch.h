@@ -31,6 +31,16 @@ typedef struct TaskSeed
 	TimestampTz run_at;
 } TaskSeed;
 
+/* What can be changed of a task that waits. */
+typedef struct TaskTerms
+{
+	int64		partition;		/* 0: none */
+	int32		priority;
+	bool		timed;			/* its row has a run_at */
+	TimestampTz due;			/* 0: at once */
+	ItemPointerData tid;		/* of its row, which a change moves */
+} TaskTerms;
+
 /* What a claim gave, copied out. */
 typedef struct Claim
 {
@@ -63,7 +73,9 @@ typedef struct Claimant
 extern Task *task_reserve(Queue *queue, const TaskSeed *seed, TimestampTz now);
 extern void task_admit(Task *task, TimestampTz now);
 extern void task_forget(Task *task);
+extern void task_admit_withdrawn(Task *task);
 extern void queue_leave_on_disk(Queue *queue, const TaskSeed *first, int64 count);
+extern void queue_count_committed(Queue *queue, bool timed, int64 count);
 
 /* from disk */
 extern Task *task_load(Queue *queue, const TaskSeed *seed, ItemPointer tid, bool urgent, TimestampTz now);
@@ -91,15 +103,20 @@ extern void lease_journaled(Lease *lease);
 extern void task_requeue(Task *task, TimestampTz due, bool counts, TimestampTz now);
 extern void task_request_cancel(Task *task);
 extern void task_withdraw(Task *task, TransactionId ender);
-extern Task *task_withdraw_from_disk(Queue *queue, const TaskSeed *seed, TransactionId ender);
+extern Task *task_withdraw_from_disk(Queue *queue, const TaskSeed *seed, TransactionId ender, bool pending);
 extern void task_forget_withdrawn(Task *task);
+extern void task_put_back_on_disk(Task *task, Queue *queue, const TaskTerms *terms);
 extern void task_restore(Task *task);
+extern TaskTerms task_terms(const Task *task);
+extern void task_change(Task *task, Queue *target, const TaskTerms *terms, TimestampTz now);
+extern void task_forget_changed(Task *task);
+extern void task_change_on_disk(int64 task, Queue *from, Queue *target, const TaskTerms *terms);
 extern void task_end(Task *task, Outcome outcome);
 extern void task_end_unforeseen(Task *task, Outcome outcome);
 
 /* time, and memory */
 extern bool queue_promote_due(Queue *queue, TimestampTz now);
-extern void queue_forget_ended(Queue *queue);
+extern void database_forget_ended(Database *database);
 extern bool queue_close(Queue *queue, bool dropping, TransactionId closer);
 extern void queue_purged_on_disk(Queue *queue, int64 count);
 extern void queue_reopen(Queue *queue);

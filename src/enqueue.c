@@ -10,6 +10,7 @@
  */
 #include "postgres.h"
 
+#include "access/xact.h"
 #include "catalog/pg_type.h"
 #include "common/hashfn.h"
 #include "funcapi.h"
@@ -209,6 +210,7 @@ admit_to_queue(Request *request)
 	request->place_count = Min(request->count, fanout_max_tracked_tasks);
 	request->places = MemoryContextAllocHuge(TopTransactionContext, request->place_count * sizeof(TaskPlace));
 	pending_prepare(1);
+	(void) GetTopTransactionId();	/* for task_reserve() */
 	for (;;)
 	{
 		dispatcher_lock();

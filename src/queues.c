@@ -402,10 +402,11 @@ close_queue(const QueueRef *ref, bool dropping, bool only_if_empty)
 	bool		gone;
 	bool		closed = false;
 	TransactionId closer = GetTopTransactionId();
+	int64		moved_out = only_if_empty ? pending_leave(ref->queue) : 0;
 
 	dispatcher_lock();
 	gone = !queue_ref_is_valid(ref);
-	waiting = ref->queue->waiting + ref->queue->pending;
+	waiting = ref->queue->waiting + ref->queue->pending - moved_out;
 	running = ref->queue->running;
 	if (!gone && (!only_if_empty || (waiting == 0 && running == 0)))
 		closed = queue_close(ref->queue, dropping, closer);
@@ -468,9 +469,12 @@ list_for_purge(Task *task, void *arg)
 {
 	PurgeList  *list = arg;
 
-	if (task->queue != list->queue - fanout_queues)
+	bool		changed = pending_is_change(task);	/* by this transaction: it waits */
+
+	if ((changed ? pending_queue(task) : &fanout_queues[task->queue]) != list->queue || task->key.db != MyDatabaseId)
 		return;
-	if (task->state == TASK_READY || task->state == TASK_SCHEDULED)
+	if (task->state == TASK_READY || task->state == TASK_SCHEDULED ||
+		(changed && (task->flags & TASK_FLAG_NEW) == 0))
 		list->waiting[list->waiting_count++] = task->key.task;
 	else if (list->running_count < list->room)
 		list->running[list->running_count++] = Int64GetDatum(task->key.task);
@@ -497,8 +501,11 @@ withdraw_all(PurgeList *list)
 	task_iterate(list_for_purge, list);
 	for (int i = 0; i < list->waiting_count; i++)
 	{
-		task_withdraw(task_find(MyDatabaseId, list->waiting[i]), me);
-		pending_withdraw(list->waiting[i]);
+		Task	   *task = task_find(MyDatabaseId, list->waiting[i]);
+
+		if (task->state != TASK_ENDING)
+			task_withdraw(task, me);
+		pending_withdraw(task);
 	}
 	dispatcher_unlock();
 }

@@ -51,15 +51,20 @@ static SpiStatement select_attempted = {
 };
 
 /*
- * A start that was not journaled before it ended is known from its end.  A
- * rebuild (no queue) stands for those that nobody knows of.
+ * A start that was not journaled before it ended is known from its end.  It
+ * was one of the queue and lane that the task left next, if it has moved since.
+ * A rebuild (no queue) stands for starts that nobody knows of.
  */
 static SpiStatement select_starts = {
-	"SELECT t.queue, coalesce(t.lane, 0), min(s.at), coalesce(t.cost, 1)"
+	"WITH moved AS MATERIALIZED (SELECT task, at, string_to_array(error, ' ') AS place FROM fanout.attempt WHERE event = 'm' AND at > $1),"
+	" started AS (SELECT task, lease, min(at) AS at"
 	"  FROM (SELECT task, lease, at FROM fanout.attempt WHERE event IN ('c', 'b', 'f', 'r', 'x') AND at > $1"
-	"        UNION ALL SELECT task, lease, claimed_at FROM fanout.outcome WHERE claimed_at > $1) s"
-	"  JOIN fanout.task t ON t.id = s.task WHERE t.queue = ANY ($2)"
-	" GROUP BY t.queue, t.lane, t.cost, s.task, s.lease"
+	"        UNION ALL SELECT task, lease, claimed_at FROM fanout.outcome WHERE claimed_at > $1) a GROUP BY task, lease),"
+	" placed AS (SELECT DISTINCT ON (s.task, s.lease) coalesce(m.place[1]::int, t.queue) AS queue,"
+	"   coalesce(m.place[2]::bigint, t.lane, 0) AS lane, s.at, coalesce(t.cost, 1) AS cost"
+	"  FROM started s JOIN fanout.task t ON t.id = s.task LEFT JOIN moved m ON m.task = s.task AND m.at >= s.at"
+	"  ORDER BY s.task, s.lease, m.at)"
+	" SELECT queue, lane, at, cost FROM placed WHERE queue = ANY ($2)"
 	" UNION ALL SELECT NULL, 0, at, 0 FROM fanout.rebuilt WHERE at > $1 ORDER BY 3",
 	2, {TIMESTAMPTZOID, INT4ARRAYOID}
 };
@@ -230,6 +235,13 @@ fold(History *history, int64 lease, char event, TimestampTz at, TimestampTz unti
 		history->cancelled = true;
 		return;
 	}
+	if (event == 's')
+	{
+		history->due = until;
+		return;
+	}
+	if (event == 'm')
+		return;					/* its row says where it is */
 	if (event == 'e')
 	{
 		if (history->running == lease)
@@ -332,8 +344,9 @@ enter_unfinished(Queue *queue, TaskSeed *seed, ItemPointer tid, const History *h
 {
 	Task	   *task;
 
-	/* of one that begins a new life the row says all, unless that is timed */
-	if (history == NULL || (history->running == 0 && history->attempts == 0 && history->due == 0 && !seed->timed))
+	/* of one that has not been attempted in this life the row says all */
+	if (history == NULL ||
+		(history->running == 0 && history->attempts == 0 && history->due == 0 && !history->cancelled))
 	{
 		(void) task_rebuild(queue, seed, tid, 0, false, now);
 		return true;

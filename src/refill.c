@@ -5,8 +5,9 @@
  * A refill happens while everybody works; window.c says what makes that safe.
  * Three things may be met on the way: a task that is in memory (it is left
  * alone), one that has ended since the snapshot was taken (there is a
- * tombstone of it in memory), and a queue that was purged or dropped
- * meanwhile (its epoch has changed, and what was read is thrown away).
+ * tombstone of it in memory) or was changed (it stays in memory for as long),
+ * and a queue that was purged or dropped meanwhile (its epoch has changed, and
+ * what was read is thrown away).  A database has one refill at a time.
  *
  * Each segment of the log is read on its own: the usual order is that of ids,
  * and so one segment after the other; other orders are merged.
@@ -96,6 +97,7 @@ typedef struct Refill
 	Lane	   *lane;			/* REFILL_LANE */
 	Window	   *window;
 	int32		queue_id;
+	Database   *database;
 	int64		epoch;
 	int64		key;			/* the bound it starts from */
 	int64		id;
@@ -229,7 +231,7 @@ refill_is_void(const Refill *refill)
 	const Queue *queue = refill->queue;
 
 	return queue->state != QUEUE_OPEN || queue->db != MyDatabaseId || queue->id != refill->queue_id ||
-		queue->epoch != refill->epoch;
+		queue->epoch != refill->epoch || refill->database->refill_void;
 }
 
 /* Put one row that was read into memory; false if there is no room.  Under the lock. */
@@ -273,8 +275,6 @@ end_refill(Refill *refill, int64 done)
 	else
 		window_end_refill(window, false, 0, 0);
 	queue->refilling--;
-	if (queue->refilling == 0)
-		queue_forget_ended(queue);
 	if (refill->kind == REFILL_STRAYS)
 	{
 		/* without room for a lane there is nothing to retry: lanes_freed() asks for it again */
@@ -288,6 +288,14 @@ end_refill(Refill *refill, int64 done)
 		lane_release(refill->lane);
 	}
 	queue_wake(queue);
+}
+
+/* No refill reads any more, be it done or the keeper that was at it gone. */
+static void
+database_end_refill(Database *database)
+{
+	database->refill_serial += database->refill_serial & 1;
+	database_forget_ended(database);
 }
 
 /* Put what was read into memory, as far as there is room, and end the refill. */
@@ -309,7 +317,8 @@ load_rows(Refill *refill)
 	}
 	if (queue->state != QUEUE_FREE && queue->id == refill->queue_id && queue->db == MyDatabaseId)
 		end_refill(refill, done);
-	database_find(MyDatabaseId)->refills++;
+	database_end_refill(refill->database);
+	refill->database->refills++;
 	dispatcher_unlock();
 }
 
@@ -326,12 +335,15 @@ begin_refill(Refill *refill)
 	if (refill->kind != REFILL_STRAYS && !refill->urgent && !refill->room)
 		return false;			/* it asks again when it gives out what it has */
 	refill->queue_id = queue->id;
+	refill->database = database_find(MyDatabaseId);
 	refill->epoch = queue->epoch;
 	refill->key = refill->window->bound_key;
 	refill->id = refill->window->bound_id;
-	refill->segment_count = segments_in_use(database_find(MyDatabaseId), refill->segments);
+	refill->segment_count = segments_in_use(refill->database, refill->segments);
 	window_begin_refill(refill->window);
 	queue->refilling++;
+	refill->database->refill_serial++;
+	refill->database->refill_void = false;
 	return true;
 }
 
@@ -458,8 +470,8 @@ refill_reset(Database *database)
 			lane_settle(lane);
 		}
 		lane_settle(&queue->main);
-		queue_forget_ended(queue);
 		queue->wants_refill = true;
 	}
+	database_end_refill(database);
 	dispatcher_unlock();
 }

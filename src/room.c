@@ -35,12 +35,15 @@ queue_in_memory(const Queue *queue)
 
 /*
  * May the task be left on disk?  Only if its row alone says what it is: not
- * once it has been leased, and not once its time has come.
+ * once it has been leased, and not once its time has come.  Nor while a refill
+ * reads that may see the row as it was before a change: not finding the task
+ * in memory, it would load it as it was.
  */
 static bool
 task_is_evictable(const Task *task)
 {
 	return (task->flags & TASK_FLAG_UNTOUCHED) != 0 && (task->flags & TASK_FLAG_CANCELLED) == 0 &&
+		!task_is_kept(task, database_of(queue_of_lane(task->lane))) &&
 		(task->state == TASK_SCHEDULED ||
 		 (task->state == TASK_READY && (task->flags & TASK_FLAG_TIMED) == 0));
 }

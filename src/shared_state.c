@@ -165,6 +165,7 @@ database_enter(Oid db)
 		order_init(&database->expiry);
 		dlist_init(&database->journal);
 		dlist_init(&database->result_waiters);
+		dlist_init(&database->ended);
 		fanout_shared->database_high = Max(fanout_shared->database_high, i + 1);
 		return database;
 	}
@@ -185,6 +186,8 @@ database_clear(Database *database)
 	order_init(&database->expiry);
 	dlist_init(&database->journal);
 	dlist_init(&database->result_waiters);
+	dlist_init(&database->ended);
+	database->refill_serial += database->refill_serial & 1; /* whoever was reading is gone */
 	database->journal_count = 0;
 	database->dirty_join_count = 0;
 	database->dirty_join_overflow = false;
@@ -270,7 +273,6 @@ queue_enter(Oid db, int32 id)
 		queue->main.settings.weight = 1;
 		dlist_init(&queue->lanes);
 		dlist_init(&queue->waiters);
-		dlist_init(&queue->ended);
 		fanout_shared->queue_high = Max(fanout_shared->queue_high, i + 1);
 		return queue;
 	}

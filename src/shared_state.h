@@ -152,7 +152,6 @@ typedef struct Queue
 	bool		wants_refill;
 	int32		refilling;		/* windows that are being refilled */
 	int64		epoch;			/* counts the times it was closed */
-	dlist_head	ended;			/* tombstones, kept while a window refills */
 
 	dlist_head	waiters;		/* WaitLink.node, first come first */
 	int32		waiter_count;
@@ -171,7 +170,7 @@ typedef enum TaskState
 	TASK_SCHEDULED,
 	TASK_READY,
 	TASK_RUNNING,
-	TASK_ENDING,				/* waited; a transaction that is open ends it */
+	TASK_ENDING,				/* waited; a transaction that is open ends or changes it */
 	TASK_ENDED					/* tombstone: a refill may still see it as unfinished */
 } TaskState;
 
@@ -188,6 +187,8 @@ typedef struct TaskKey
 #define TASK_FLAG_EARLY_JOIN	0x08	/* its batch may end before all tasks have */
 #define TASK_FLAG_FRESH			0x10	/* never leased: it has no checkpoints */
 #define TASK_FLAG_CANCELLED		0x20	/* somebody has asked its worker to stop */
+#define TASK_FLAG_NEW			0x40	/* ENDING: its enqueuer is the same transaction, and it counts as pending */
+#define TASK_FLAG_UNPLACED		0x80	/* and it had no place in memory */
 
 /* An unfinished task that is in memory: an element of the pool. */
 typedef struct Task
@@ -202,11 +203,17 @@ typedef struct Task
 	int32		queue;			/* index of its Queue */
 	int16		attempts;		/* begun ones, the running one included */
 	int16		max_attempts;	/* 0: the queue's */
-	TransactionId ender;		/* ENDING: the transaction that ends it */
+	TransactionId ender;		/* ENDING: the transaction that ends or changes it; ENQUEUED: that enqueues it;
+								 * RUNNING: the last one that was to cancel it */
 	ItemPointerData tid;
+	uint16		flags;
 	uint8		state;
-	uint8		flags;
-	dlist_node	ended_link;		/* ENDED */
+	uint16		kept_for;		/* the refill that may still read its row as it was before a change; 0: none */
+	union
+	{
+		dlist_node	ended_link; /* ENDED */
+		int32		note;		/* ENDING: the ender's last note about it, of commit_hooks.c */
+	}			u;
 } Task;
 
 typedef struct WorkerKey
@@ -317,6 +324,10 @@ typedef struct Database
 	bool		dirty_join_overflow;
 	bool		cancelled_waits;	/* a task that was cancelled while it ran may wait again */
 
+	uint16		refill_serial;	/* odd while a refill reads: there is one at a time */
+	bool		refill_void;	/* what that has read is not to be relied on */
+	dlist_head	ended;			/* tombstones, kept while a refill reads */
+
 	int64		refills;
 	int64		evictions;
 	int64		journaled;
@@ -414,6 +425,13 @@ static inline Database *
 database_of(const Queue *queue)
 {
 	return database_find(queue->db);
+}
+
+/* Does a refill read that may have a snapshot from before the task was changed? */
+static inline bool
+task_is_kept(const Task *task, const Database *database)
+{
+	return task->kept_for != 0 && task->kept_for == database->refill_serial;
 }
 
 /*

@@ -8,8 +8,9 @@
  * place, or by the primary key where the row is not there any more (VACUUM
  * FULL, CLUSTER).  Triggers and row security of the log's tables do not apply.
  *
- * Rows are read with SnapshotSelf: whatever is committed by now, and our own.
- * The statement's snapshot may be older than a task that it was woken for.
+ * What is read is whatever is committed by now, and our own: by SnapshotSelf or,
+ * where rows are updated, a new snapshot.  The statement's snapshot may be
+ * older than a task that it was woken for.
  */
 #include "postgres.h"
 
@@ -413,8 +414,11 @@ fetch_by_key(SegmentReader *reader, int64 task, Datum *values, bool *nulls)
 	SysScanDesc scan;
 	HeapTuple	tuple;
 
+	/* rows of tasks that wait may be updated meanwhile: SnapshotSelf might come upon none of the versions */
+	Snapshot	snapshot = RegisterSnapshot(GetLatestSnapshot());
+
 	ScanKeyInit(&key, TASK_ID + 1, BTEqualStrategyNumber, F_INT8EQ, Int64GetDatum(task));
-	scan = systable_beginscan(reader->relation, index, true, SnapshotSelf, 1, &key);
+	scan = systable_beginscan(reader->relation, index, true, snapshot, 1, &key);
 	tuple = systable_getnext(scan);
 	if (HeapTupleIsValid(tuple))
 	{
@@ -422,6 +426,7 @@ fetch_by_key(SegmentReader *reader, int64 task, Datum *values, bool *nulls)
 		copy_values(reader->slot, values, nulls);
 	}
 	systable_endscan(scan);
+	UnregisterSnapshot(snapshot);
 	return HeapTupleIsValid(tuple);
 }
 

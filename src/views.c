@@ -282,7 +282,7 @@ find_live_task(int64 id, int32 queue_id, bool timed, TimestampTz run_at, LiveTas
 	dispatcher_lock();
 	database = database_find(MyDatabaseId);
 	task = task_find(MyDatabaseId, id);
-	if (task != NULL && fanout_queues[task->queue].id == queue_id)
+	if (task != NULL)			/* of a queue that the query's snapshot does not show yet, if it moves */
 		copy_task(task, now, live);
 	else if (database != NULL && database->state == DATABASE_READY &&
 			 queue_is_all_in_memory(queue_find(MyDatabaseId, queue_id)))

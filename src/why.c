@@ -179,7 +179,7 @@ describe(const Facts *facts, const char *partition, char **words)
 				*words = psprintf("%s, and is to be cancelled", *words);
 			return facts->cancelled ? "cancelling" : "running";
 		case REASON_ENDING:
-			*words = pstrdup("a transaction that is open cancels it");
+			*words = pstrdup("a transaction that is open cancels or changes it");
 			return "ending";
 		case REASON_UNCOMMITTED:
 			*words = pstrdup("the transaction that has enqueued it is open");

@@ -84,8 +84,9 @@ CREATE TABLE fanout.spawn (
     PRIMARY KEY (parent, step)
 );
 
--- The log: only ever inserted into (retry() alone takes an outcome back). The rows are in the segments below, all those
--- of a task in one; the tables here are what segments are made after, and give the rows of all of them to a query.
+-- The log: only ever inserted into by what every task costs, enqueue, claim and end. When somebody changes his mind,
+-- which is rare, retry() takes an outcome back, and reprioritize(), reschedule(), move() and retry() update a row of task.
+-- The rows are in the segments below, all those of a task in one; the tables here are what segments are made after, and give the rows of all of them to a query.
 
 CREATE TABLE fanout.task (
     id           bigint PRIMARY KEY,
@@ -112,10 +113,10 @@ CREATE TABLE fanout.attempt (
     lease   bigint NOT NULL,
     task    bigint NOT NULL,
     at      timestamptz NOT NULL,
-    until   timestamptz,            -- of a claim or an extension: when the lease ends; of a failure or release: when due
-    event   "char" NOT NULL,        -- c claimed, b claimed and bound to a session, e extended, f failed, r released, x expired, n new life, k to be cancelled
+    until   timestamptz,            -- of a claim or an extension: when the lease ends; of f, r, s: when due
+    event   "char" NOT NULL,        -- c claimed, b claimed and bound to a session, e extended, f failed, r released, x expired, n new life, k to be cancelled, s rescheduled, m moved
     worker  text,
-    error   text,
+    error   text,                   -- of m: the queue and the lane that it left
     CHECK (false) NO INHERIT
 );
 -- The journal is written for every task and read for few, and tasks are attempted roughly in order.

@@ -51,6 +51,30 @@ CREATE FUNCTION fanout.cancel(task bigint, reason text DEFAULT NULL) RETURNS boo
     AS 'MODULE_PATHNAME', 'fanout_cancel' LANGUAGE C VOLATILE;
 COMMENT ON FUNCTION fanout.cancel(bigint, text) IS 'cancels a task that waits, or has the worker of one that runs told; false if it has ended';
 
+CREATE FUNCTION fanout.reprioritize(tasks bigint[], priority int) RETURNS SETOF bigint
+    AS 'MODULE_PATHNAME', 'fanout_reprioritize_many' LANGUAGE C VOLATILE;
+COMMENT ON FUNCTION fanout.reprioritize(bigint[], int) IS 'gives those of the tasks that wait another priority; the ids of these';
+
+CREATE FUNCTION fanout.reprioritize(task bigint, priority int) RETURNS boolean
+    AS 'MODULE_PATHNAME', 'fanout_reprioritize' LANGUAGE C VOLATILE;
+COMMENT ON FUNCTION fanout.reprioritize(bigint, int) IS 'gives a task that waits another priority; false if it runs or has ended';
+
+CREATE FUNCTION fanout.reschedule(tasks bigint[], run_at timestamptz DEFAULT NULL, delay interval DEFAULT NULL) RETURNS SETOF bigint
+    AS 'MODULE_PATHNAME', 'fanout_reschedule_many' LANGUAGE C VOLATILE;
+COMMENT ON FUNCTION fanout.reschedule(bigint[], timestamptz, interval) IS 'has those of the tasks that wait be due at another time; the ids of these';
+
+CREATE FUNCTION fanout.reschedule(task bigint, run_at timestamptz DEFAULT NULL, delay interval DEFAULT NULL) RETURNS boolean
+    AS 'MODULE_PATHNAME', 'fanout_reschedule' LANGUAGE C VOLATILE;
+COMMENT ON FUNCTION fanout.reschedule(bigint, timestamptz, interval) IS 'has a task that waits be due at another time; false if it runs or has ended';
+
+CREATE FUNCTION fanout.move(tasks bigint[], queue text DEFAULT NULL, partition_key text DEFAULT NULL, unset text[] DEFAULT NULL)
+    RETURNS SETOF bigint AS 'MODULE_PATHNAME', 'fanout_move_many' LANGUAGE C VOLATILE;
+COMMENT ON FUNCTION fanout.move(bigint[], text, text, text[]) IS 'moves those of the tasks that wait to another queue or partition; the ids of these';
+
+CREATE FUNCTION fanout.move(task bigint, queue text DEFAULT NULL, partition_key text DEFAULT NULL, unset text[] DEFAULT NULL)
+    RETURNS boolean AS 'MODULE_PATHNAME', 'fanout_move' LANGUAGE C VOLATILE;
+COMMENT ON FUNCTION fanout.move(bigint, text, text, text[]) IS 'moves a task that waits to another queue or partition; false if it runs or has ended';
+
 CREATE FUNCTION fanout.retry(tasks bigint[]) RETURNS SETOF bigint
     AS 'MODULE_PATHNAME', 'fanout_retry_many' LANGUAGE C VOLATILE;
 COMMENT ON FUNCTION fanout.retry(bigint[]) IS 'gives those of the tasks that failed or were cancelled another life; the ids of these';

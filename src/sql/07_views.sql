@@ -47,7 +47,8 @@ CREATE VIEW fanout.queues WITH (security_barrier) AS
 COMMENT ON VIEW fanout.queues IS 'queues with their settings and live counts; counters and rates are since the server started';
 
 CREATE VIEW fanout.partitions WITH (security_barrier) AS
-    SELECT q.name AS queue, coalesce(p.key, (SELECT t.partition_key FROM fanout.task t WHERE t.id = l.sample_task)) AS partition_key,
+    SELECT q.name AS queue, coalesce(p.key, (SELECT t.partition_key FROM fanout.task t WHERE t.id = l.sample_task AND t.lane = l.lane AND t.queue = l.queue_id),
+           (SELECT t.partition_key FROM fanout.task t WHERE t.queue = l.queue_id AND t.lane = l.lane AND t.run_at IS NULL LIMIT 1)) AS partition_key,
            l.ready, l.more_on_disk, l.running, coalesce(l.concurrency, p.concurrency, q.partition_concurrency) AS concurrency,
            coalesce(p.rate_limit, q.partition_rate_limit) AS rate_limit, CASE WHEN p.rate_limit IS NULL THEN q.partition_rate_period ELSE p.rate_period END AS rate_period,
            coalesce(p.weight, 1) AS weight, coalesce(p.paused, false) AS paused, l.startable, l.next_start
@@ -112,7 +113,7 @@ CREATE VIEW fanout.attempts WITH (security_barrier) AS
                    max(a.at) FILTER (WHERE a.event IN ('f', 'r', 'x')) AS ended_at,
                    max(a.event::text) FILTER (WHERE a.event IN ('f', 'r', 'x')) AS ended,
                    max(a.error) FILTER (WHERE a.event <> 'k') AS error
-              FROM fanout.attempt a WHERE a.event <> 'n' GROUP BY a.task, a.lease) j
+              FROM fanout.attempt a WHERE a.event NOT IN ('n', 's', 'm') GROUP BY a.task, a.lease) j
       FULL JOIN (SELECT * FROM fanout.outcome WHERE lease IS NOT NULL) o USING (task, lease) AS k
       JOIN fanout.task t ON t.id = k.task JOIN fanout.queue q ON q.id = t.queue
      WHERE fanout._queue_visible(t.queue);
