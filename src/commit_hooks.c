@@ -206,10 +206,10 @@ note_withdrawn(PendingKind kind, Task *task, Queue *queue, bool again)
 
 	memset(&op->u.task, 0, sizeof(op->u.task));
 	op->u.task.task = task->key.task;
-	op->u.task.previous = again ? task->u.note : -1;
+	op->u.task.previous = again ? task->note : -1;
 	if (again)
-		pending[task->u.note].u.task.superseded = true;
-	task->u.note = op - pending;
+		pending[task->note].u.task.superseded = true;
+	task->note = op - pending;
 	return op;
 }
 
@@ -218,20 +218,20 @@ bool
 pending_is_change(const Task *task)
 {
 	return task->state == TASK_ENDING && TransactionIdEquals(task->ender, GetTopTransactionIdIfAny()) &&
-		task->u.note >= 0 && task->u.note < pending_used &&
-		pending[task->u.note].kind == PENDING_CHANGE && pending[task->u.note].u.task.task == task->key.task;
+		task->note >= 0 && task->note < pending_used &&
+		pending[task->note].kind == PENDING_CHANGE && pending[task->note].u.task.task == task->key.task;
 }
 
 Queue *
 pending_queue(const Task *task)
 {
-	return &fanout_queues[pending[task->u.note].queue];
+	return &fanout_queues[pending[task->note].queue];
 }
 
 TaskTerms
 pending_terms(const Task *task)
 {
-	return pending[task->u.note].u.task.terms;
+	return pending[task->note].u.task.terms;
 }
 
 void
@@ -244,7 +244,7 @@ void
 pending_change(Task *task)
 {
 	bool		again = pending_is_change(task);
-	Pending    *before = again ? &pending[task->u.note] : NULL;
+	Pending    *before = again ? &pending[task->note] : NULL;
 	Pending    *op = note_withdrawn(PENDING_CHANGE, task, again ? pending_queue(task) : queue_of_lane(task->lane), again);
 
 	op->u.task.terms = again ? before->u.task.terms : task_terms(task);
@@ -255,7 +255,7 @@ pending_change(Task *task)
 bool
 pending_change_reserve(Task *task, Queue *target, int64 partition)
 {
-	Pending    *op = &pending[task->u.note];
+	Pending    *op = &pending[task->note];
 	Pending    *before = op->u.task.previous >= 0 ? &pending[op->u.task.previous] : NULL;
 
 	if (target != queue_of_lane(task->lane) || partition != task->lane->key.partition)
@@ -279,7 +279,7 @@ pending_change_reserve(Task *task, Queue *target, int64 partition)
 void
 pending_change_set(const Task *task, const TaskTerms *terms)
 {
-	pending[task->u.note].u.task.terms = *terms;
+	pending[task->note].u.task.terms = *terms;
 }
 
 void
@@ -666,7 +666,7 @@ undo_withdrawn(const Pending *op)
 	if (task == NULL)
 		return;
 	if (op->u.task.previous >= 0)
-		task->u.note = op->u.task.previous;
+		task->note = op->u.task.previous;
 	else
 	{
 		Queue	   *queue = &fanout_queues[task->queue];

@@ -74,6 +74,8 @@ insert_scheduled(Queue *queue, Task *task, TimestampTz due)
 	task->state = TASK_SCHEDULED;
 	task->node.key = due;
 	order_insert(&queue->scheduled.set, &task->node);
+	if ((task->flags & (TASK_FLAG_UNTOUCHED | TASK_FLAG_CANCELLED)) == 0)
+		lane_await_retry(task);
 	keeper_wake_by(database_of(queue), due);
 }
 
@@ -87,6 +89,7 @@ insert_cancelled(Queue *queue, Task *task)
 	Database   *database = database_of(queue);
 
 	queue->timed++;
+	lane_await_retry_no_more(task);
 	insert_scheduled(queue, task, DT_NOEND);
 	database->cancelled_waits = true;
 	keeper_wake(database);
@@ -354,6 +357,7 @@ queue_promote_due(Queue *queue, TimestampTz now)
 		order_remove(&queue->scheduled.set, first);
 		if (queue->timed > 0)
 			queue->timed--;
+		lane_await_retry_no_more(task);
 		insert_ready(task);
 	}
 	return false;
@@ -798,7 +802,7 @@ task_withdraw(Task *task, TransactionId ender)
 		task->flags |= TASK_FLAG_NEW | ((task->flags & TASK_FLAG_TIMED) != 0 ? TASK_FLAG_WAS_SCHEDULED : 0);
 	task->state = TASK_ENDING;
 	task->ender = ender;
-	task->u.note = -1;
+	task->note = -1;
 }
 
 /*
@@ -831,7 +835,7 @@ task_withdraw_from_disk(Queue *queue, const TaskSeed *seed, TransactionId ender,
 		task->flags |= TASK_FLAG_NEW | TASK_FLAG_UNPLACED;
 	task->state = TASK_ENDING;
 	task->ender = ender;
-	task->u.note = -1;
+	task->note = -1;
 	return task;
 }
 
@@ -968,6 +972,7 @@ task_change(Task *task, Queue *target, const TaskTerms *terms, TimestampTz now)
 	queue->waiting--;
 	if ((task->flags & TASK_FLAG_WAS_SCHEDULED) != 0 && queue->timed > 0)
 		queue->timed--;
+	lane_await_retry_no_more(task);
 	enter_lane(task, lane);
 	task->flags &= ~(TASK_FLAG_NEW | TASK_FLAG_UNPLACED | TASK_FLAG_TIMED);
 	task->flags |= terms->timed ? TASK_FLAG_TIMED : 0;
@@ -1062,6 +1067,7 @@ task_end(Task *task, Outcome outcome)
 		lease_end(task->lease);
 	else
 	{
+		lane_await_retry_no_more(task);
 		queue->waiting--;
 		if ((task->flags & TASK_FLAG_WAS_SCHEDULED) && queue->timed > 0)
 			queue->timed--;
@@ -1084,7 +1090,7 @@ task_end(Task *task, Outcome outcome)
 
 		task->state = TASK_ENDED;
 		task->lane = NULL;
-		dlist_push_tail(&database->ended, &task->u.ended_link);
+		dlist_push_tail(&database->ended, &task->link);
 		lane->tasks--;
 		lane_release(lane);
 	}
@@ -1097,7 +1103,7 @@ void
 database_forget_ended(Database *database)
 {
 	while (!dlist_is_empty(&database->ended))
-		task_free(dlist_container(Task, u.ended_link, dlist_pop_head_node(&database->ended)));
+		task_free(dlist_container(Task, link, dlist_pop_head_node(&database->ended)));
 }
 
 /* OPEN -> CLOSED: a transaction drops or purges the queue.  False if another one does already. */
@@ -1148,7 +1154,7 @@ forget_if_of_queue(Task *task, void *arg)
 	if (task->state == TASK_RUNNING)
 		lease_end(task->lease);
 	else if (task->state == TASK_ENDED)
-		dlist_delete(&task->u.ended_link);
+		dlist_delete(&task->link);
 	task_free(task);			/* the lanes go as a whole */
 }
 

@@ -126,6 +126,7 @@ task_drop(Task *task)
 {
 	Lane	   *lane = task->lane;
 
+	lane_await_retry_no_more(task);
 	task_free(task);
 	lane->tasks--;
 	lane_release(lane);
@@ -225,6 +226,66 @@ lane_first(const Lane *lane)
 	return first != NULL ? order_container(Task, node, first) : NULL;
 }
 
+/*
+ * Is it to start nothing before a task of it has had its next attempt?  So a
+ * partition that runs one at a time keeps its order over retries.
+ */
+static bool
+lane_awaits_retry(const Lane *lane)
+{
+	return !dlist_is_empty((dlist_head *) &lane->retries) && !queue_of_lane(lane)->settings.retries_pass && lane_limit(lane) == 1;
+}
+
+/* The task that it waits for so, the one that is due last as far as a look at some tells; NULL: none. */
+Task *
+lane_awaited_retry(const Lane *lane)
+{
+	Task	   *last = NULL;
+	int			looked = 0;
+	dlist_iter	iter;
+
+	if (!lane_awaits_retry(lane))
+		return NULL;
+	dlist_foreach(iter, &((Lane *) lane)->retries)
+	{
+		Task	   *task = dlist_container(Task, link, iter.cur);
+
+		if (last == NULL || last->node.key < task->node.key)
+			last = task;
+		if (++looked == FANOUT_WORK_CHUNK)
+			break;
+	}
+	return last;
+}
+
+/*
+ * The task is SCHEDULED for another attempt.  It stays in the list while it is
+ * ENDING: the transaction that cancels it may abort, and those behind it would
+ * have passed it.
+ */
+void
+lane_await_retry(Task *task)
+{
+	Lane	   *lane = task->lane;
+
+	if (lane->key.partition == 0 || (task->flags & TASK_FLAG_RETRIED) != 0)
+		return;
+	task->flags |= TASK_FLAG_RETRIED;
+	dlist_push_tail(&lane->retries, &task->link);
+	lane_settle(lane);
+}
+
+/* It is ready, has ended, or will have no other attempt. */
+void
+lane_await_retry_no_more(Task *task)
+{
+	if ((task->flags & TASK_FLAG_RETRIED) == 0)
+		return;
+	task->flags &= ~TASK_FLAG_RETRIED;
+	dlist_delete(&task->link);
+	lane_settle(task->lane);
+}
+
 /* When time lets a start of so many units happen; 0: now.  Or, without a task, when there is nothing to remember. */
 static TimestampTz
 throttled_until(Lane *lane, const RateView *rate, const Task *first)
@@ -260,7 +321,7 @@ startable_of(Lane *lane, TimestampTz *until)
 	limit = lane_limit(lane);
 	rate = rate_of(lane);
 	*until = throttled_until(lane, &rate, first);
-	if (*until != 0 || first == NULL || lane->settings.paused)
+	if (*until != 0 || first == NULL || lane->settings.paused || lane_awaits_retry(lane))
 		return 0;
 	if (limit > 0)
 		count = Min(count, limit - lane->running);
@@ -282,7 +343,7 @@ check_refill(Lane *lane)
 	limit = lane_limit(lane);
 	low = lane->key.partition == 0 ? queue_window_limit() / 2 : LANE_LOW;
 	if (lane->wants_refill || lane->ready.refilling ||
-		(limit > 0 && lane->running >= limit && lane->ready.set.count > 0) ||
+		(lane->ready.set.count > 0 && ((limit > 0 && lane->running >= limit) || lane_awaits_retry(lane))) ||
 		(window_first(&lane->ready) != NULL && (lane->ready.set.count >= low || !queue_is_within_share(queue))))
 		return;
 	lane->wants_refill = true;

@@ -43,6 +43,11 @@ extern void lane_take(Lane *lane, Task *task);
 extern void lane_leave_on_disk(Lane *lane, int64 key, int64 id);
 extern Task *lane_first(const Lane *lane);
 
+/* Those that wait for another attempt, and hold up the others if it runs one at a time. */
+extern void lane_await_retry(Task *task);
+extern void lane_await_retry_no_more(Task *task);
+extern Task *lane_awaited_retry(const Lane *lane);
+
 /* Its permits. */
 extern void lane_take_permit(Lane *lane);
 extern void lane_give_permit(Lane *lane);

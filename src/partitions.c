@@ -310,6 +310,7 @@ typedef struct LiveLane
 	int32		startable;
 	bool		more_on_disk;
 	TimestampTz next_start;		/* 0: not a matter of time */
+	int64		awaits_task;	/* one that is to be tried again; 0: none */
 } LiveLane;
 
 /* Copy the lanes of this database's partitions; their number. */
@@ -332,6 +333,7 @@ copy_lanes(LiveLane **lanes)
 		{
 			Lane	   *lane = dlist_container(Lane, link, iter.cur);
 			LiveLane   *live = &(*lanes)[count++];
+			Task	   *retry;
 
 			live->queue_id = queue->id;
 			live->partition = lane->key.partition;
@@ -342,6 +344,10 @@ copy_lanes(LiveLane **lanes)
 			live->startable = lane->startable;
 			live->more_on_disk = lane->ready.bounded;
 			live->next_start = lane->ready.set.count > 0 ? lane->throttled_until : 0;
+			retry = lane_awaited_retry(lane);
+			live->awaits_task = retry != NULL ? retry->key.task : 0;
+			if (retry != NULL)
+				live->next_start = Max(live->next_start, retry->node.key);
 		}
 	}
 	dispatcher_unlock();
@@ -366,8 +372,8 @@ fanout_live_lanes(PG_FUNCTION_ARGS)
 	for (int64 i = 0; i < count; i++)
 	{
 		LiveLane   *lane = &lanes[i];
-		Datum		values[9];
-		bool		nulls[9] = {false};
+		Datum		values[10];
+		bool		nulls[10] = {false};
 
 		if (!queue_is_visible(visible, lane->queue_id))
 			continue;
@@ -382,6 +388,8 @@ fanout_live_lanes(PG_FUNCTION_ARGS)
 		values[7] = BoolGetDatum(lane->more_on_disk);
 		values[8] = TimestampTzGetDatum(lane->next_start);
 		nulls[8] = lane->next_start == 0;
+		values[9] = Int64GetDatum(lane->awaits_task);
+		nulls[9] = lane->awaits_task == 0;
 		result_set_add(&set, values, nulls);
 	}
 	return (Datum) 0;

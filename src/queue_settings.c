@@ -121,7 +121,8 @@ queue_settings_read(uint64 row, int first_column)
 	settings.partition_concurrency = nullable_int(row, first_column + 9);
 	settings.partition_rate = rate_limit_read(row, first_column + 10);
 	settings.held_until = nullable_time(row, first_column + 12);
-	read_windows(row, first_column + 13, &settings);
+	settings.retries_pass = DatumGetBool(spi_value(row, first_column + 13, &isnull));
+	read_windows(row, first_column + 14, &settings);
 	return settings;
 }
 

@@ -40,33 +40,34 @@ PG_FUNCTION_INFO_V1(fanout_grant_usage);
 /* Places of arguments of create_queue and alter_queue: settings are the ones from 1 on. */
 #define SETTING_PARTITION_CONCURRENCY	9
 #define SETTING_PARTITION_RATE			10	/* and its period */
-#define SETTING_COUNT					11
-#define SETTING_RATE					12	/* and its period: kept in fanout.rate */
-#define AFTER_SETTINGS					14
+#define SETTING_PARTITION_RETRIES		12
+#define SETTING_COUNT					12
+#define SETTING_RATE					13	/* and its period: kept in fanout.rate */
+#define AFTER_SETTINGS					15
 
 static SpiStatement insert_queue = {
 	"INSERT INTO fanout.queue (name, owner, concurrency, worker_concurrency, lease, max_attempts, backoff, backoff_max,"
-	" max_backlog, synchronous_claims, partition_concurrency, partition_rate_limit, partition_rate_period)"
+	" max_backlog, synchronous_claims, partition_concurrency, partition_rate_limit, partition_rate_period, partition_retries)"
 	" VALUES ($1, $2::regrole, $3, $4, coalesce($5, '60 s'), coalesce($6, 5), coalesce($7, '1 s'), coalesce($8, '5 min'),"
-	" $9, coalesce($10, false), $11, $12, $13)"
+	" $9, coalesce($10, false), $11, $12, $13, coalesce($14, 'block'))"
 	" ON CONFLICT (name) DO NOTHING RETURNING id",
-	13, {TEXTOID, OIDOID, INT4OID, INT4OID, INTERVALOID, INT4OID, INTERVALOID, INTERVALOID, INT8OID, BOOLOID, INT4OID,
-	INT4OID, INTERVALOID}
+	14, {TEXTOID, OIDOID, INT4OID, INT4OID, INTERVALOID, INT4OID, INTERVALOID, INTERVALOID, INT8OID, BOOLOID, INT4OID,
+	INT4OID, INTERVALOID, TEXTOID}
 };
 static SpiStatement update_queue = {
 	"UPDATE fanout.queue SET"
-	" concurrency = CASE WHEN 'concurrency' = ANY ($13) THEN NULL ELSE coalesce($2, concurrency) END,"
-	" worker_concurrency = CASE WHEN 'worker_concurrency' = ANY ($13) THEN NULL ELSE coalesce($3, worker_concurrency) END,"
-	" partition_concurrency = CASE WHEN 'partition_concurrency' = ANY ($13) THEN NULL ELSE coalesce($10, partition_concurrency) END,"
-	" partition_rate_limit = CASE WHEN 'partition_rate_limit' = ANY ($13) THEN NULL ELSE coalesce($11, partition_rate_limit) END,"
-	" partition_rate_period = CASE WHEN 'partition_rate_limit' = ANY ($13) THEN NULL ELSE coalesce($12, partition_rate_period) END,"
+	" concurrency = CASE WHEN 'concurrency' = ANY ($14) THEN NULL ELSE coalesce($2, concurrency) END,"
+	" worker_concurrency = CASE WHEN 'worker_concurrency' = ANY ($14) THEN NULL ELSE coalesce($3, worker_concurrency) END,"
+	" partition_concurrency = CASE WHEN 'partition_concurrency' = ANY ($14) THEN NULL ELSE coalesce($10, partition_concurrency) END,"
+	" partition_rate_limit = CASE WHEN 'partition_rate_limit' = ANY ($14) THEN NULL ELSE coalesce($11, partition_rate_limit) END,"
+	" partition_rate_period = CASE WHEN 'partition_rate_limit' = ANY ($14) THEN NULL ELSE coalesce($12, partition_rate_period) END,"
 	" lease = coalesce($4, lease), max_attempts = coalesce($5, max_attempts), backoff = coalesce($6, backoff),"
 	" backoff_max = coalesce($7, backoff_max),"
-	" max_backlog = CASE WHEN 'max_backlog' = ANY ($13) THEN NULL ELSE coalesce($8, max_backlog) END,"
-	" synchronous_claims = coalesce($9, synchronous_claims)"
+	" max_backlog = CASE WHEN 'max_backlog' = ANY ($14) THEN NULL ELSE coalesce($8, max_backlog) END,"
+	" synchronous_claims = coalesce($9, synchronous_claims), partition_retries = coalesce($13, partition_retries)"
 	" WHERE id = $1",
-	13, {INT4OID, INT4OID, INT4OID, INTERVALOID, INT4OID, INTERVALOID, INTERVALOID, INT8OID, BOOLOID, INT4OID,
-	INT4OID, INTERVALOID, TEXTARRAYOID}
+	14, {INT4OID, INT4OID, INT4OID, INTERVALOID, INT4OID, INTERVALOID, INTERVALOID, INT8OID, BOOLOID, INT4OID,
+	INT4OID, INTERVALOID, TEXTOID, TEXTARRAYOID}
 };
 static SpiStatement update_paused = {
 	"UPDATE fanout.queue SET paused = $2 WHERE id = $1 AND paused <> $2",
@@ -158,6 +159,21 @@ check_rate(FunctionCallInfo fcinfo, int arg, const char *limit_name, const char 
 				 errmsg("%s must be longer than 0", period_name)));
 }
 
+static void
+check_partition_retries(FunctionCallInfo fcinfo)
+{
+	char	   *value;
+
+	if (PG_ARGISNULL(SETTING_PARTITION_RETRIES))
+		return;
+	value = text_to_cstring(PG_GETARG_TEXT_PP(SETTING_PARTITION_RETRIES));
+	if (strcmp(value, "block") != 0 && strcmp(value, "pass") != 0)
+		ereport(ERROR,
+				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
+				 errmsg("partition_retries must be block or pass"),
+				 errhint("block: a partition that runs one task at a time waits for one that is to be tried again; pass: those behind go on.")));
+}
+
 /* The arguments that are settings stand at the same places in create_queue and alter_queue. */
 static void
 check_settings(FunctionCallInfo fcinfo)
@@ -175,6 +191,7 @@ check_settings(FunctionCallInfo fcinfo)
 	check_at_least_one(fcinfo, 4, PG_GETARG_INT32(4), "max_attempts", PG_INT16_MAX);
 	check_rate(fcinfo, SETTING_PARTITION_RATE, "partition_rate_limit", "partition_rate_period");
 	check_rate(fcinfo, SETTING_RATE, "rate_limit", "rate_period");
+	check_partition_retries(fcinfo);
 	if (!PG_ARGISNULL(7))
 		check_at_least_one(fcinfo, 7, PG_GETARG_INT64(7), "max_backlog", PG_INT64_MAX);
 }
@@ -217,7 +234,7 @@ fanout_create_queue(PG_FUNCTION_ARGS)
 {
 	SpiScope	scope;
 	Datum		values[2 + SETTING_COUNT];
-	char		nulls[2 + SETTING_COUNT + 1] = "             ";
+	char		nulls[2 + SETTING_COUNT + 1] = "  ";
 	Oid			owner = GetUserId();
 	bool		created;
 	bool		in_memory;
@@ -311,7 +328,7 @@ fanout_alter_queue(PG_FUNCTION_ARGS)
 {
 	SpiScope	scope;
 	Datum		values[2 + SETTING_COUNT];
-	char		nulls[2 + SETTING_COUNT + 1] = "             ";
+	char		nulls[2 + SETTING_COUNT + 1] = " ";
 	QueueRef	ref;
 	bool		unset_rate = false;
 

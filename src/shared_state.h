@@ -60,6 +60,7 @@ typedef struct QueueSettings
 	int32		max_attempts;
 	bool		synchronous_claims;
 	bool		paused;
+	bool		retries_pass;	/* a partition that runs one at a time does not wait for a task that is tried again */
 } QueueSettings;
 
 /*
@@ -92,6 +93,7 @@ typedef struct Lane
 	RateUse		rate_use;
 	dlist_node	link;			/* in Queue.lanes */
 	Window		ready;			/* ordered by (priority, id) */
+	dlist_head	retries;		/* tasks that are SCHEDULED for another attempt: Task.link */
 	int64		disk_first;		/* bounded: no task that is on disk only has a smaller id */
 	int64		sample_task;	/* one of its tasks, maybe ended: its row tells the partition's key */
 	int32		tasks;			/* pool entries that belong to it */
@@ -189,6 +191,7 @@ typedef struct TaskKey
 #define TASK_FLAG_CANCELLED		0x20	/* somebody has asked its worker to stop */
 #define TASK_FLAG_NEW			0x40	/* ENDING: its enqueuer is the same transaction, and it counts as pending */
 #define TASK_FLAG_UNPLACED		0x80	/* and it had no place in memory */
+#define TASK_FLAG_RETRIED		0x100	/* in Lane.retries */
 
 /* An unfinished task that is in memory: an element of the pool. */
 typedef struct Task
@@ -205,15 +208,12 @@ typedef struct Task
 	int16		max_attempts;	/* 0: the queue's */
 	TransactionId ender;		/* ENDING: the transaction that ends or changes it; ENQUEUED: that enqueues it;
 								 * RUNNING: the last one that was to cancel it */
+	int32		note;			/* ENDING: the ender's last note about it, of commit_hooks.c */
 	ItemPointerData tid;
 	uint16		flags;
 	uint8		state;
 	uint16		kept_for;		/* the refill that may still read its row as it was before a change; 0: none */
-	union
-	{
-		dlist_node	ended_link; /* ENDED */
-		int32		note;		/* ENDING: the ender's last note about it, of commit_hooks.c */
-	}			u;
+	dlist_node	link;			/* in Database.ended, if ENDED; in Lane.retries, if TASK_FLAG_RETRIED */
 } Task;
 
 typedef struct WorkerKey

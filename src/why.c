@@ -37,6 +37,7 @@ typedef enum Reason
 	REASON_PARTITION_HELD,
 	REASON_QUEUE_CONCURRENCY,
 	REASON_PARTITION_CONCURRENCY,
+	REASON_PARTITION_RETRY,
 	REASON_RATE_LIMIT,
 	REASON_PARTITION_RATE_LIMIT,
 	REASON_ON_DISK,
@@ -54,6 +55,7 @@ typedef struct Facts
 	bool		cancelled;
 	int64		running;
 	int64		limit;
+	int64		other;			/* the task of its partition that it waits for */
 	int64		place;			/* in its lane, from 1; 0: further back than was counted */
 	int64		lanes;			/* that have a task which may start */
 	char		worker[FANOUT_NAME_LEN];
@@ -94,6 +96,7 @@ static Reason
 look_at_lane(Queue *queue, Lane *lane, const Task *task, TimestampTz now, Facts *facts)
 {
 	const QueueSettings *settings = &queue->settings;
+	Task	   *retry;
 	TimestampTz at;
 
 	if (settings->paused)
@@ -108,6 +111,12 @@ look_at_lane(Queue *queue, Lane *lane, const Task *task, TimestampTz now, Facts 
 		return note_concurrency(facts, REASON_QUEUE_CONCURRENCY, queue->running, settings->concurrency);
 	if (lane != NULL && lane_limit(lane) > 0 && lane->running >= lane_limit(lane))
 		return note_concurrency(facts, REASON_PARTITION_CONCURRENCY, lane->running, lane_limit(lane));
+	retry = lane != NULL ? lane_awaited_retry(lane) : NULL;
+	if (retry != NULL)
+	{
+		facts->other = retry->key.task;
+		return note_time(facts, REASON_PARTITION_RETRY, retry->node.key);
+	}
 	if (lane != NULL && lane->throttled_until > now && lane->ready.set.count > 0)
 		return note_time(facts, REASON_PARTITION_RATE_LIMIT, lane->throttled_until);
 	at = queue_admits_start(queue, now);
@@ -207,6 +216,10 @@ describe(const Facts *facts, const char *partition, char **words)
 			*words = psprintf("the concurrency of partition \"%s\" is used up: " INT64_FORMAT " of " INT64_FORMAT,
 							  partition, facts->running, facts->limit);
 			return "partition_concurrency";
+		case REASON_PARTITION_RETRY:
+			*words = psprintf("it waits for task " INT64_FORMAT " of partition \"%s\", which is due again at %s", facts->other,
+							  partition, time);
+			return "partition_retry";
 		case REASON_RATE_LIMIT:
 			*words = psprintf("the queue's rate limit lets none start until %s", time);
 			return "rate_limit";

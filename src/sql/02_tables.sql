@@ -9,6 +9,7 @@ CREATE TABLE fanout.queue (
     partition_concurrency int,
     partition_rate_limit int,       -- units within partition_rate_period
     partition_rate_period interval,
+    partition_retries  text NOT NULL CHECK (partition_retries IN ('block', 'pass')),
     held_until         timestamptz, -- nothing starts before
     lease              interval NOT NULL,
     max_attempts       int NOT NULL,

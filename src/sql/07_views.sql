@@ -23,7 +23,7 @@ CREATE FUNCTION fanout._live_leases(
 
 CREATE FUNCTION fanout._live_lanes(
     OUT queue_id int, OUT lane bigint, OUT sample_task bigint, OUT ready bigint, OUT running int, OUT concurrency int,
-    OUT startable int, OUT more_on_disk boolean, OUT next_start timestamptz)
+    OUT startable int, OUT more_on_disk boolean, OUT next_start timestamptz, OUT awaits_task bigint)
     RETURNS SETOF record AS 'MODULE_PATHNAME', 'fanout_live_lanes' LANGUAGE C VOLATILE ROWS 1000;
 
 CREATE FUNCTION fanout.status(OUT item text, OUT value text) RETURNS SETOF record
@@ -35,7 +35,7 @@ CREATE VIEW fanout.queues WITH (security_barrier) AS
            l.scheduled, l.ready, l.running, l.oldest_ready, now() - l.oldest_ready AS oldest_ready_age,
            q.concurrency, q.worker_concurrency, q.partition_concurrency,
            (SELECT string_agg(format('%s in %s', r.units, r.period), ', ' ORDER BY r.period) FROM fanout.rate r WHERE r.queue = q.id) AS rate_limits,
-           q.partition_rate_limit, q.partition_rate_period, CASE WHEN q.held_until > clock_timestamp() THEN q.held_until END AS held_until,
+           q.partition_rate_limit, q.partition_rate_period, q.partition_retries, CASE WHEN q.held_until > clock_timestamp() THEN q.held_until END AS held_until,
            q.max_backlog,
            q.lease, q.max_attempts, q.backoff, q.backoff_max, q.synchronous_claims,
            l.waiting_workers, l.in_memory,
@@ -51,7 +51,7 @@ CREATE VIEW fanout.partitions WITH (security_barrier) AS
            (SELECT t.partition_key FROM fanout.task t WHERE t.queue = l.queue_id AND t.lane = l.lane AND t.run_at IS NULL LIMIT 1)) AS partition_key,
            l.ready, l.more_on_disk, l.running, coalesce(l.concurrency, p.concurrency, q.partition_concurrency) AS concurrency,
            coalesce(p.rate_limit, q.partition_rate_limit) AS rate_limit, CASE WHEN p.rate_limit IS NULL THEN q.partition_rate_period ELSE p.rate_period END AS rate_period,
-           coalesce(p.weight, 1) AS weight, coalesce(p.paused, false) AS paused, l.startable, l.next_start
+           coalesce(p.weight, 1) AS weight, coalesce(p.paused, false) AS paused, l.startable, l.next_start, l.awaits_task
       FROM fanout._live_lanes() l FULL JOIN fanout.partition p ON p.queue = l.queue_id AND p.lane = l.lane
       JOIN fanout.queue q ON q.id = coalesce(l.queue_id, p.queue)
      WHERE fanout._queue_visible(q.id);
