@@ -290,7 +290,8 @@ rebuild_on_disk(Queue *queue, Lane *lane, const TaskSeed *seed, bool scheduled)
 /*
  * (on disk) -> READY or SCHEDULED, for a rebuild, which also counts.  A task
  * that has been attempted, or whose time was changed, has to be in memory;
- * NULL if the pool is used up, and for any other one that has no place.
+ * NULL if the pool is used up: it has not been counted then, and is to be
+ * entered as its row has it.  NULL as well for any other one that has no place.
  */
 Task *
 task_rebuild(Queue *queue, const TaskSeed *seed, ItemPointer tid, int attempts, bool own_due, TimestampTz now)
@@ -302,7 +303,6 @@ task_rebuild(Queue *queue, const TaskSeed *seed, ItemPointer tid, int attempts, 
 
 	if (lane == NULL && own_due && evict_any_lane())
 		lane = lane_for(queue, seed->partition);
-	queue->waiting++;
 	if (lane != NULL)
 	{
 		lane->tasks++;			/* while room is made, it is not to go away */
@@ -312,9 +312,11 @@ task_rebuild(Queue *queue, const TaskSeed *seed, ItemPointer tid, int attempts, 
 			task = enter_from_seed(queue, lane, seed);
 		lane->tasks--;
 	}
+	queue->waiting += task != NULL || !own_due;
 	if (task == NULL)
 	{
-		rebuild_on_disk(queue, lane, seed, scheduled);
+		if (!own_due)
+			rebuild_on_disk(queue, lane, seed, scheduled);
 		if (lane != NULL)
 			lane_release(lane);
 		return NULL;

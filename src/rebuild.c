@@ -340,8 +340,9 @@ restore_lease(Task *task, const History *history, TimestampTz now)
 
 /* Enter one unfinished task; false if there was no memory for what is known of it.  Under the lock. */
 static bool
-enter_unfinished(Queue *queue, TaskSeed *seed, ItemPointer tid, const History *history, TimestampTz now)
+enter_unfinished(Queue *queue, const TaskSeed *seed, ItemPointer tid, const History *history, TimestampTz now)
 {
+	TaskSeed	again = *seed;
 	Task	   *task;
 
 	/* of one that has not been attempted in this life the row says all */
@@ -353,10 +354,15 @@ enter_unfinished(Queue *queue, TaskSeed *seed, ItemPointer tid, const History *h
 	}
 
 	/* what is running is ready for a moment, before its lease is restored */
-	seed->run_at = history->running != 0 ? now : history->due;
-	seed->timed = true;
-	task = task_rebuild(queue, seed, tid, history->attempts, true, now);
-	if (task == NULL || (history->running != 0 && !restore_lease(task, history, now)))
+	again.run_at = history->running != 0 ? now : history->due;
+	again.timed = true;
+	task = task_rebuild(queue, &again, tid, history->attempts, true, now);
+	if (task == NULL)
+	{
+		(void) task_rebuild(queue, seed, tid, 0, false, now);
+		return false;
+	}
+	if (history->running != 0 && !restore_lease(task, history, now))
 		return false;
 	if (history->cancelled)
 		task_request_cancel(task);
