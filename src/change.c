@@ -75,6 +75,7 @@ set_terms(Changing *changing, const Withdrawn *withdrawn)
 	TaskTerms  *terms = &changing->terms;
 
 	*terms = withdrawn->terms;
+	terms->group = changing->row.seed.group;
 	if (change->set_priority)
 		terms->priority = change->priority;
 	if (change->set_time)
@@ -86,6 +87,7 @@ set_terms(Changing *changing, const Withdrawn *withdrawn)
 	{
 		changing->row.partition_key = change->partition_key;
 		terms->partition = change->partition_key != NULL ? partition_of(change->partition_key) : 0;
+		terms->group = terms->partition != 0 ? changing->row.group : 0;
 	}
 	changing->new_time = change->set_time && !withdrawn->untouched;
 	changing->leaves_starts = !withdrawn->fresh &&

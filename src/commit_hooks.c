@@ -520,7 +520,7 @@ apply_enqueued(const Pending *op, Queue *queue, int64 i, TimestampTz now)
 	if (task != NULL)
 	{
 		task->tid = op->u.enqueue.places[i].tid;
-		task_admit(task, now);
+		task_admit(task, op->u.enqueue.first.group, now);
 	}
 	else if ((task = task_find(MyDatabaseId, op->u.enqueue.first.task + i)) == NULL)
 		leave_on_disk(op, queue, i, 1);

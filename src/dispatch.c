@@ -15,6 +15,7 @@
 #include "utils/timestamp.h"
 
 #include "dispatch.h"
+#include "groups.h"
 #include "lane.h"
 #include "room.h"
 #include "starts.h"
@@ -140,9 +141,13 @@ task_reserve(Queue *queue, const TaskSeed *seed, TimestampTz now)
 	return task;
 }
 
-/* ENQUEUED -> READY or SCHEDULED, or left on disk if that is where its place is by now. */
+/*
+ * ENQUEUED -> READY or SCHEDULED, or left on disk if that is where its place
+ * is by now.  The fair group that it names counts from now on: not before its
+ * commit.
+ */
 void
-task_admit(Task *task, TimestampTz now)
+task_admit(Task *task, int64 group, TimestampTz now)
 {
 	Queue	   *queue = queue_of(task);
 	bool		timed = (task->flags & TASK_FLAG_TIMED) != 0;
@@ -152,6 +157,7 @@ task_admit(Task *task, TimestampTz now)
 	queue->reserved--;
 	queue->waiting++;
 	queue->enqueued++;
+	lane_join_group(task->lane, group, task->key.task);
 
 	if (timed && run_at > now)
 	{
@@ -261,6 +267,7 @@ task_load(Queue *queue, const TaskSeed *seed, ItemPointer tid, bool urgent, Time
 	}
 	task->tid = *tid;
 	task->flags |= TASK_FLAG_UNTOUCHED;
+	lane_join_group(lane, seed->group, seed->task);
 	if (seed_is_due(seed, now))
 	{
 		if (seed->timed && queue->timed > 0)
@@ -324,6 +331,7 @@ task_rebuild(Queue *queue, const TaskSeed *seed, ItemPointer tid, int attempts, 
 	task->tid = *tid;
 	task->attempts = attempts;
 	task->flags |= own_due ? 0 : TASK_FLAG_UNTOUCHED;
+	lane_join_group(lane, seed->group, seed->task);
 	if (due)
 		insert_ready(task);
 	else
@@ -905,6 +913,7 @@ task_terms(const Task *task)
 
 	Assert(task->state == TASK_ENDING);
 	terms.partition = task->lane->key.partition;
+	terms.group = 0;
 	terms.priority = task->priority;
 	terms.timed = (task->flags & TASK_FLAG_TIMED) != 0;
 	terms.due = (task->flags & TASK_FLAG_WAS_SCHEDULED) != 0 ? task->node.key : 0;
@@ -976,6 +985,7 @@ task_change(Task *task, Queue *target, const TaskTerms *terms, TimestampTz now)
 		queue->timed--;
 	lane_await_retry_no_more(task);
 	enter_lane(task, lane);
+	lane_join_group(lane, terms->group, task->key.task);
 	task->flags &= ~(TASK_FLAG_NEW | TASK_FLAG_UNPLACED | TASK_FLAG_TIMED);
 	task->flags |= terms->timed ? TASK_FLAG_TIMED : 0;
 	task->priority = terms->priority;

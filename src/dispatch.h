@@ -23,6 +23,7 @@ typedef struct TaskSeed
 	int64		task;
 	int64		batch;
 	int64		partition;		/* 0: none */
+	int64		group;			/* 0: none */
 	int32		priority;
 	int32		cost;			/* units of rate limits; 0: 1 */
 	int16		max_attempts;
@@ -35,6 +36,7 @@ typedef struct TaskSeed
 typedef struct TaskTerms
 {
 	int64		partition;		/* 0: none */
+	int64		group;			/* 0: none, or not known: of a task that does not change */
 	int32		priority;
 	bool		timed;			/* its row has a run_at */
 	TimestampTz due;			/* 0: at once */
@@ -71,7 +73,7 @@ typedef struct Claimant
 
 /* enqueue */
 extern Task *task_reserve(Queue *queue, const TaskSeed *seed, TimestampTz now);
-extern void task_admit(Task *task, TimestampTz now);
+extern void task_admit(Task *task, int64 group, TimestampTz now);
 extern void task_forget(Task *task);
 extern void task_admit_withdrawn(Task *task);
 extern void queue_leave_on_disk(Queue *queue, const TaskSeed *first, int64 count);

@@ -45,6 +45,7 @@ typedef struct Request
 	Datum	   *partition_keys; /* one for each, or NULL */
 	bool	   *partition_nulls;
 	Datum		partition_key;	/* one for all, or 0 */
+	Datum		fair_group;		/* of all, or 0 */
 	int64	   *partitions;		/* their hashes, where there is one for each */
 	int64		parent;			/* 0: none */
 	TaskSeed	seed;			/* of the first task */
@@ -125,6 +126,25 @@ take_partition_key(FunctionCallInfo fcinfo, int arg, Request *request)
 		return;
 	request->partition_key = PG_GETARG_DATUM(arg);
 	request->seed.partition = partition_of(PG_GETARG_TEXT_PP(arg));
+}
+
+/* To be called after keys have been taken. */
+static void
+take_fair_group(FunctionCallInfo fcinfo, int arg, Request *request)
+{
+	bool		keyed = request->seed.partition != 0 || request->partitions != NULL;
+
+	if (PG_ARGISNULL(arg))
+		return;
+	for (int64 i = 0; request->partitions != NULL && i < request->count; i++)
+		keyed &= !request->partition_nulls[i];
+	if (!keyed)
+		ereport(ERROR,
+				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
+				 errmsg("fair_group needs a partition key for each task"),
+				 errhint("Give a partition_key: a fair group is of partitions, which share one turn.")));
+	request->fair_group = PG_GETARG_DATUM(arg);
+	request->seed.group = fair_group_of(PG_GETARG_TEXT_PP(arg));
 }
 
 static void
@@ -264,6 +284,8 @@ insert_rows(const Request *request)
 	values[TASK_PARTITION_KEY] = request->partition_key;
 	values[TASK_LANE] = Int64GetDatum(request->seed.partition);
 	nulls[TASK_LANE] = nulls[TASK_PARTITION_KEY] = request->partition_key == (Datum) 0;
+	values[TASK_FAIR_GROUP] = request->fair_group;
+	nulls[TASK_FAIR_GROUP] = request->fair_group == (Datum) 0;
 	for (int64 i = 0; i < request->count; i++)
 	{
 		values[TASK_ID] = Int64GetDatum(request->seed.task + i);
@@ -320,6 +342,7 @@ digest_of(const Request *request, uint64 start)
 	hash = hash_combine64(hash, request->seed.priority);
 	hash = hash_combine64(hash, request->seed.max_attempts);
 	hash = hash_combine64(hash, request->seed.partition);
+	hash = hash_combine64(hash, request->seed.group);
 	hash = hash_combine64(hash, request->seed.cost);
 	if (request->names == NULL)
 		hash = hash_datum(hash, request->name, false);
@@ -345,14 +368,15 @@ take_batch_arg(FunctionCallInfo fcinfo, int arg, Request *request)
 
 /* What enqueue and enqueue_many have in common, from their fourth argument on; false if it was done before. */
 static bool
-enqueue_under_step(FunctionCallInfo fcinfo, Request *request, const char *kind, Spawn *spawn)
+enqueue_under_step(FunctionCallInfo fcinfo, Request *request, bool many, Spawn *spawn)
 {
 	take_common_args(fcinfo, request, 3);
 	take_partition_key(fcinfo, 10, request);
 	take_cost(fcinfo, 11, request);
-	if (PG_NARGS() > 12)
+	if (many)
 		take_partition_keys(fcinfo, 12, request);
-	if (spawn_begin(fcinfo, 8, 9, kind,
+	take_fair_group(fcinfo, PG_NARGS() - 1, request);
+	if (spawn_begin(fcinfo, 8, 9, many ? "tasks" : "task",
 					PG_ARGISNULL(8) ? 0 : digest_of(request, PG_ARGISNULL(7) ? 0 : PG_GETARG_INT64(7)), spawn))
 		return false;
 	take_batch_arg(fcinfo, 7, request);
@@ -383,7 +407,7 @@ fanout_enqueue(PG_FUNCTION_ARGS)
 	args = args_null ? (Datum) 0 : PG_GETARG_DATUM(2);
 	request.args = &args;
 	request.arg_nulls = &args_null;
-	(void) enqueue_under_step(fcinfo, &request, "task", &spawn);
+	(void) enqueue_under_step(fcinfo, &request, false, &spawn);
 	PG_RETURN_INT64(spawn.first_task);
 }
 
@@ -408,7 +432,7 @@ fanout_enqueue_many(PG_FUNCTION_ARGS)
 	request.ref = registry_queue(PG_GETARG_TEXT_PP(0), PRIVILEGE_ENQUEUE);
 	request.name = PointerGetDatum(PG_GETARG_TEXT_PP(1));
 	take_args_array(fcinfo, 2, &request);
-	(void) enqueue_under_step(fcinfo, &request, "tasks", &spawn);
+	(void) enqueue_under_step(fcinfo, &request, true, &spawn);
 
 	set = result_set_begin(fcinfo);
 	for (int64 i = 0; i < spawn.tasks; i++)
@@ -438,6 +462,7 @@ fan_out(FunctionCallInfo fcinfo, Request *request)
 	take_partition_key(fcinfo, 11, request);
 	take_cost(fcinfo, 12, request);
 	take_partition_keys(fcinfo, 13, request);
+	take_fair_group(fcinfo, PG_NARGS() - 1, request);
 	if (!PG_ARGISNULL(9))
 		digest = digest_of(request, hash_datum(join_count, PointerGetDatum(join), false));
 	if (spawn_begin(fcinfo, 9, 10, "fan_out", digest, &spawn))

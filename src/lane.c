@@ -1,21 +1,14 @@
 /*
  * lane.c
- *		The lanes of a queue, and whose turn it is.
+ *		The lanes of a queue.
  *
  * A queue's ready tasks stand in lanes, one for each partition key and the
  * main lane for tasks without one.  A lane has an order of its own, (priority,
- * id), a limit of its own, and a share of the queue by its weight.
+ * id), a limit of its own, and a share of the queue by its weight: groups.c
+ * and turns.c have whose turn it is.
  *
- * Turns are given by virtual time: each claim moves a lane's time on by the
- * inverse of its weight, and the lane whose time is earliest is next.  A lane
- * that comes back after a pause starts at the queue's clock, so it has its
- * share from then on and nothing is saved up; what an idle lane does not use,
- * the others do.  A lane that was forgotten in between must not have a turn
- * more than one that was not: a new lane starts where the last one of those
- * that were forgotten had come to, which is a turn from the clock at most.
- *
- * Only lanes that have a task which may start stand in the set of turns.  One
- * that is empty, at its limit, or waits for a refill is not looked at until
+ * Only lanes that have a task which may start wait for their turn.  One that
+ * is empty, at its limit, or waits for a refill is not looked at until
  * that changes: lane_settle() is called by whatever changes it.  One that time
  * will change, as a rate limit or its worker's word holds it back, stands in
  * the set of throttled lanes, and is settled again when the time has come.
@@ -25,12 +18,11 @@
 #include "utils/timestamp.h"
 
 #include "dispatch.h"
+#include "groups.h"
 #include "lane.h"
 #include "room.h"
 #include "wait.h"
 #include "window.h"
-
-#define TURN	INT64CONST(1048576) /* virtual time of a claim by a lane of weight 1 */
 
 /* The lane's rate limit; none if its view has no windows. */
 static RateView
@@ -97,7 +89,7 @@ lane_for(Queue *queue, int64 partition)
 	lane = lane_enter(queue, partition);
 	if (lane == NULL)
 		return NULL;
-	lane->time = queue->forgotten_time;
+	lane_begin_turns(lane);
 
 	/* some of its tasks may be strays: all of it counts as being on disk until a refill has looked */
 	if (queue->strays.bounded)
@@ -115,7 +107,7 @@ lane_release(Lane *lane)
 		lane->ready.bounded || lane->ready.refilling || lane->throttled_until != 0)
 		return;
 	Assert(lane->running == 0 && lane->startable == 0);
-	queue_of_lane(lane)->forgotten_time = Max(queue_of_lane(lane)->forgotten_time, lane->time);
+	lane_forget_turns(lane);
 	lane_free(lane);
 	lanes_freed();
 }
@@ -357,12 +349,10 @@ check_refill(Lane *lane)
 static void
 leave_set(Lane *lane)
 {
-	Queue	   *queue = queue_of_lane(lane);
-
 	if (lane->startable > 0)
-		order_remove(&queue->turns, &lane->node);
+		lane_stop_waiting_for_turn(lane);
 	else if (lane->throttled_until != 0)
-		order_remove(&queue->throttled, &lane->node);
+		order_remove(&queue_of_lane(lane)->throttled, &lane->turn.node);
 }
 
 /* Put it into the set that it belongs to. */
@@ -374,15 +364,13 @@ enter_set(Lane *lane)
 	if (lane->startable > 0)
 	{
 		/* of lanes that are even, the one whose task has waited longest is first */
-		lane->node.key = lane->time;
-		lane->node.id = lane_first(lane)->key.task;
-		order_insert(&queue->turns, &lane->node);
+		lane_wait_for_turn(lane, lane_first(lane)->key.task);
 	}
 	else if (lane->throttled_until != 0)
 	{
-		lane->node.key = lane->throttled_until;
-		lane->node.id = lane->key.partition;
-		order_insert(&queue->throttled, &lane->node);
+		lane->turn.node.key = lane->throttled_until;
+		lane->turn.node.id = lane->key.partition;
+		order_insert(&queue->throttled, &lane->turn.node);
 		keeper_wake_by(database_of(queue), lane->throttled_until);
 	}
 }
@@ -397,8 +385,6 @@ lane_settle(Lane *lane)
 	if ((startable > 0) != (lane->startable > 0) || until != lane->throttled_until)
 	{
 		leave_set(lane);
-		if (startable > 0 && lane->startable == 0)
-			lane->time = Max(lane->time, queue->clock);
 		queue->startable += startable - lane->startable;
 		lane->startable = startable;
 		lane->throttled_until = until;
@@ -422,8 +408,8 @@ queue_release_throttled(Queue *queue, TimestampTz now)
 
 		if (first == NULL || first->key > now)
 			return true;
-		lane_settle(order_container(Lane, node, first));
-		lane_release(order_container(Lane, node, first));
+		lane_settle(order_container(Lane, turn.node, first));
+		lane_release(order_container(Lane, turn.node, first));
 	}
 	return false;
 }
@@ -549,9 +535,10 @@ lane_give_permit(Lane *lane)
 Lane *
 queue_next_lane(Queue *queue)
 {
-	while (queue->turns.first != NULL)
+	Lane	   *lane;
+
+	while ((lane = queue_lane_in_turn(queue)) != NULL)
 	{
-		Lane	   *lane = order_container(Lane, node, queue->turns.first);
 		RateView	rate = rate_of(lane);
 
 		if (rate_has_room(&rate))
@@ -563,32 +550,13 @@ queue_next_lane(Queue *queue)
 	return NULL;
 }
 
-/* Move the lane's time on, or back. */
-static void
-move_time(Lane *lane, int64 by)
-{
-	Queue	   *queue = queue_of_lane(lane);
-
-	lane->time += by;
-	if (lane->startable > 0 && queue->turns.count == 1)
-		lane->node.key = lane->time;	/* it has every turn */
-	else
-	{
-		leave_set(lane);
-		enter_set(lane);
-	}
-}
-
 /* The lane has its turn: a task of it runs. */
 void
 lane_serve(Lane *lane, Task *task)
 {
-	Queue	   *queue = queue_of_lane(lane);
-
-	queue->clock = lane->time;
-	move_time(lane, TURN / lane->settings.weight);
+	lane_take_turn(lane);
 	order_remove(&lane->ready.set, &task->node);
-	queue->ready_count--;
+	queue_of_lane(lane)->ready_count--;
 	lane->running++;
 	lane_settle(lane);
 }
@@ -597,5 +565,5 @@ lane_serve(Lane *lane, Task *task)
 void
 lane_unserve(Lane *lane)
 {
-	move_time(lane, -(TURN / lane->settings.weight));
+	lane_give_turn_back(lane);
 }

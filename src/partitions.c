@@ -72,18 +72,37 @@ static SpiStatement select_partitions = {
 };
 
 int64
+hash_of_key(text *key)
+{
+	int64		hash = (int64) hash_bytes_extended((unsigned char *) VARDATA_ANY(key), VARSIZE_ANY_EXHDR(key), 0);
+
+	return hash != 0 ? hash : 1;
+}
+
+int64
 partition_of(text *key)
 {
 	int			length = VARSIZE_ANY_EXHDR(key);
-	int64		hash;
 
 	if (length == 0 || length > PARTITION_KEY_MAX)
 		ereport(ERROR,
 				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
 				 errmsg("invalid partition key"),
 				 errdetail("A partition key must have from 1 to %d bytes.", PARTITION_KEY_MAX)));
-	hash = (int64) hash_bytes_extended((unsigned char *) VARDATA_ANY(key), length, 0);
-	return hash != 0 ? hash : 1;
+	return hash_of_key(key);
+}
+
+int64
+fair_group_of(text *name)
+{
+	int			length = VARSIZE_ANY_EXHDR(name);
+
+	if (length == 0 || length > PARTITION_KEY_MAX)
+		ereport(ERROR,
+				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
+				 errmsg("invalid fair group"),
+				 errdetail("The name of a fair group must have from 1 to %d bytes.", PARTITION_KEY_MAX)));
+	return hash_of_key(name);
 }
 
 static LaneSettings
@@ -310,6 +329,7 @@ typedef struct LiveLane
 	int32		startable;
 	bool		more_on_disk;
 	TimestampTz next_start;		/* 0: not a matter of time */
+	int64		group_task;		/* one that names its fair group; 0: it is in none */
 	int64		awaits_task;	/* one that is to be tried again; 0: none */
 } LiveLane;
 
@@ -344,6 +364,7 @@ copy_lanes(LiveLane **lanes)
 			live->startable = lane->startable;
 			live->more_on_disk = lane->ready.bounded;
 			live->next_start = lane->ready.set.count > 0 ? lane->throttled_until : 0;
+			live->group_task = lane->group != NULL ? lane->group->sample_task : 0;
 			retry = lane_awaited_retry(lane);
 			live->awaits_task = retry != NULL ? retry->key.task : 0;
 			if (retry != NULL)
@@ -372,8 +393,8 @@ fanout_live_lanes(PG_FUNCTION_ARGS)
 	for (int64 i = 0; i < count; i++)
 	{
 		LiveLane   *lane = &lanes[i];
-		Datum		values[10];
-		bool		nulls[10] = {false};
+		Datum		values[11];
+		bool		nulls[11] = {false};
 
 		if (!queue_is_visible(visible, lane->queue_id))
 			continue;
@@ -390,6 +411,8 @@ fanout_live_lanes(PG_FUNCTION_ARGS)
 		nulls[8] = lane->next_start == 0;
 		values[9] = Int64GetDatum(lane->awaits_task);
 		nulls[9] = lane->awaits_task == 0;
+		values[10] = Int64GetDatum(lane->group_task);
+		nulls[10] = lane->group_task == 0;
 		result_set_add(&set, values, nulls);
 	}
 	return (Datum) 0;

@@ -6,6 +6,7 @@
 
 #include "utils/timestamp.h"
 
+#include "partitions.h"
 #include "seed.h"
 #include "spi.h"
 
@@ -29,4 +30,6 @@ seed_read(uint64 row, TaskSeed *seed, ItemPointer tid)
 	seed->partition = spi_int64(row, 7);
 	seed->cost = DatumGetInt32(spi_value(row, 8, &isnull));
 	seed->early_join = DatumGetBool(spi_value(row, 9, &isnull));
+	value = spi_value(row, 10, &isnull);
+	seed->group = isnull || seed->partition == 0 ? 0 : hash_of_key(DatumGetTextPP(value));
 }

@@ -26,6 +26,7 @@ Database   *fanout_databases = NULL;
 static HTAB *task_pool = NULL;
 static HTAB *lease_pool = NULL;
 static HTAB *lane_pool = NULL;
+static HTAB *group_pool = NULL;
 static HTAB *worker_pool = NULL;
 static HTAB *worker_use_pool = NULL;
 static Waiter *waiters = NULL;
@@ -51,6 +52,13 @@ waiters_size(void)
 	return mul_size(WAITER_COUNT, sizeof(Waiter));
 }
 
+/* Fair groups that are kept: most lanes are in none, or share one with others. */
+int
+max_groups(void)
+{
+	return fanout_max_lanes / 4;
+}
+
 /* Ask for memory and the lock: for shmem_request_hook. */
 void
 shared_state_request(void)
@@ -64,6 +72,7 @@ shared_state_request(void)
 	size = add_size(size, hash_estimate_size(fanout_max_tracked_tasks, sizeof(Task)));
 	size = add_size(size, hash_estimate_size(fanout_max_tracked_tasks, sizeof(Lease)));
 	size = add_size(size, hash_estimate_size(fanout_max_lanes, sizeof(Lane)));
+	size = add_size(size, hash_estimate_size(max_groups(), sizeof(FairGroup)));
 	size = add_size(size, hash_estimate_size(fanout_max_workers, sizeof(Worker)));
 	size = add_size(size, hash_estimate_size(mul_size(fanout_max_workers, 2), sizeof(WorkerUse)));
 	RequestAddinShmemSpace(size);
@@ -97,6 +106,7 @@ shared_state_startup(void)
 	task_pool = create_pool("pg_fanout tasks", fanout_max_tracked_tasks, sizeof(TaskKey), sizeof(Task));
 	lease_pool = create_pool("pg_fanout leases", fanout_max_tracked_tasks, sizeof(LeaseKey), sizeof(Lease));
 	lane_pool = create_pool("pg_fanout lanes", fanout_max_lanes, sizeof(LaneKey), sizeof(Lane));
+	group_pool = create_pool("pg_fanout groups", max_groups(), sizeof(FairGroupKey), sizeof(FairGroup));
 	worker_pool = create_pool("pg_fanout workers", fanout_max_workers, sizeof(WorkerKey), sizeof(Worker));
 	worker_use_pool = create_pool("pg_fanout worker uses", (int64) fanout_max_workers * 2,
 								  sizeof(WorkerUseKey), sizeof(WorkerUse));
@@ -112,6 +122,7 @@ shared_state_startup(void)
 		fanout_shared->free_tasks = fanout_max_tracked_tasks;
 		fanout_shared->free_leases = fanout_max_tracked_tasks;
 		fanout_shared->free_lanes = fanout_max_lanes;
+		fanout_shared->free_groups = max_groups();
 		fanout_shared->free_workers = fanout_max_workers;
 		fanout_shared->free_uses = (int64) fanout_max_workers * 2;
 	}
@@ -429,7 +440,6 @@ lane_enter(Queue *queue, int64 partition)
 		return lane;
 	lane = hash_search(lane_pool, &key, HASH_ENTER_NULL, NULL);
 	memset((char *) lane + sizeof(LaneKey), 0, sizeof(Lane) - sizeof(LaneKey));
-	lane->node.id = partition;
 	lane->settings.weight = 1;
 	dlist_push_tail(&queue->lanes, &lane->link);
 	queue->lane_count++;
@@ -470,7 +480,54 @@ queue_clear_lanes(Queue *queue)
 {
 	rate_log_free(&queue->rate_log);
 	while (!dlist_is_empty(&queue->lanes))
-		lane_free(dlist_head_element(Lane, link, &queue->lanes));
+	{
+		Lane	   *lane = dlist_head_element(Lane, link, &queue->lanes);
+
+		if (lane->group != NULL && --lane->group->lane_count == 0)
+			group_free(lane->group);
+		lane_free(lane);
+	}
+}
+
+static FairGroupKey
+group_key(const Queue *queue, int64 number)
+{
+	FairGroupKey key = {.group = number, .queue = queue - fanout_queues, .zero = 0};
+
+	return key;
+}
+
+FairGroup *
+group_find(Queue *queue, int64 number)
+{
+	FairGroupKey key = group_key(queue, number);
+
+	return hash_search(group_pool, &key, HASH_FIND, NULL);
+}
+
+/* A group that is not known yet, without lanes; NULL if the pool is used up. */
+FairGroup *
+group_enter(Queue *queue, int64 number)
+{
+	FairGroupKey key = group_key(queue, number);
+	FairGroup  *group;
+
+	if (fanout_shared->free_groups == 0)
+		return NULL;
+	group = hash_search(group_pool, &key, HASH_ENTER_NULL, NULL);
+	memset((char *) group + sizeof(FairGroupKey), 0, sizeof(FairGroup) - sizeof(FairGroupKey));
+	group->turn.shared = true;
+	fanout_shared->free_groups--;
+	return group;
+}
+
+void
+group_free(FairGroup *group)
+{
+	FairGroupKey key = group->key;
+
+	hash_search(group_pool, &key, HASH_REMOVE, NULL);
+	fanout_shared->free_groups++;
 }
 
 static WorkerKey

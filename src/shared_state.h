@@ -17,6 +17,7 @@
 
 #include "order.h"
 #include "rate.h"
+#include "turns.h"
 
 #define FANOUT_NAME_LEN			64	/* of a queue's or a worker's name, with the final NUL */
 #define FANOUT_WAIT_QUEUES		16	/* queues that one dequeue may name */
@@ -83,11 +84,28 @@ typedef struct LaneSettings
 	bool		paused;
 } LaneSettings;
 
+/* A fair group: lanes of a queue that share one turn. */
+typedef struct FairGroupKey
+{
+	int64		group;			/* hash of its name */
+	int32		queue;			/* index of its Queue */
+	uint32		zero;			/* keys are compared as bytes */
+} FairGroupKey;
+
+typedef struct FairGroup
+{
+	FairGroupKey key;
+	Turn		turn;			/* in Queue.turns, while a lane of it is in "lanes" */
+	Turns		lanes;			/* of its lanes, those that have a task that may start */
+	int32		lane_count;		/* that belong to it; the last one takes it along */
+	int64		sample_task;	/* a task that named it: its row tells the name */
+} FairGroup;
+
 typedef struct Lane
 {
 	LaneKey		key;
-	OrderNode	node;			/* in Queue.turns by virtual time, or in Queue.throttled */
-	int64		time;			/* its virtual time */
+	FairGroup  *group;			/* NULL: none */
+	Turn		turn;			/* its node is in Queue.turns or in FairGroup.lanes, or in Queue.throttled */
 	TimestampTz throttled_until;	/* not 0: in Queue.throttled */
 	RateLog		rate_log;
 	RateUse		rate_use;
@@ -99,8 +117,8 @@ typedef struct Lane
 	int32		tasks;			/* pool entries that belong to it */
 	int32		running;		/* permits held, uncommitted claims included */
 	int32		unjournaled;	/* units that have started and are not on disk yet */
-	int32		startable;		/* how many of its tasks may start now, as far as the lane goes; not 0: in
-								 * Queue.turns */
+	int32		startable;		/* how many of its tasks may start now, as far as the lane goes; not 0: it waits for
+								 * its turn */
 	LaneSettings settings;
 	int32		setters;		/* open transactions that are to change its settings */
 	bool		named;			/* it has settings of its own: it stays */
@@ -134,15 +152,13 @@ typedef struct Queue
 	Window		strays;			/* by (0, id): on disk, and their lanes have no place in memory; its set is empty */
 	Window		scheduled;		/* timed tasks, ordered by (due, id) */
 
-	OrderedSet	turns;			/* lanes that have a task that may start, by virtual time */
+	Turns		turns;			/* of lanes that have a task that may start, and groups of such */
 	OrderedSet	throttled;		/* lanes that time will change, by that time */
 	RateLog		rate_log;
 	RateUse		rate_uses[RATE_WINDOWS];
 	int64		unjournaled;	/* units that have started and are not on disk yet */
 	TimestampTz loaded_at;		/* when a rebuild found it, or 0 */
 	bool		starts_lost;	/* by that rebuild, of partitions whose lane had no place in memory */
-	int64		clock;			/* the virtual time of the last turn */
-	int64		forgotten_time; /* the latest one of a lane that has gone */
 	int64		startable;		/* tasks that may start as far as their lanes go */
 	int64		ready_count;	/* ready tasks that are in memory */
 
@@ -371,6 +387,7 @@ typedef struct SharedState
 	int64		free_tasks;
 	int64		free_leases;
 	int64		free_lanes;
+	int64		free_groups;
 	bool		has_strays;		/* a queue may have strays */
 	int32		free_rate_entry;
 	int64		queue_generations;
@@ -465,6 +482,11 @@ extern Lane *lane_enter(Queue *queue, int64 partition);
 extern void lane_free(Lane *lane);
 extern Lane *queue_walk_lanes(Queue *queue);
 extern void queue_clear_lanes(Queue *queue);
+
+extern int	max_groups(void);
+extern FairGroup *group_find(Queue *queue, int64 number);
+extern FairGroup *group_enter(Queue *queue, int64 number);
+extern void group_free(FairGroup *group);
 
 extern Worker *worker_find(Oid db, const char *name);
 extern Worker *worker_enter(Oid db, const char *name);

@@ -110,6 +110,7 @@ typedef struct Status
 	int64		free_leases;
 	int64		free_workers;
 	int64		free_lanes;
+	int64		free_groups;
 	int32		queues;
 } Status;
 
@@ -632,6 +633,7 @@ copy_status(Status *status)
 	status->free_leases = fanout_shared->free_leases;
 	status->free_workers = fanout_shared->free_workers;
 	status->free_lanes = fanout_shared->free_lanes;
+	status->free_groups = fanout_shared->free_groups;
 	status->queues = count_queues();
 	dispatcher_unlock();
 }
@@ -721,6 +723,7 @@ add_pool_items(ResultSet *set, const Status *status)
 			 fanout_max_workers - status->free_workers, fanout_max_workers);
 	add_item(set, "lanes in memory", INT64_FORMAT " of %d",
 			 fanout_max_lanes - status->free_lanes, fanout_max_lanes);
+	add_item(set, "fair groups in memory", INT64_FORMAT " of %d", max_groups() - status->free_groups, max_groups());
 }
 
 Datum

@@ -16,6 +16,7 @@
 #include "utils/timestamp.h"
 
 #include "arguments.h"
+#include "groups.h"
 #include "lane.h"
 #include "registry.h"
 #include "starts.h"
@@ -57,7 +58,8 @@ typedef struct Facts
 	int64		limit;
 	int64		other;			/* the task of its partition that it waits for */
 	int64		place;			/* in its lane, from 1; 0: further back than was counted */
-	int64		lanes;			/* that have a task which may start */
+	int64		lanes;			/* that take turns in the queue; a fair group counts as one */
+	int64		group_lanes;	/* that take turns in its fair group; 0: it is in none */
 	char		worker[FANOUT_NAME_LEN];
 } Facts;
 
@@ -126,8 +128,9 @@ look_at_lane(Queue *queue, Lane *lane, const Task *task, TimestampTz now, Facts 
 		return REASON_ON_DISK;
 
 	facts->place = place_of(task);
-	facts->lanes = queue->turns.count;
-	if (facts->place == 1 && queue->turns.first == &lane->node)
+	facts->lanes = queue->turns.set.count;
+	facts->group_lanes = lane->group != NULL ? lane->group->lanes.set.count : 0;
+	if (facts->place == 1 && queue_lane_in_turn(queue) == lane)
 		return queue->waiter_count == 0 ? REASON_NO_WORKER : REASON_WORKERS;
 	return REASON_TURN;
 }
@@ -241,8 +244,11 @@ describe(const Facts *facts, const char *partition, char **words)
 	*words = psprintf(facts->place > 0 ? "it waits for its turn: number " INT64_FORMAT " of its lane" :
 					  "it waits for its turn: behind the first " INT64_FORMAT " of its lane",
 					  facts->place > 0 ? facts->place : (int64) PLACES_COUNTED);
+	if (facts->group_lanes > 1)
+		*words = psprintf("%s, " INT64_FORMAT " lanes of its fair group take turns", *words, facts->group_lanes);
 	if (facts->lanes > 1)
-		*words = psprintf("%s, and " INT64_FORMAT " lanes take turns", *words, facts->lanes);
+		*words = psprintf(facts->group_lanes > 0 ? "%s, and its fair group is one of " INT64_FORMAT " that take turns" :
+						  "%s, and " INT64_FORMAT " lanes take turns", *words, facts->lanes);
 	return "turn";
 }
 

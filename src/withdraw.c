@@ -21,6 +21,7 @@
 #include "utils/builtins.h"
 
 #include "commit_hooks.h"
+#include "partitions.h"
 #include "spi.h"
 #include "withdraw.h"
 
@@ -63,6 +64,9 @@ task_row_read(int64 task, TaskRow *row)
 		seed->task = task;
 		seed->priority = nulls[TASK_PRIORITY] ? 0 : DatumGetInt32(values[TASK_PRIORITY]);
 		seed->partition = nulls[TASK_LANE] ? 0 : DatumGetInt64(values[TASK_LANE]);
+		if (!nulls[TASK_FAIR_GROUP])
+			row->group = hash_of_key(DatumGetTextPP(values[TASK_FAIR_GROUP]));
+		seed->group = nulls[TASK_LANE] ? 0 : row->group;
 		seed->cost = nulls[TASK_COST] ? 1 : DatumGetInt32(values[TASK_COST]);
 		seed->batch = nulls[TASK_BATCH] ? 0 : DatumGetInt64(values[TASK_BATCH]);
 		seed->max_attempts = nulls[TASK_MAX_ATTEMPTS] ? 0 : DatumGetInt16(values[TASK_MAX_ATTEMPTS]);
@@ -156,7 +160,8 @@ same_place(const TaskRow *left, const TaskRow *right)
 static void
 forget_withdrawal(int64 number, const TaskRow *row, bool ended)
 {
-	TaskTerms	terms = {row->seed.partition, row->seed.priority, row->seed.timed, row->seed.run_at};
+	TaskTerms	terms = {.partition = row->seed.partition, .group = row->seed.group, .priority = row->seed.priority,
+	.timed = row->seed.timed, .due = row->seed.run_at};
 	Queue	   *queue;
 	Task	   *task;
 

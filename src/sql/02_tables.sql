@@ -103,6 +103,7 @@ CREATE TABLE fanout.task (
     name         text NOT NULL,
     args         jsonb,
     partition_key text,
+    fair_group   text,
     CHECK (false) NO INHERIT
 );
 -- Tasks of the usual priority, and due at once, are found in the order of their ids; only the others pay for an index.

@@ -1,7 +1,8 @@
 CREATE FUNCTION fanout.enqueue(
     queue text, name text, args jsonb DEFAULT NULL, priority int DEFAULT 0, delay interval DEFAULT NULL,
     run_at timestamptz DEFAULT NULL, max_attempts int DEFAULT NULL, batch bigint DEFAULT NULL,
-    lease bigint DEFAULT NULL, step text DEFAULT NULL, partition_key text DEFAULT NULL, cost int DEFAULT 1)
+    lease bigint DEFAULT NULL, step text DEFAULT NULL, partition_key text DEFAULT NULL, cost int DEFAULT 1,
+    fair_group text DEFAULT NULL)
     RETURNS bigint AS 'MODULE_PATHNAME', 'fanout_enqueue' LANGUAGE C VOLATILE;
 COMMENT ON FUNCTION fanout.enqueue IS 'adds one task to a queue, in the caller''s transaction; its id';
 
@@ -9,7 +10,7 @@ CREATE FUNCTION fanout.enqueue_many(
     queue text, name text, args jsonb[], priority int DEFAULT 0, delay interval DEFAULT NULL,
     run_at timestamptz DEFAULT NULL, max_attempts int DEFAULT NULL, batch bigint DEFAULT NULL,
     lease bigint DEFAULT NULL, step text DEFAULT NULL, partition_key text DEFAULT NULL, cost int DEFAULT 1,
-    partition_keys text[] DEFAULT NULL,
+    partition_keys text[] DEFAULT NULL, fair_group text DEFAULT NULL,
     OUT ordinal bigint, OUT task bigint)
     RETURNS SETOF record AS 'MODULE_PATHNAME', 'fanout_enqueue_many' LANGUAGE C VOLATILE ROWS 1000;
 COMMENT ON FUNCTION fanout.enqueue_many IS 'adds one task for each element of args; their ids in order';
@@ -19,9 +20,9 @@ CREATE FUNCTION fanout.fan_out(
     priority int DEFAULT 0, delay interval DEFAULT NULL, run_at timestamptz DEFAULT NULL,
     max_attempts int DEFAULT NULL, lease bigint DEFAULT NULL, step text DEFAULT NULL,
     partition_key text DEFAULT NULL, cost int DEFAULT 1,
-    partition_keys text[] DEFAULT NULL)
+    partition_keys text[] DEFAULT NULL, fair_group text DEFAULT NULL)
     RETURNS bigint AS 'MODULE_PATHNAME', 'fanout_fan_out' LANGUAGE C VOLATILE;
-COMMENT ON FUNCTION fanout.fan_out(text, text, jsonb[], text, bigint, int, interval, timestamptz, int, bigint, text, text, int, text[])
+COMMENT ON FUNCTION fanout.fan_out(text, text, jsonb[], text, bigint, int, interval, timestamptz, int, bigint, text, text, int, text[], text)
     IS 'adds one task for each element of args as a sealed batch; the batch''s id';
 
 CREATE FUNCTION fanout.fan_out(
@@ -29,9 +30,9 @@ CREATE FUNCTION fanout.fan_out(
     priority int DEFAULT 0, delay interval DEFAULT NULL, run_at timestamptz DEFAULT NULL,
     max_attempts int DEFAULT NULL, lease bigint DEFAULT NULL, step text DEFAULT NULL,
     partition_key text DEFAULT NULL, cost int DEFAULT 1,
-    partition_keys text[] DEFAULT NULL)
+    partition_keys text[] DEFAULT NULL, fair_group text DEFAULT NULL)
     RETURNS bigint AS 'MODULE_PATHNAME', 'fanout_fan_out_names' LANGUAGE C VOLATILE;
-COMMENT ON FUNCTION fanout.fan_out(text, text[], jsonb[], text, bigint, int, interval, timestamptz, int, bigint, text, text, int, text[])
+COMMENT ON FUNCTION fanout.fan_out(text, text[], jsonb[], text, bigint, int, interval, timestamptz, int, bigint, text, text, int, text[], text)
     IS 'as the other fan_out, with a name for each task';
 
 CREATE FUNCTION fanout.create_batch("join" text DEFAULT 'all', join_count bigint DEFAULT NULL,

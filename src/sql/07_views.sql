@@ -23,7 +23,7 @@ CREATE FUNCTION fanout._live_leases(
 
 CREATE FUNCTION fanout._live_lanes(
     OUT queue_id int, OUT lane bigint, OUT sample_task bigint, OUT ready bigint, OUT running int, OUT concurrency int,
-    OUT startable int, OUT more_on_disk boolean, OUT next_start timestamptz, OUT awaits_task bigint)
+    OUT startable int, OUT more_on_disk boolean, OUT next_start timestamptz, OUT awaits_task bigint, OUT group_task bigint)
     RETURNS SETOF record AS 'MODULE_PATHNAME', 'fanout_live_lanes' LANGUAGE C VOLATILE ROWS 1000;
 
 CREATE FUNCTION fanout.status(OUT item text, OUT value text) RETURNS SETOF record
@@ -49,6 +49,7 @@ COMMENT ON VIEW fanout.queues IS 'queues with their settings and live counts; co
 CREATE VIEW fanout.partitions WITH (security_barrier) AS
     SELECT q.name AS queue, coalesce(p.key, (SELECT t.partition_key FROM fanout.task t WHERE t.id = l.sample_task AND t.lane = l.lane AND t.queue = l.queue_id),
            (SELECT t.partition_key FROM fanout.task t WHERE t.queue = l.queue_id AND t.lane = l.lane AND t.run_at IS NULL LIMIT 1)) AS partition_key,
+           (SELECT t.fair_group FROM fanout.task t WHERE t.id = l.group_task) AS fair_group,
            l.ready, l.more_on_disk, l.running, coalesce(l.concurrency, p.concurrency, q.partition_concurrency) AS concurrency,
            coalesce(p.rate_limit, q.partition_rate_limit) AS rate_limit, CASE WHEN p.rate_limit IS NULL THEN q.partition_rate_period ELSE p.rate_period END AS rate_period,
            coalesce(p.weight, 1) AS weight, coalesce(p.paused, false) AS paused, l.startable, l.next_start, l.awaits_task
@@ -65,7 +66,7 @@ BEGIN
 CREATE VIEW fanout.tasks WITH (security_barrier) AS
     SELECT t.id AS task, q.name AS queue, t.name, t.args,
            CASE t.status WHEN 's' THEN 'succeeded' WHEN 'f' THEN 'failed' WHEN 'c' THEN 'cancelled' ELSE l.state END AS state,
-           coalesce(t.priority, 0) AS priority, t.partition_key, coalesce(t.cost, 1) AS cost, t.batch, t.parent, t.enqueued_at, CASE WHEN t.status IS NULL THEN coalesce(l.due, t.run_at) ELSE t.run_at END AS run_at,
+           coalesce(t.priority, 0) AS priority, t.partition_key, CASE WHEN t.lane IS NOT NULL THEN t.fair_group END AS fair_group, coalesce(t.cost, 1) AS cost, t.batch, t.parent, t.enqueued_at, CASE WHEN t.status IS NULL THEN coalesce(l.due, t.run_at) ELSE t.run_at END AS run_at,
            coalesce(t.attempt::int, l.attempt) AS attempt, coalesce(t.max_attempts::int, q.max_attempts) AS max_attempts,
            coalesce(t.lease, l.lease) AS lease, coalesce(t.worker, l.worker) AS worker, l.lease_until,
            t.finished_at, CASE WHEN t.status = 's' THEN t.value END AS result,

@@ -1,0 +1,142 @@
+/*
+ * groups.c
+ *		The turns of lanes, of which those of a fair group share one.
+ *
+ * There are two levels.  In a queue, groups take turns with the lanes that are
+ * in none; in a group, its lanes do.  A group waits for its turn as long as
+ * one of its lanes does, and a claim is a turn of the lane and of its group.
+ * So who spreads work over many partition keys has the share of one.
+ *
+ * Tasks say which group their lane is in; the latest that has come to memory
+ * counts.  A group is there as long as it has lanes.  If the pool of groups is
+ * used up, a lane that should be in another one takes its turns as if it were
+ * in none.
+ */
+#include "postgres.h"
+
+#include "groups.h"
+#include "lane.h"
+
+/* Those that the lane takes turns with. */
+static Turns *
+turns_of(Lane *lane)
+{
+	return lane->group != NULL ? &lane->group->lanes : &queue_of_lane(lane)->turns;
+}
+
+void
+lane_begin_turns(Lane *lane)
+{
+	turn_begin(turns_of(lane), &lane->turn);
+}
+
+/* Take the lane, which does not wait for its turn, out of its group, if it is in one. */
+static void
+leave_group(Lane *lane)
+{
+	FairGroup  *group = lane->group;
+
+	turn_forget(turns_of(lane), &lane->turn);
+	lane->group = NULL;
+	if (group == NULL || --group->lane_count > 0)
+		return;
+	turn_forget(&queue_of_lane(lane)->turns, &group->turn);
+	group_free(group);
+}
+
+void
+lane_forget_turns(Lane *lane)
+{
+	leave_group(lane);
+}
+
+/* The group, entered if it is not known yet; NULL if there is no room for one. */
+static FairGroup *
+group_for(Queue *queue, int64 number)
+{
+	FairGroup  *group = group_find(queue, number);
+
+	if (group != NULL)
+		return group;
+	group = group_enter(queue, number);
+	if (group != NULL)
+		turn_begin(&queue->turns, &group->turn);
+	return group;
+}
+
+/*
+ * A lane that goes from one group to another starts there as a new one does.
+ * A claim that is undone later gives its turn back to the group that the lane
+ * is in by then.
+ */
+void
+lane_join_group(Lane *lane, int64 number, int64 task)
+{
+	FairGroup  *group = lane->group;
+	bool		waits = lane->turn.waits;
+
+	if ((group != NULL ? group->key.group : 0) != number)
+	{
+		if (waits)
+			lane_stop_waiting_for_turn(lane);
+		leave_group(lane);
+		group = number != 0 ? group_for(queue_of_lane(lane), number) : NULL;
+		lane->group = group;
+		if (group != NULL)
+			group->lane_count++;
+		lane_begin_turns(lane);
+		if (waits)
+			lane_wait_for_turn(lane, lane->turn.node.id);
+	}
+	if (group != NULL)
+		group->sample_task = task;
+}
+
+void
+lane_wait_for_turn(Lane *lane, int64 task)
+{
+	FairGroup  *group = lane->group;
+
+	turn_wait(turns_of(lane), &lane->turn, task);
+	if (group != NULL && !group->turn.waits)
+		turn_wait(&queue_of_lane(lane)->turns, &group->turn, task);
+}
+
+void
+lane_stop_waiting_for_turn(Lane *lane)
+{
+	FairGroup  *group = lane->group;
+
+	turn_stop(turns_of(lane), &lane->turn);
+	if (group != NULL && group->lanes.set.count == 0)
+		turn_stop(&queue_of_lane(lane)->turns, &group->turn);
+}
+
+void
+lane_take_turn(Lane *lane)
+{
+	turn_take(turns_of(lane), &lane->turn, lane->settings.weight);
+	if (lane->group != NULL)
+		turn_take(&queue_of_lane(lane)->turns, &lane->group->turn, 1);
+}
+
+void
+lane_give_turn_back(Lane *lane)
+{
+	turn_give_back(turns_of(lane), &lane->turn, lane->settings.weight);
+	if (lane->group != NULL)
+		turn_give_back(&queue_of_lane(lane)->turns, &lane->group->turn, 1);
+}
+
+Lane *
+queue_lane_in_turn(Queue *queue)
+{
+	Turn	   *turn;
+
+	if (queue->turns.set.first == NULL)
+		return NULL;
+	turn = order_container(Turn, node, queue->turns.set.first);
+	if (turn->shared)
+		turn = order_container(Turn, node, order_container(FairGroup, turn, turn)->lanes.set.first);
+	return order_container(Lane, turn, turn);
+}
