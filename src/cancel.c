@@ -20,6 +20,7 @@
 #include "cancel.h"
 #include "commit_hooks.h"
 #include "finish.h"
+#include "queue_settings.h"
 #include "queues.h"
 #include "segments.h"
 #include "spi.h"
@@ -37,10 +38,10 @@ PG_FUNCTION_INFO_V1(fanout_retry_many);
 	" RETURNING coalesce(lease, 0), finished_at, worker, value #>> '{}'", 1, {INT8OID} \
 }
 static SpiStatement delete_outcome[FANOUT_SEGMENTS] = FOR_EACH_SEGMENT(DELETE_OUTCOME);
-#define CLEAR_RUN_AT(segment) { \
-	"UPDATE fanout.task" segment " SET run_at = NULL WHERE id = $1 RETURNING ctid", 1, {INT8OID} \
+#define RENEW_ROW(segment) { \
+	"UPDATE fanout.task" segment " SET run_at = NULL, rank = $2 WHERE id = $1 RETURNING ctid", 2, {INT8OID, INT8OID} \
 }
-static SpiStatement clear_run_at[FANOUT_SEGMENTS] = FOR_EACH_SEGMENT(CLEAR_RUN_AT);
+static SpiStatement renew_row[FANOUT_SEGMENTS] = FOR_EACH_SEGMENT(RENEW_ROW);
 
 /* Give a task that this transaction has withdrawn its outcome. */
 static void
@@ -355,21 +356,36 @@ wait_until_forgotten(int64 number)
 	} while (ended);
 }
 
-/* It is due at once: its row is to say so, as that alone tells of a task that has not been attempted in this life. */
+/*
+ * The task is due at once, and its place goes by the aging that the queue has
+ * now.  Its row is to say so, as that alone tells of a task that has not been
+ * attempted in this life.
+ */
 static void
-take_time_off(TaskSeed *seed, ItemPointer tid)
+renew(const QueueRef *ref, TaskRow *row, ItemPointer tid)
 {
+	TaskSeed   *seed = &row->seed;
+	QueueSettings settings;
 	SpiScope	scope;
-	Datum		values[1] = {Int64GetDatum(seed->task)};
+	Datum		values[2] = {Int64GetDatum(seed->task)};
+	char		nulls[3] = "  ";
+	bool		was_timed = seed->timed;
+	int64		rank_before = seed->rank;
 	bool		isnull;
 
-	ItemPointerSetInvalid(tid);
-	if (!seed->timed)
-		return;
+	dispatcher_lock();
+	settings = *pending_settings(ref->queue);
+	dispatcher_unlock();
 	seed->timed = false;
 	seed->run_at = 0;
+	seed->rank = rank_of(&settings, seed->priority, row->enqueued_at);
+	ItemPointerSetInvalid(tid);
+	if (!was_timed && seed->rank == rank_before)
+		return;
+	values[1] = Int64GetDatum(seed->rank);
+	nulls[1] = settings.aging > 0 ? ' ' : 'n';
 	spi_begin(&scope);
-	if (spi_run_latest(&clear_run_at[segment_of(seed->task)], values, NULL) == 1)
+	if (spi_run_latest(&renew_row[segment_of(seed->task)], values, nulls) == 1)
 		*tid = *(ItemPointer) DatumGetPointer(spi_value(0, 1, &isnull));
 	spi_end(&scope);
 }
@@ -393,7 +409,7 @@ retry_task(int64 task)
 	if (!task_row_read(task, &row) || !registry_queue_by_id(row.queue_id, PRIVILEGE_ENQUEUE, &ref))
 		return CANCEL_UNKNOWN;
 	queue_lock(ref.id, RowExclusiveLock);
-	take_time_off(&row.seed, &tid);
+	renew(&ref, &row, &tid);
 	enter_again(&ref, &row.seed, &tid);
 	return CANCEL_DONE;
 }

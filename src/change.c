@@ -27,6 +27,7 @@
 #include "finish.h"
 #include "lane.h"
 #include "partitions.h"
+#include "queue_settings.h"
 #include "queues.h"
 #include "segments.h"
 #include "spi.h"
@@ -40,9 +41,9 @@ PG_FUNCTION_INFO_V1(fanout_move);
 PG_FUNCTION_INFO_V1(fanout_move_many);
 
 #define UPDATE_TASK(segment) { \
-	"UPDATE fanout.task" segment " SET queue = $2, priority = nullif($3, 0), run_at = $4, lane = nullif($5, 0), partition_key = $6," \
+	"UPDATE fanout.task" segment " SET queue = $2, priority = nullif($3, 0), rank = $10, run_at = $4, lane = nullif($5, 0), partition_key = $6," \
 	" name = coalesce($7, name), args = CASE WHEN $8 THEN $9 ELSE args END WHERE id = $1 RETURNING ctid", \
-	9, {INT8OID, INT4OID, INT4OID, TIMESTAMPTZOID, INT8OID, TEXTOID, TEXTOID, BOOLOID, JSONBOID} \
+	10, {INT8OID, INT4OID, INT4OID, TIMESTAMPTZOID, INT8OID, TEXTOID, TEXTOID, BOOLOID, JSONBOID, INT8OID} \
 }
 static SpiStatement update_task[FANOUT_SEGMENTS] = FOR_EACH_SEGMENT(UPDATE_TASK);
 
@@ -53,6 +54,7 @@ typedef struct Changing
 	TaskRow		row;			/* as it is before */
 	QueueRef	from;			/* the queue that the row names */
 	QueueRef	target;
+	bool		ranked;			/* the row tells its rank */
 	bool		new_time;		/* and the journal is to tell it */
 	bool		leaves_starts;	/* of which the rate limits of its queue or partition know */
 	TaskTerms	terms;			/* as they are to be */
@@ -94,6 +96,27 @@ set_terms(Changing *changing, const Withdrawn *withdrawn)
 		(changing->target.id != changing->from.id || terms->partition != withdrawn->terms.partition);
 }
 
+/* The time that the row is to tell, which it keeps when it has come, or none. */
+static TimestampTz
+run_at_of_row(const Changing *changing, bool *isnull)
+{
+	*isnull = !changing->terms.timed;
+	return changing->change->set_time ? changing->terms.due : changing->row.seed.run_at;
+}
+
+/* Its place goes by the aging of the queue that it will be in, and by the time since when it waits.  Under the lock. */
+static void
+set_rank(Changing *changing)
+{
+	const QueueSettings *settings = pending_settings(changing->target.queue);
+	bool		isnull;
+	TimestampTz run_at = run_at_of_row(changing, &isnull);
+	TimestampTz since = changing->row.enqueued_at;
+
+	changing->ranked = settings->aging > 0;
+	changing->terms.rank = rank_of(settings, changing->terms.priority, isnull ? since : Max(since, run_at));
+}
+
 typedef enum Reservation
 {
 	RESERVED,
@@ -121,6 +144,7 @@ try_to_reserve(Changing *changing, int64 *backlog)
 
 	if (!queue_ref_is_valid(target) || task == NULL)
 		return QUEUE_GONE;
+	set_rank(changing);
 	*backlog = target->queue->waiting + target->queue->pending;
 	most = target->queue->settings.max_backlog;
 
@@ -157,14 +181,6 @@ reserve(Changing *changing)
 				 errhint("Try again when workers have caught up, or raise max_backlog.")));
 }
 
-/* The time that the row is to tell, which it keeps when it has come, or none. */
-static TimestampTz
-run_at_of_row(const Changing *changing, bool *isnull)
-{
-	*isnull = !changing->terms.timed;
-	return changing->change->set_time ? changing->terms.due : changing->row.seed.run_at;
-}
-
 static void
 update_row(Changing *changing)
 {
@@ -172,8 +188,8 @@ update_row(Changing *changing)
 	TaskTerms  *terms = &changing->terms;
 	int64		task = changing->row.seed.task;
 	text	   *key = changing->row.partition_key;
-	Datum		values[9];
-	char		nulls[10] = "         ";
+	Datum		values[10];
+	char		nulls[11] = "          ";
 	bool		isnull;
 	SpiScope	scope;
 
@@ -190,6 +206,8 @@ update_row(Changing *changing)
 	values[7] = BoolGetDatum(change->set_args);
 	values[8] = change->args;
 	nulls[8] = !change->set_args || change->args_isnull ? 'n' : ' ';
+	values[9] = Int64GetDatum(terms->rank);
+	nulls[9] = changing->ranked ? ' ' : 'n';
 	spi_begin(&scope);
 	if (spi_run_latest(&update_task[segment_of(task)], values, nulls) != 1)
 		elog(ERROR, "task " INT64_FORMAT " has lost its row", task);

@@ -103,6 +103,7 @@ typedef struct Pending
 static Pending *pending = NULL;
 static int	pending_used = 0;
 static int	pending_room = 0;
+static int	pending_alters = 0; /* notes of settings of queues */
 
 /* The ids of enqueued tasks that there are notes of are among these. */
 static int64 enqueued_first = PG_INT64_MAX;
@@ -140,6 +141,17 @@ note(PendingKind kind, Queue *queue)
 	op->generation = queue != NULL ? queue->generation : 0;
 	pending_used++;
 	return op;
+}
+
+/* The queue of a note, unless it has gone. */
+static Queue *
+queue_of_note(const Pending *op)
+{
+	Queue	   *queue = &fanout_queues[op->queue];
+
+	if (queue->state == QUEUE_FREE || queue->db != MyDatabaseId || queue->id != op->queue_id)
+		return NULL;
+	return queue;
 }
 
 void
@@ -349,6 +361,19 @@ void
 pending_queue_alter(Queue *queue, const QueueSettings *settings)
 {
 	note(PENDING_QUEUE_ALTER, queue)->u.settings = *settings;
+	pending_alters++;
+}
+
+/* The settings that the queue will have when this transaction commits; under the lock. */
+const QueueSettings *
+pending_settings(Queue *queue)
+{
+	for (int i = pending_used - 1; i >= 0 && pending_alters > 0; i--)
+	{
+		if (pending[i].kind == PENDING_QUEUE_ALTER && queue_of_note(&pending[i]) == queue)
+			return &pending[i].u.settings;
+	}
+	return &queue->settings;
 }
 
 /* The lane is kept in memory for it: lane_keep(). */
@@ -428,17 +453,6 @@ pending_ends(Queue *queue, const char *worker, Lease **leases)
 			leases[count++] = lease;
 	}
 	return count;
-}
-
-/* The queue of a note, unless it has gone. */
-static Queue *
-queue_of_note(const Pending *op)
-{
-	Queue	   *queue = &fanout_queues[op->queue];
-
-	if (queue->state == QUEUE_FREE || queue->db != MyDatabaseId || queue->id != op->queue_id)
-		return NULL;
-	return queue;
 }
 
 /* The note's lane is kept no longer; one of a queue that was built anew never was. */
@@ -882,8 +896,10 @@ undo(const Pending *op)
 			if (queue != NULL)
 				queue_reopen(queue);
 			break;
-		case PENDING_BATCH_CHANGE:
 		case PENDING_QUEUE_ALTER:
+			pending_alters--;
+			break;
+		case PENDING_BATCH_CHANGE:
 		case PENDING_REGISTER:
 		case PENDING_RELOAD:
 			break;
@@ -924,6 +940,7 @@ static void
 forget_all(void)
 {
 	pending_used = 0;
+	pending_alters = 0;
 	enqueued_first = PG_INT64_MAX;
 	enqueued_last = 0;
 	if (pending_room > PENDING_KEEP)

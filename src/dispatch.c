@@ -52,10 +52,11 @@ enter_from_seed(Queue *queue, Lane *lane, const TaskSeed *seed)
 	lane->sample_task = seed->task;
 	task->queue = queue_index(queue);
 	task->batch = seed->batch;
+	task->rank = seed->rank;
 	task->priority = seed->priority;
 	task->cost = Max(seed->cost, 1);
 	task->max_attempts = seed->max_attempts;
-	task->node.key = seed->timed ? seed->run_at : seed->priority;
+	task->node.key = seed->timed ? seed->run_at : seed->rank;
 	task->flags = (seed->timed ? TASK_FLAG_TIMED : 0) | (seed->early_join ? TASK_FLAG_EARLY_JOIN : 0);
 	return task;
 }
@@ -65,7 +66,7 @@ static void
 insert_ready(Task *task)
 {
 	task->state = TASK_READY;
-	task->node.key = task->priority;
+	task->node.key = task->rank;
 	lane_add(task->lane, task);
 }
 
@@ -126,7 +127,7 @@ task_reserve(Queue *queue, const TaskSeed *seed, TimestampTz now)
 	if (lane == NULL)
 		return NULL;
 	lane->tasks++;				/* while room is made, it is not to go away */
-	if (make_room(queue, due ? &lane->ready : &queue->scheduled, due ? seed->priority : seed->run_at, seed->task))
+	if (make_room(queue, due ? &lane->ready : &queue->scheduled, due ? seed->rank : seed->run_at, seed->task))
 		task = enter_from_seed(queue, lane, seed);
 	lane->tasks--;
 	if (task == NULL)
@@ -170,11 +171,11 @@ task_admit(Task *task, int64 group, TimestampTz now)
 			task_drop(task);
 		}
 	}
-	else if (timed || !window_is_beyond(&task->lane->ready, task->priority, task->key.task))
+	else if (timed || !window_is_beyond(&task->lane->ready, task->rank, task->key.task))
 		insert_ready(task);
 	else
 	{
-		lane_leave_on_disk(task->lane, task->priority, task->key.task);
+		lane_leave_on_disk(task->lane, task->rank, task->key.task);
 		task_drop(task);
 	}
 }
@@ -213,7 +214,7 @@ queue_count_committed(Queue *queue, bool timed, int64 count)
 
 /* The task is on disk only, in this place or, if it is not the first of such, one that comes after. */
 static void
-leave_on_disk(Queue *queue, int64 partition, int32 priority, bool timed, TimestampTz run_at, int64 task)
+leave_on_disk(Queue *queue, int64 partition, int64 rank, bool timed, TimestampTz run_at, int64 task)
 {
 	Lane	   *lane;
 
@@ -223,7 +224,7 @@ leave_on_disk(Queue *queue, int64 partition, int32 priority, bool timed, Timesta
 		keeper_wake_by(database_of(queue), run_at);
 	}
 	else if ((lane = lane_find(queue, partition)) != NULL)
-		lane_leave_on_disk(lane, priority, task);
+		lane_leave_on_disk(lane, rank, task);
 	else
 		queue_leave_stray(queue, task);
 }
@@ -237,7 +238,7 @@ void
 queue_leave_on_disk(Queue *queue, const TaskSeed *first, int64 count)
 {
 	queue_count_committed(queue, first->timed, count);
-	leave_on_disk(queue, first->partition, first->priority, first->timed, first->run_at, first->task);
+	leave_on_disk(queue, first->partition, first->rank, first->timed, first->run_at, first->task);
 }
 
 /*
@@ -249,7 +250,7 @@ Task *
 task_load(Queue *queue, const TaskSeed *seed, ItemPointer tid, bool urgent, TimestampTz now)
 {
 	Lane	   *lane = lane_for(queue, seed->partition);
-	int64		key = seed->timed ? seed->run_at : seed->priority;
+	int64		key = seed->timed ? seed->run_at : seed->rank;
 	Task	   *task = NULL;
 
 	if (lane == NULL)
@@ -289,7 +290,7 @@ rebuild_on_disk(Queue *queue, Lane *lane, const TaskSeed *seed, bool scheduled)
 		window_leave_on_disk(&queue->scheduled, seed->run_at, seed->task);
 	}
 	else if (lane != NULL)
-		lane_leave_on_disk(lane, seed->priority, seed->task);
+		lane_leave_on_disk(lane, seed->rank, seed->task);
 	else
 		queue_leave_stray(queue, seed->task);
 }
@@ -315,7 +316,7 @@ task_rebuild(Queue *queue, const TaskSeed *seed, ItemPointer tid, int attempts, 
 		lane->tasks++;			/* while room is made, it is not to go away */
 		if (own_due ? (fanout_shared->free_tasks > 0 || evict_for(queue) || evict_any()) :
 			make_room(queue, scheduled ? &queue->scheduled : &lane->ready,
-					  scheduled ? seed->run_at : seed->priority, seed->task))
+					  scheduled ? seed->run_at : seed->rank, seed->task))
 			task = enter_from_seed(queue, lane, seed);
 		lane->tasks--;
 	}
@@ -866,7 +867,7 @@ void
 task_put_back_on_disk(Task *task, Queue *queue, const TaskTerms *terms)
 {
 	Assert(task->state == TASK_ENDING);
-	leave_on_disk(queue, terms->partition, terms->priority, terms->timed, terms->due, task->key.task);
+	leave_on_disk(queue, terms->partition, terms->rank, terms->timed, terms->due, task->key.task);
 	task_drop(task);
 }
 
@@ -914,6 +915,7 @@ task_terms(const Task *task)
 	Assert(task->state == TASK_ENDING);
 	terms.partition = task->lane->key.partition;
 	terms.group = 0;
+	terms.rank = task->rank;
 	terms.priority = task->priority;
 	terms.timed = (task->flags & TASK_FLAG_TIMED) != 0;
 	terms.due = (task->flags & TASK_FLAG_WAS_SCHEDULED) != 0 ? task->node.key : 0;
@@ -948,7 +950,7 @@ static bool
 stays_in_memory(Task *task, Queue *queue, bool scheduled)
 {
 	Window	   *window = scheduled ? &queue->scheduled : &task->lane->ready;
-	int64		key = scheduled ? task->node.key : task->priority;
+	int64		key = scheduled ? task->node.key : task->rank;
 
 	if ((task->flags & TASK_FLAG_UNTOUCHED) == 0 || task->kept_for != 0 ||
 		(!scheduled && (task->flags & TASK_FLAG_TIMED) != 0))
@@ -988,8 +990,9 @@ task_change(Task *task, Queue *target, const TaskTerms *terms, TimestampTz now)
 	lane_join_group(lane, terms->group, task->key.task);
 	task->flags &= ~(TASK_FLAG_NEW | TASK_FLAG_UNPLACED | TASK_FLAG_TIMED);
 	task->flags |= terms->timed ? TASK_FLAG_TIMED : 0;
+	task->rank = terms->rank;
 	task->priority = terms->priority;
-	task->node.key = scheduled ? terms->due : terms->priority;
+	task->node.key = scheduled ? terms->due : terms->rank;
 	task->tid = terms->tid;
 	task->kept_for = (database->refill_serial & 1) != 0 ? database->refill_serial : 0;
 
@@ -1009,7 +1012,7 @@ task_change(Task *task, Queue *target, const TaskTerms *terms, TimestampTz now)
 	else
 	{
 		target->timed += scheduled;
-		leave_on_disk(target, terms->partition, terms->priority, scheduled, terms->due, task->key.task);
+		leave_on_disk(target, terms->partition, terms->rank, scheduled, terms->due, task->key.task);
 		task_drop(task);
 	}
 }
@@ -1036,7 +1039,7 @@ task_change_on_disk(int64 task, Queue *from, Queue *target, const TaskTerms *ter
 		from->waiting--;
 		target->waiting++;
 	}
-	leave_on_disk(target, terms->partition, terms->priority, terms->timed, terms->due, task);
+	leave_on_disk(target, terms->partition, terms->rank, terms->timed, terms->due, task);
 }
 
 /* The task has its outcome although nobody withdrew it: memory was built anew in between. */

@@ -24,6 +24,7 @@ typedef struct TaskSeed
 	int64		batch;
 	int64		partition;		/* 0: none */
 	int64		group;			/* 0: none */
+	int64		rank;			/* rank_of() */
 	int32		priority;
 	int32		cost;			/* units of rate limits; 0: 1 */
 	int16		max_attempts;
@@ -37,6 +38,7 @@ typedef struct TaskTerms
 {
 	int64		partition;		/* 0: none */
 	int64		group;			/* 0: none, or not known: of a task that does not change */
+	int64		rank;			/* rank_of() */
 	int32		priority;
 	bool		timed;			/* its row has a run_at */
 	TimestampTz due;			/* 0: at once */

@@ -25,6 +25,7 @@
 #include "ids.h"
 #include "lease.h"
 #include "partitions.h"
+#include "queue_settings.h"
 #include "queues.h"
 #include "storage.h"
 
@@ -48,6 +49,7 @@ typedef struct Request
 	Datum		fair_group;		/* of all, or 0 */
 	int64	   *partitions;		/* their hashes, where there is one for each */
 	int64		parent;			/* 0: none */
+	bool		ranked;			/* the queue has aging: rows tell the rank */
 	TaskSeed	seed;			/* of the first task */
 	TimestampTz now;
 
@@ -204,9 +206,15 @@ static Admission
 admit(Request *request, Database *database, int64 *backlog)
 {
 	Queue	   *queue = request->ref.queue;
+	const QueueSettings *settings;
 
 	if (!queue_ref_is_valid(&request->ref))
 		return QUEUE_GONE;
+	/* not before the queue's lock was taken: who changes its aging keeps others from it until that has committed */
+	settings = pending_settings(queue);
+	request->ranked = settings->aging > 0;
+	request->seed.rank = rank_of(settings, request->seed.priority,
+								 request->seed.timed ? request->seed.run_at : request->now);
 	*backlog = queue->waiting + queue->pending;
 	if (queue->settings.max_backlog > 0 && *backlog + request->count > queue->settings.max_backlog)
 		return BACKLOG_FULL;
@@ -271,6 +279,8 @@ insert_rows(const Request *request)
 	values[TASK_QUEUE] = Int32GetDatum(request->ref.id);
 	values[TASK_PRIORITY] = Int32GetDatum(request->seed.priority);
 	nulls[TASK_PRIORITY] = request->seed.priority == 0;
+	values[TASK_RANK] = Int64GetDatum(request->seed.rank);
+	nulls[TASK_RANK] = !request->ranked;
 	values[TASK_RUN_AT] = TimestampTzGetDatum(request->seed.run_at);
 	nulls[TASK_RUN_AT] = !request->seed.timed;
 	values[TASK_BATCH] = Int64GetDatum(request->seed.batch);

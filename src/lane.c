@@ -3,7 +3,7 @@
  *		The lanes of a queue.
  *
  * A queue's ready tasks stand in lanes, one for each partition key and the
- * main lane for tasks without one.  A lane has an order of its own, (priority,
+ * main lane for tasks without one.  A lane has an order of its own, (rank,
  * id), a limit of its own, and a share of the queue by its weight: groups.c
  * and turns.c have whose turn it is.
  *

@@ -6,6 +6,7 @@
 #include "postgres.h"
 
 #include "catalog/pg_type.h"
+#include "common/int.h"
 #include "utils/array.h"
 #include "utils/builtins.h"
 #include "utils/lsyscache.h"
@@ -17,6 +18,8 @@
 #include "spi.h"
 
 PG_FUNCTION_INFO_V1(fanout_set_rate_limit);
+
+#define RANK_MOST	(PG_INT64_MAX / 2)
 
 static SpiStatement select_settings = {
 	"SELECT " QUEUE_SETTINGS_COLUMNS " FROM fanout.queue WHERE id = $1", 1, {INT4OID}
@@ -108,6 +111,7 @@ queue_settings_read(uint64 row, int first_column)
 	QueueSettings settings = {0};
 	bool		isnull;
 	Datum		backlog = spi_value(row, first_column + 2, &isnull);
+	Datum		aging;
 
 	settings.max_backlog = isnull ? 0 : DatumGetInt64(backlog);
 	settings.concurrency = nullable_int(row, first_column);
@@ -122,8 +126,29 @@ queue_settings_read(uint64 row, int first_column)
 	settings.partition_rate = rate_limit_read(row, first_column + 10);
 	settings.held_until = nullable_time(row, first_column + 12);
 	settings.retries_pass = DatumGetBool(spi_value(row, first_column + 13, &isnull));
-	read_windows(row, first_column + 14, &settings);
+	aging = spi_value(row, first_column + 14, &isnull);
+	settings.aging = isnull ? 0 : duration_of(DatumGetIntervalP(aging), "aging");
+	read_windows(row, first_column + 15, &settings);
 	return settings;
+}
+
+/*
+ * With aging a task counts as one more urgent for each such time that it has
+ * waited.  All get older alike, so which of two comes first never changes, and
+ * the time at which a task would count as priority 0 tells their order.  What
+ * is beyond the times that there are is as urgent, or as little, as can be;
+ * the order of such is that of ids.
+ */
+int64
+rank_of(const QueueSettings *settings, int32 priority, TimestampTz since)
+{
+	int64		rank;
+
+	if (settings->aging == 0)
+		return priority;
+	if (pg_mul_s64_overflow(priority, settings->aging, &rank) || pg_add_s64_overflow(rank, since, &rank))
+		rank = priority < 0 ? -RANK_MOST : RANK_MOST;
+	return Max(-RANK_MOST, Min(rank, RANK_MOST));
 }
 
 QueueSettings

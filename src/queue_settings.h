@@ -11,11 +11,14 @@
 #define QUEUE_SETTINGS_COLUMNS \
 	"concurrency, worker_concurrency, max_backlog, lease, backoff, backoff_max, max_attempts, synchronous_claims, paused," \
 	" partition_concurrency, partition_rate_limit, partition_rate_period, held_until," \
-	" partition_retries = 'pass'," \
+	" partition_retries = 'pass', aging," \
 	" (SELECT array_agg(r.units ORDER BY r.period) FROM fanout.rate r WHERE r.queue = queue.id)," \
 	" (SELECT array_agg(r.period ORDER BY r.period) FROM fanout.rate r WHERE r.queue = queue.id)"
 
 extern QueueSettings queue_settings_read(uint64 row, int first_column);
+
+/* The place in its lane of a task that has been waiting, or is to wait, since then; smaller comes first. */
+extern int64 rank_of(const QueueSettings *settings, int32 priority, TimestampTz since);
 
 /* All that follows is to be called in an SpiScope. */
 

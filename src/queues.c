@@ -41,33 +41,36 @@ PG_FUNCTION_INFO_V1(fanout_grant_usage);
 #define SETTING_PARTITION_CONCURRENCY	9
 #define SETTING_PARTITION_RATE			10	/* and its period */
 #define SETTING_PARTITION_RETRIES		12
-#define SETTING_COUNT					12
-#define SETTING_RATE					13	/* and its period: kept in fanout.rate */
-#define AFTER_SETTINGS					15
+#define SETTING_AGING					13
+#define SETTING_COUNT					13
+#define SETTING_RATE					14	/* and its period: kept in fanout.rate */
+#define AFTER_SETTINGS					16
 
 static SpiStatement insert_queue = {
 	"INSERT INTO fanout.queue (name, owner, concurrency, worker_concurrency, lease, max_attempts, backoff, backoff_max,"
-	" max_backlog, synchronous_claims, partition_concurrency, partition_rate_limit, partition_rate_period, partition_retries)"
+	" max_backlog, synchronous_claims, partition_concurrency, partition_rate_limit, partition_rate_period, partition_retries,"
+	" aging)"
 	" VALUES ($1, $2::regrole, $3, $4, coalesce($5, '60 s'), coalesce($6, 5), coalesce($7, '1 s'), coalesce($8, '5 min'),"
-	" $9, coalesce($10, false), $11, $12, $13, coalesce($14, 'block'))"
+	" $9, coalesce($10, false), $11, $12, $13, coalesce($14, 'block'), $15)"
 	" ON CONFLICT (name) DO NOTHING RETURNING id",
-	14, {TEXTOID, OIDOID, INT4OID, INT4OID, INTERVALOID, INT4OID, INTERVALOID, INTERVALOID, INT8OID, BOOLOID, INT4OID,
-	INT4OID, INTERVALOID, TEXTOID}
+	15, {TEXTOID, OIDOID, INT4OID, INT4OID, INTERVALOID, INT4OID, INTERVALOID, INTERVALOID, INT8OID, BOOLOID, INT4OID,
+	INT4OID, INTERVALOID, TEXTOID, INTERVALOID}
 };
 static SpiStatement update_queue = {
 	"UPDATE fanout.queue SET"
-	" concurrency = CASE WHEN 'concurrency' = ANY ($14) THEN NULL ELSE coalesce($2, concurrency) END,"
-	" worker_concurrency = CASE WHEN 'worker_concurrency' = ANY ($14) THEN NULL ELSE coalesce($3, worker_concurrency) END,"
-	" partition_concurrency = CASE WHEN 'partition_concurrency' = ANY ($14) THEN NULL ELSE coalesce($10, partition_concurrency) END,"
-	" partition_rate_limit = CASE WHEN 'partition_rate_limit' = ANY ($14) THEN NULL ELSE coalesce($11, partition_rate_limit) END,"
-	" partition_rate_period = CASE WHEN 'partition_rate_limit' = ANY ($14) THEN NULL ELSE coalesce($12, partition_rate_period) END,"
+	" concurrency = CASE WHEN 'concurrency' = ANY ($15) THEN NULL ELSE coalesce($2, concurrency) END,"
+	" worker_concurrency = CASE WHEN 'worker_concurrency' = ANY ($15) THEN NULL ELSE coalesce($3, worker_concurrency) END,"
+	" partition_concurrency = CASE WHEN 'partition_concurrency' = ANY ($15) THEN NULL ELSE coalesce($10, partition_concurrency) END,"
+	" partition_rate_limit = CASE WHEN 'partition_rate_limit' = ANY ($15) THEN NULL ELSE coalesce($11, partition_rate_limit) END,"
+	" partition_rate_period = CASE WHEN 'partition_rate_limit' = ANY ($15) THEN NULL ELSE coalesce($12, partition_rate_period) END,"
 	" lease = coalesce($4, lease), max_attempts = coalesce($5, max_attempts), backoff = coalesce($6, backoff),"
 	" backoff_max = coalesce($7, backoff_max),"
-	" max_backlog = CASE WHEN 'max_backlog' = ANY ($14) THEN NULL ELSE coalesce($8, max_backlog) END,"
-	" synchronous_claims = coalesce($9, synchronous_claims), partition_retries = coalesce($13, partition_retries)"
+	" max_backlog = CASE WHEN 'max_backlog' = ANY ($15) THEN NULL ELSE coalesce($8, max_backlog) END,"
+	" synchronous_claims = coalesce($9, synchronous_claims), partition_retries = coalesce($13, partition_retries),"
+	" aging = CASE WHEN 'aging' = ANY ($15) THEN NULL ELSE coalesce($14, aging) END"
 	" WHERE id = $1",
-	14, {INT4OID, INT4OID, INT4OID, INTERVALOID, INT4OID, INTERVALOID, INTERVALOID, INT8OID, BOOLOID, INT4OID,
-	INT4OID, INTERVALOID, TEXTOID, TEXTARRAYOID}
+	15, {INT4OID, INT4OID, INT4OID, INTERVALOID, INT4OID, INTERVALOID, INTERVALOID, INT8OID, BOOLOID, INT4OID,
+	INT4OID, INTERVALOID, TEXTOID, INTERVALOID, TEXTARRAYOID}
 };
 static SpiStatement update_paused = {
 	"UPDATE fanout.queue SET paused = $2 WHERE id = $1 AND paused <> $2",
@@ -192,6 +195,11 @@ check_settings(FunctionCallInfo fcinfo)
 	check_rate(fcinfo, SETTING_PARTITION_RATE, "partition_rate_limit", "partition_rate_period");
 	check_rate(fcinfo, SETTING_RATE, "rate_limit", "rate_period");
 	check_partition_retries(fcinfo);
+	if (arg_duration(fcinfo, SETTING_AGING, "aging", 1) < 1)
+		ereport(ERROR,
+				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
+				 errmsg("aging must be longer than 0"),
+				 errhint("Leave it out, or unset it, for none.")));
 	if (!PG_ARGISNULL(7))
 		check_at_least_one(fcinfo, 7, PG_GETARG_INT64(7), "max_backlog", PG_INT64_MAX);
 }
@@ -278,18 +286,17 @@ fanout_create_queue(PG_FUNCTION_ARGS)
 	PG_RETURN_BOOL(created);
 }
 
-/* Refuse names that cannot be unset, or that are given a value at the same time; is rate_limit one of them? */
-static bool
-check_unset(FunctionCallInfo fcinfo, ArrayType *unset)
+/* Refuse names that cannot be unset, or that are given a value at the same time; are rate_limit or aging among them? */
+static void
+check_unset(FunctionCallInfo fcinfo, ArrayType *unset, bool *rate, bool *aging)
 {
-	bool		unset_rate = false;
 	static const struct
 	{
 		const char *name;
 		int			arg;
 	}			limits[] = {{"concurrency", 1}, {"worker_concurrency", 2}, {"max_backlog", 7},
 	{"partition_concurrency", SETTING_PARTITION_CONCURRENCY},
-	{"partition_rate_limit", SETTING_PARTITION_RATE}, {"rate_limit", SETTING_RATE}};
+	{"partition_rate_limit", SETTING_PARTITION_RATE}, {"rate_limit", SETTING_RATE}, {"aging", SETTING_AGING}};
 	Datum	   *names;
 	bool	   *nulls;
 	int			count = array_elements(unset, TEXTOID, "unset", &names, &nulls, false);
@@ -305,11 +312,10 @@ check_unset(FunctionCallInfo fcinfo, ArrayType *unset)
 			ereport(ERROR,
 					(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
 					 errmsg("cannot unset \"%s\"", name),
-					 errdetail("Only concurrency, worker_concurrency, partition_concurrency, rate_limit, partition_rate_limit and max_backlog can be unset, each unless it is given a value.")));
-		unset_rate |= strcmp(name, "rate_limit") == 0;
+					 errdetail("Only concurrency, worker_concurrency, partition_concurrency, rate_limit, partition_rate_limit, aging and max_backlog can be unset, each unless it is given a value.")));
+		*rate |= strcmp(name, "rate_limit") == 0;
+		*aging |= strcmp(name, "aging") == 0;
 	}
-
-	return unset_rate;
 }
 
 /* Have memory follow what the catalogue says of the queue now; in an SpiScope. */
@@ -323,6 +329,39 @@ queue_follow_catalogue(const QueueRef *ref)
 	registry_invalidate();
 }
 
+/*
+ * The queue's aging is to change, if this is another one.  Ranks by the old
+ * and by the new one do not compare, so there must be no task that has one:
+ * none that waits, nor one that runs, as it may come back.  Nobody enqueues
+ * until this transaction has ended, by the queue's lock.
+ */
+static void
+prepare_aging(const QueueRef *ref, int64 aging)
+{
+	bool		gone;
+	bool		same;
+	int64		waiting;
+	int64		running;
+
+	queue_lock(ref->id, AccessExclusiveLock);
+	dispatcher_lock();
+	gone = !queue_ref_is_valid(ref);
+	same = !gone && pending_settings(ref->queue)->aging == aging;
+	waiting = ref->queue->waiting + ref->queue->pending;
+	running = ref->queue->running;
+	dispatcher_unlock();
+
+	if (gone)
+		throw_queue_gone(ref->name);
+	if (!same && (waiting > 0 || running > 0))
+		ereport(ERROR,
+				(errcode(ERRCODE_OBJECT_IN_USE),
+				 errmsg("aging of queue \"%s\" cannot change while it has unfinished tasks", ref->name),
+				 errdetail(INT64_FORMAT " wait and " INT64_FORMAT " run, in an order that goes by the aging when they were enqueued.",
+						   waiting, running),
+				 errhint("Change it when they have ended, or enqueue to another queue.")));
+}
+
 Datum
 fanout_alter_queue(PG_FUNCTION_ARGS)
 {
@@ -331,13 +370,16 @@ fanout_alter_queue(PG_FUNCTION_ARGS)
 	char		nulls[2 + SETTING_COUNT + 1] = " ";
 	QueueRef	ref;
 	bool		unset_rate = false;
+	bool		unset_aging = false;
 
 	require_writable("fanout.alter_queue()");
 	require_arg(fcinfo, 0, "queue");
 	check_settings(fcinfo);
 	if (!PG_ARGISNULL(AFTER_SETTINGS))
-		unset_rate = check_unset(fcinfo, PG_GETARG_ARRAYTYPE_P(AFTER_SETTINGS));
+		check_unset(fcinfo, PG_GETARG_ARRAYTYPE_P(AFTER_SETTINGS), &unset_rate, &unset_aging);
 	ref = registry_queue(PG_GETARG_TEXT_PP(0), PRIVILEGE_MANAGE);
+	if (unset_aging || !PG_ARGISNULL(SETTING_AGING))
+		prepare_aging(&ref, arg_duration(fcinfo, SETTING_AGING, "aging", 0));
 
 	values[0] = Int32GetDatum(ref.id);
 	take_args(fcinfo, 1, SETTING_COUNT, &values[1], &nulls[1]);

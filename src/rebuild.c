@@ -389,7 +389,7 @@ handle_unfinished(void *arg, uint64 rows)
 		ItemPointerData tid;
 		History    *history;
 		bool		isnull;
-		int32		queue_id = DatumGetInt32(spi_value(i, 11, &isnull));
+		int32		queue_id = DatumGetInt32(spi_value(i, 12, &isnull));
 
 		seed_read(i, &seed, &tid);
 		history = hash_search(state->histories, &seed.task, HASH_FIND, NULL);

@@ -37,31 +37,39 @@
 #define REFILL_PARTITION	64	/* tasks of one partition */
 #define REFILL_PARTITIONS	64
 
-/* The order of the main lane is that of three scans: priorities below, at and above the usual one. */
+/*
+ * The order of the main lane is that of three scans: ranks below, at and above
+ * the usual one, which is 0 and on no row.  In a queue with aging the second
+ * one finds only tasks that are older than the aging, for which it may have to
+ * look far; it is done only if the bound is below 0, or at it.
+ */
+#define RANK "coalesce(t.rank, t.priority)"
+#define RANK_IN_PARTITION "coalesce(t.rank, t.priority, 0)"
+
 #define READ_BELOW(segment) { \
-	"SELECT" SEED_COLUMNS "FROM fanout.task" segment " t WHERE t.queue = $1 AND t.lane IS NULL AND t.priority < 0" \
-	" AND (t.priority, t.id) >= ($2, $3) AND t.run_at IS NULL AND" UNFINISHED(segment) \
-	"ORDER BY t.priority, t.id LIMIT $4", 4, {INT4OID, INT4OID, INT8OID, INT8OID} \
+	"SELECT" SEED_COLUMNS "FROM fanout.task" segment " t WHERE t.queue = $1 AND t.lane IS NULL AND " RANK " < 0" \
+	" AND (" RANK ", t.id) >= ($2, $3) AND t.run_at IS NULL AND" UNFINISHED(segment) \
+	"ORDER BY " RANK ", t.id LIMIT $4", 4, {INT4OID, INT8OID, INT8OID, INT8OID} \
 }
 #define READ_USUAL(segment) { \
-	"SELECT" SEED_COLUMNS "FROM fanout.task" segment " t WHERE t.queue = $1 AND t.lane IS NULL AND t.priority IS NULL AND $2 = 0" \
+	"SELECT" SEED_COLUMNS "FROM fanout.task" segment " t WHERE t.queue = $1 AND t.lane IS NULL AND t.priority IS NULL AND t.rank IS NULL AND $2 = 0" \
 	" AND t.id >= $3 AND t.run_at IS NULL AND" UNFINISHED(segment) \
-	"ORDER BY t.id LIMIT $4", 4, {INT4OID, INT4OID, INT8OID, INT8OID} \
+	"ORDER BY t.id LIMIT $4", 4, {INT4OID, INT8OID, INT8OID, INT8OID} \
 }
 #define READ_ABOVE(segment) { \
-	"SELECT" SEED_COLUMNS "FROM fanout.task" segment " t WHERE t.queue = $1 AND t.lane IS NULL AND t.priority > 0" \
-	" AND (t.priority, t.id) >= ($2, $3) AND t.run_at IS NULL AND" UNFINISHED(segment) \
-	"ORDER BY t.priority, t.id LIMIT $4", 4, {INT4OID, INT4OID, INT8OID, INT8OID} \
+	"SELECT" SEED_COLUMNS "FROM fanout.task" segment " t WHERE t.queue = $1 AND t.lane IS NULL AND " RANK " > 0" \
+	" AND (" RANK ", t.id) >= ($2, $3) AND t.run_at IS NULL AND" UNFINISHED(segment) \
+	"ORDER BY " RANK ", t.id LIMIT $4", 4, {INT4OID, INT8OID, INT8OID, INT8OID} \
 }
 #define READ_PARTITION(segment) { \
 	"SELECT" SEED_COLUMNS "FROM fanout.task" segment " t WHERE t.queue = $1 AND t.lane = $5" \
-	" AND (coalesce(t.priority, 0), t.id) >= ($2, $3) AND t.run_at IS NULL AND" UNFINISHED(segment) \
-	"ORDER BY coalesce(t.priority, 0), t.id LIMIT $4", 5, {INT4OID, INT4OID, INT8OID, INT8OID, INT8OID} \
+	" AND (" RANK_IN_PARTITION ", t.id) >= ($2, $3) AND t.run_at IS NULL AND" UNFINISHED(segment) \
+	"ORDER BY " RANK_IN_PARTITION ", t.id LIMIT $4", 5, {INT4OID, INT8OID, INT8OID, INT8OID, INT8OID} \
 }
 #define READ_STRAYS(segment) { \
 	"SELECT" SEED_COLUMNS "FROM fanout.task" segment " t WHERE t.queue = $1 AND t.lane IS NOT NULL AND $2 = 0" \
 	" AND t.id >= $3 AND t.run_at IS NULL AND" UNFINISHED(segment) \
-	"ORDER BY t.id LIMIT $4", 4, {INT4OID, INT4OID, INT8OID, INT8OID} \
+	"ORDER BY t.id LIMIT $4", 4, {INT4OID, INT8OID, INT8OID, INT8OID} \
 }
 #define READ_TIMED(segment) { \
 	"SELECT" SEED_COLUMNS "FROM fanout.task" segment " t WHERE t.queue = $1" \
@@ -120,7 +128,7 @@ read_rows(Refill *refill, SpiStatement *statement, int64 key, int64 id, int64 li
 	uint64		rows;
 
 	values[0] = Int32GetDatum(refill->queue_id);
-	values[1] = refill->kind == REFILL_SCHEDULED ? TimestampTzGetDatum(key) : Int32GetDatum(Max(key, PG_INT32_MIN));
+	values[1] = refill->kind == REFILL_SCHEDULED ? TimestampTzGetDatum(key) : Int64GetDatum(key);
 	values[2] = Int64GetDatum(id);
 	values[3] = Int64GetDatum(limit);
 	values[4] = Int64GetDatum(refill->lane != NULL ? refill->lane->key.partition : 0);
@@ -147,7 +155,7 @@ place_of(const Refill *refill, const TaskSeed *seed)
 {
 	if (refill->kind == REFILL_SCHEDULED)
 		return seed->run_at;
-	return refill->kind == REFILL_STRAYS ? 0 : seed->priority;
+	return refill->kind == REFILL_STRAYS ? 0 : seed->rank;
 }
 
 static int

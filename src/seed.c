@@ -31,5 +31,6 @@ seed_read(uint64 row, TaskSeed *seed, ItemPointer tid)
 	seed->cost = DatumGetInt32(spi_value(row, 8, &isnull));
 	seed->early_join = DatumGetBool(spi_value(row, 9, &isnull));
 	value = spi_value(row, 10, &isnull);
+	seed->rank = spi_int64(row, 11);
 	seed->group = isnull || seed->partition == 0 ? 0 : hash_of_key(DatumGetTextPP(value));
 }

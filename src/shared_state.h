@@ -54,6 +54,7 @@ typedef struct QueueSettings
 	int64		lease;			/* microseconds, here and below */
 	int64		backoff;
 	int64		backoff_max;
+	int64		aging;			/* how long a task waits for one step of priority; 0: none counts */
 	TimestampTz held_until;		/* nothing starts before */
 	RateLimit	rates[RATE_WINDOWS];
 	RateLimit	partition_rate; /* of each partition that has none of its own */
@@ -110,7 +111,7 @@ typedef struct Lane
 	RateLog		rate_log;
 	RateUse		rate_use;
 	dlist_node	link;			/* in Queue.lanes */
-	Window		ready;			/* ordered by (priority, id) */
+	Window		ready;			/* ordered by (rank, id) */
 	dlist_head	retries;		/* tasks that are SCHEDULED for another attempt: Task.link */
 	int64		disk_first;		/* bounded: no task that is on disk only has a smaller id */
 	int64		sample_task;	/* one of its tasks, maybe ended: its row tells the partition's key */
@@ -217,6 +218,7 @@ typedef struct Task
 	Lane	   *lane;			/* NULL: ENDED */
 	struct Lease *lease;		/* RUNNING */
 	int64		batch;			/* 0: none */
+	int64		rank;			/* its place in its lane: the priority, unless the queue has aging */
 	int32		priority;
 	int32		cost;			/* units of rate limits */
 	int32		queue;			/* index of its Queue */

@@ -59,10 +59,12 @@ task_row_read(int64 task, TaskRow *row)
 	if (found)
 	{
 		row->queue_id = DatumGetInt32(values[TASK_QUEUE]);
+		row->enqueued_at = DatumGetTimestampTz(values[TASK_ENQUEUED_AT]);
 		if (!nulls[TASK_PARTITION_KEY])
 			row->partition_key = DatumGetTextPCopy(values[TASK_PARTITION_KEY]);
 		seed->task = task;
 		seed->priority = nulls[TASK_PRIORITY] ? 0 : DatumGetInt32(values[TASK_PRIORITY]);
+		seed->rank = nulls[TASK_RANK] ? seed->priority : DatumGetInt64(values[TASK_RANK]);
 		seed->partition = nulls[TASK_LANE] ? 0 : DatumGetInt64(values[TASK_LANE]);
 		if (!nulls[TASK_FAIR_GROUP])
 			row->group = hash_of_key(DatumGetTextPP(values[TASK_FAIR_GROUP]));
@@ -148,7 +150,7 @@ try_to_withdraw(Queue *queue, const TaskRow *row, bool pending, bool to_end, Tra
 static bool
 same_place(const TaskRow *left, const TaskRow *right)
 {
-	return left->queue_id == right->queue_id && left->seed.priority == right->seed.priority &&
+	return left->queue_id == right->queue_id && left->seed.priority == right->seed.priority && left->seed.rank == right->seed.rank &&
 		left->seed.partition == right->seed.partition && left->seed.timed == right->seed.timed &&
 		left->seed.run_at == right->seed.run_at;
 }
@@ -160,7 +162,7 @@ same_place(const TaskRow *left, const TaskRow *right)
 static void
 forget_withdrawal(int64 number, const TaskRow *row, bool ended)
 {
-	TaskTerms	terms = {.partition = row->seed.partition, .group = row->seed.group, .priority = row->seed.priority,
+	TaskTerms	terms = {.partition = row->seed.partition, .group = row->seed.group, .rank = row->seed.rank, .priority = row->seed.priority,
 	.timed = row->seed.timed, .due = row->seed.run_at};
 	Queue	   *queue;
 	Task	   *task;

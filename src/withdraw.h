@@ -13,6 +13,7 @@ typedef struct TaskRow
 {
 	TaskSeed	seed;
 	int32		queue_id;
+	TimestampTz enqueued_at;
 	text	   *partition_key;	/* NULL: none */
 	int64		group;			/* the fair group that it names, which counts in a partition only; 0: none */
 } TaskRow;

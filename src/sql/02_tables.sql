@@ -10,6 +10,7 @@ CREATE TABLE fanout.queue (
     partition_rate_limit int,       -- units within partition_rate_period
     partition_rate_period interval,
     partition_retries  text NOT NULL CHECK (partition_retries IN ('block', 'pass')),
+    aging              interval,    -- a task counts as one more urgent for each so long that it has waited
     held_until         timestamptz, -- nothing starts before
     lease              interval NOT NULL,
     max_attempts       int NOT NULL,
@@ -99,6 +100,7 @@ CREATE TABLE fanout.task (
     parent       bigint,
     max_attempts smallint,
     lane         bigint,            -- hash of the partition key
+    rank         bigint,            -- in a queue with aging: its place in its lane, instead of the priority
     cost         int,               -- units of rate limits; NULL: 1
     name         text NOT NULL,
     args         jsonb,
@@ -107,8 +109,8 @@ CREATE TABLE fanout.task (
     CHECK (false) NO INHERIT
 );
 -- Tasks of the usual priority, and due at once, are found in the order of their ids; only the others pay for an index.
-CREATE INDEX task_priority ON fanout.task (queue, priority, id) WHERE priority IS NOT NULL AND lane IS NULL;
-CREATE INDEX task_lane ON fanout.task (queue, lane, (coalesce(priority, 0)), id) WHERE lane IS NOT NULL AND run_at IS NULL;
+CREATE INDEX task_rank ON fanout.task (queue, (coalesce(rank, priority)), id) WHERE coalesce(rank, priority) IS NOT NULL AND lane IS NULL;
+CREATE INDEX task_lane ON fanout.task (queue, lane, (coalesce(rank, priority, 0)), id) WHERE lane IS NOT NULL AND run_at IS NULL;
 CREATE INDEX task_run_at ON fanout.task (queue, run_at, id) WHERE run_at IS NOT NULL;
 
 CREATE TABLE fanout.attempt (

@@ -3,7 +3,7 @@ CREATE FUNCTION fanout.create_queue(
     max_attempts int DEFAULT 5, backoff interval DEFAULT '1 s', backoff_max interval DEFAULT '5 min',
     max_backlog bigint DEFAULT NULL, synchronous_claims boolean DEFAULT false,
     partition_concurrency int DEFAULT NULL, partition_rate_limit int DEFAULT NULL, partition_rate_period interval DEFAULT NULL,
-    partition_retries text DEFAULT 'block', rate_limit int DEFAULT NULL, rate_period interval DEFAULT NULL, if_not_exists boolean DEFAULT false)
+    partition_retries text DEFAULT 'block', aging interval DEFAULT NULL, rate_limit int DEFAULT NULL, rate_period interval DEFAULT NULL, if_not_exists boolean DEFAULT false)
     RETURNS boolean AS 'MODULE_PATHNAME', 'fanout_create_queue' LANGUAGE C VOLATILE;
 COMMENT ON FUNCTION fanout.create_queue IS 'creates a queue, owned by the current role; true if it was created';
 
@@ -12,7 +12,7 @@ CREATE FUNCTION fanout.alter_queue(
     max_attempts int DEFAULT NULL, backoff interval DEFAULT NULL, backoff_max interval DEFAULT NULL,
     max_backlog bigint DEFAULT NULL, synchronous_claims boolean DEFAULT NULL,
     partition_concurrency int DEFAULT NULL, partition_rate_limit int DEFAULT NULL, partition_rate_period interval DEFAULT NULL,
-    partition_retries text DEFAULT NULL, rate_limit int DEFAULT NULL, rate_period interval DEFAULT NULL, unset text[] DEFAULT '{}')
+    partition_retries text DEFAULT NULL, aging interval DEFAULT NULL, rate_limit int DEFAULT NULL, rate_period interval DEFAULT NULL, unset text[] DEFAULT '{}')
     RETURNS void AS 'MODULE_PATHNAME', 'fanout_alter_queue' LANGUAGE C VOLATILE;
 COMMENT ON FUNCTION fanout.alter_queue IS 'changes the settings that are given; unset names limits to take away';
 

@@ -35,7 +35,7 @@ CREATE VIEW fanout.queues WITH (security_barrier) AS
            l.scheduled, l.ready, l.running, l.oldest_ready, now() - l.oldest_ready AS oldest_ready_age,
            q.concurrency, q.worker_concurrency, q.partition_concurrency,
            (SELECT string_agg(format('%s in %s', r.units, r.period), ', ' ORDER BY r.period) FROM fanout.rate r WHERE r.queue = q.id) AS rate_limits,
-           q.partition_rate_limit, q.partition_rate_period, q.partition_retries, CASE WHEN q.held_until > clock_timestamp() THEN q.held_until END AS held_until,
+           q.partition_rate_limit, q.partition_rate_period, q.partition_retries, q.aging, CASE WHEN q.held_until > clock_timestamp() THEN q.held_until END AS held_until,
            q.max_backlog,
            q.lease, q.max_attempts, q.backoff, q.backoff_max, q.synchronous_claims,
            l.waiting_workers, l.in_memory,
