@@ -120,6 +120,22 @@ CALL test.go_back_and_forth();
 SELECT name, count(*) FROM fanout.tasks WHERE queue = 'move' AND state = 'succeeded' GROUP BY 1 ORDER BY 1;
 DROP PROCEDURE test.go_back_and_forth;
 
+-- a task that is moved to another partition takes its group along, and has none where it has no partition
+SELECT fanout.enqueue('move', 'm', partition_key => 'here', fair_group => 'group') > 0 AS enqueued;
+BEGIN;
+SELECT fanout.move(test.task('m'), partition_key => 'there');
+ROLLBACK;
+SELECT partition_key, fair_group FROM fanout.partitions WHERE queue = 'move' AND fair_group = 'group';
+SELECT fanout.move(test.task('m'), partition_key => 'there');
+SELECT partition_key, fair_group FROM fanout.partitions WHERE queue = 'move' AND fair_group = 'group';
+SELECT fanout.move(test.task('m'), unset => '{partition_key}');
+SELECT count(*) FROM fanout.partitions WHERE queue = 'move' AND fair_group = 'group';
+SELECT partition_key, fair_group FROM fanout.tasks WHERE task = test.task('m');
+SELECT fanout.create_queue('other');
+SELECT fanout.move(test.task('m'), queue => 'other', partition_key => 'p');
+SELECT queue, partition_key, fair_group FROM fanout.partitions WHERE fair_group = 'group';
+SELECT name FROM fanout.dequeue('other');
+
 --
 -- why, and under a step
 --

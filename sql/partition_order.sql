@@ -140,6 +140,33 @@ SELECT fanout.purge_queue('one');
 SELECT count(*) FROM fanout.complete(ARRAY(SELECT lease FROM fanout.leases WHERE queue = 'one'));
 SELECT count(*) AS lanes FROM fanout.partitions WHERE queue = 'one';
 
+-- a change of what holds up: another time, another priority, another partition
+SELECT fanout.create_queue('change', partition_concurrency => 1, backoff => '1 hour', backoff_max => '1 hour');
+SELECT test.put('change', 'a', 'a1', 'a2', 'a3'), test.put('change', 'b', 'b1', 'b2');
+SELECT test.take('change');
+SELECT fanout.fail(test.lease('a1')) IS NOT NULL AS will_be_retried, fanout.complete(test.lease('b1'));
+BEGIN;
+SELECT fanout.move(test.task('a1'), partition_key => 'b');
+SELECT test.take('change');
+ROLLBACK;
+SELECT * FROM test.awaited('change');
+BEGIN;
+SELECT fanout.reschedule(test.task('a1'), delay => '2 hours');
+SAVEPOINT s;
+SELECT fanout.reprioritize(test.task('a1'), 1);
+ROLLBACK TO s;
+COMMIT;
+SELECT * FROM test.awaited('change');
+SELECT fanout.move(test.task('a1'), partition_key => 'b');
+SELECT * FROM test.awaited('change');
+SELECT test.take('change');
+SELECT fanout.move(test.task('a1'), unset => '{partition_key}');
+SELECT * FROM test.awaited('change');
+SELECT fanout.move(test.task('a1'), partition_key => 'a'), fanout.reschedule(test.task('a1'), delay => '0');
+SELECT * FROM test.awaited('change');
+SELECT fanout.complete(test.lease('a2'));
+SELECT test.take('change');
+
 --
 -- pass
 --
