@@ -99,15 +99,15 @@ SELECT test.put('without', 'again', 7), test.put('without', 'then', 3);
 SELECT count(*) FROM fanout.cancel(ARRAY(SELECT task FROM fanout.tasks WHERE queue = 'without' AND name IN ('again', 'then')));
 SELECT fanout.alter_queue('without', aging => '1 s');
 CREATE FUNCTION test.more(task_name text) RETURNS bigint LANGUAGE sql AS $$
-	SELECT (t.rank - extract(epoch FROM t.enqueued_at - '2000-01-01 00:00 UTC') * 1000000)::bigint FROM fanout.task t WHERE t.id = test.task(task_name)
+	SELECT (t.rank - extract(epoch FROM t.enqueued_at - '2000-01-01 00:00 UTC') * 1000000)::bigint FROM fanout.task t WHERE t.id = (SELECT test.task(task_name))
 $$;
 SELECT fanout.retry(test.task('again'));
 SELECT test.more('again');
 -- and so does one that is changed
 SELECT fanout.reprioritize(test.task('again'), -2);
-SELECT test.more('again'), priority FROM fanout.tasks WHERE task = test.task('again');
+SELECT test.more('again'), priority FROM fanout.tasks WHERE task = (SELECT test.task('again'));
 SELECT fanout.reschedule(test.task('again'), delay => '1 hour');
-SELECT test.more('again') = extract(epoch FROM run_at - enqueued_at) * 1000000 - 2000000 AS since_it_is_due FROM fanout.tasks WHERE task = test.task('again');
+SELECT test.more('again') = extract(epoch FROM run_at - enqueued_at) * 1000000 - 2000000 AS since_it_is_due FROM fanout.tasks WHERE task = (SELECT test.task('again'));
 SELECT fanout.reschedule(test.task('again'), delay => '0');
 SELECT test.more('again');
 SELECT fanout.create_queue('plain');
@@ -117,16 +117,16 @@ SELECT test.more('again');
 ROLLBACK;
 SELECT test.more('again');
 SELECT fanout.move(test.task('again'), queue => 'plain');
-SELECT test.more('again'), priority FROM fanout.tasks WHERE task = test.task('again');
+SELECT test.more('again'), priority FROM fanout.tasks WHERE task = (SELECT test.task('again'));
 SELECT test.put('plain', 'first', -3), test.put('plain', 'last', -1);
 SELECT test.take('plain');
 SELECT test.sqlstate_of($$SELECT fanout.alter_queue('plain', aging => '1 s')$$);
-SELECT fanout.release(lease) FROM fanout.leases WHERE task = test.task('last');
+SELECT fanout.release(lease) FROM fanout.leases WHERE task = (SELECT test.task('last'));
 SELECT fanout.move(test.task('last'), queue => 'without', partition_key => 'p');
 SELECT test.more('last');
 -- one that is to come keeps the aging as it is
 BEGIN;
-SELECT fanout.release(lease) FROM fanout.leases WHERE task = test.task('first');
+SELECT fanout.release(lease) FROM fanout.leases WHERE task = (SELECT test.task('first'));
 COMMIT;
 SELECT fanout.create_queue('target');
 BEGIN;

@@ -130,7 +130,7 @@ SELECT fanout.move(test.task('m'), partition_key => 'there');
 SELECT partition_key, fair_group FROM fanout.partitions WHERE queue = 'move' AND fair_group = 'group';
 SELECT fanout.move(test.task('m'), unset => '{partition_key}');
 SELECT count(*) FROM fanout.partitions WHERE queue = 'move' AND fair_group = 'group';
-SELECT partition_key, fair_group FROM fanout.tasks WHERE task = test.task('m');
+SELECT partition_key, fair_group FROM fanout.tasks WHERE task = (SELECT test.task('m'));
 SELECT fanout.create_queue('other');
 SELECT fanout.move(test.task('m'), queue => 'other', partition_key => 'p');
 SELECT queue, partition_key, fair_group FROM fanout.partitions WHERE fair_group = 'group';
