@@ -1,6 +1,8 @@
 -- The log in segments: all rows of a task are in the segment of its id, and what a call names may be in several.
 \i sql/include/helpers.sql
 SELECT fanout.create_queue('q', backoff => '0', max_attempts => 2), fanout.create_queue('other');
+SELECT fanout.create_queue('keyed');
+SELECT fanout.enqueue('keyed', 'waits', key => 'a', delay => '1 day') AS waits \gset
 CREATE FUNCTION test.segment_of(task bigint) RETURNS smallint LANGUAGE sql AS $$
 	SELECT slot FROM fanout.segment WHERE first_task <= task ORDER BY first_task DESC LIMIT 1
 $$;
@@ -26,6 +28,10 @@ SAVEPOINT s;
 SELECT count(*) FROM fanout.enqueue_many('q', 'rolled back', '{1,2}', batch => :batch);
 ROLLBACK TO s;
 COMMIT;
+-- A key is held whatever segment its task is in.
+SELECT fanout.enqueue('keyed', 'again', key => 'a') = :waits AS returned, fanout.enqueue('keyed', 'changed', key => 'a', on_conflict => 'replace') = :waits AS replaced;
+SELECT fanout.enqueue('keyed', 'new', key => 'a', on_conflict => 'supersede') > :waits AS new_task;
+SELECT fanout.drop_queue('keyed', true);
 SELECT fanout.seal_batch(:batch);
 SELECT name, test.segment_of(task), count(*) FROM fanout.tasks WHERE queue = 'q' GROUP BY 1, 2 ORDER BY min(task);
 SELECT total, ready FROM fanout.progress(:batch);

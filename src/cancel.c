@@ -19,7 +19,9 @@
 #include "arguments.h"
 #include "cancel.h"
 #include "commit_hooks.h"
+#include "deadlines.h"
 #include "finish.h"
+#include "lane.h"
 #include "queue_settings.h"
 #include "queues.h"
 #include "segments.h"
@@ -39,12 +41,16 @@ PG_FUNCTION_INFO_V1(fanout_retry_many);
 }
 static SpiStatement delete_outcome[FANOUT_SEGMENTS] = FOR_EACH_SEGMENT(DELETE_OUTCOME);
 #define RENEW_ROW(segment) { \
-	"UPDATE fanout.task" segment " SET run_at = NULL, rank = $2 WHERE id = $1 RETURNING ctid", 2, {INT8OID, INT8OID} \
+	"UPDATE fanout.task" segment " SET run_at = NULL, rank = $2, deadline = $3 WHERE id = $1 RETURNING ctid", \
+	3, {INT8OID, INT8OID, TIMESTAMPTZOID} \
 }
 static SpiStatement renew_row[FANOUT_SEGMENTS] = FOR_EACH_SEGMENT(RENEW_ROW);
+static SpiStatement select_start = {
+	"SELECT FROM fanout.attempt WHERE task = $1 AND event IN ('c', 'b', 'f', 'r', 'x') LIMIT 1", 1, {INT8OID}
+};
 
 /* Give a task that this transaction has withdrawn its outcome. */
-static void
+void
 cancel_withdrawn(int64 task, const char *reason)
 {
 	LogWriter  *writer = log_writer_open(LOG_OUTCOME, 1);
@@ -54,8 +60,8 @@ cancel_withdrawn(int64 task, const char *reason)
 	log_writer_close(writer);
 }
 
-CancelResult
-cancel_task_at_once(int64 task, const char *reason)
+static CancelResult
+cancel_at_once(int64 task, const char *reason, WithdrawPurpose purpose)
 {
 	TaskRow		row;
 	Queue	   *queue;
@@ -72,7 +78,7 @@ cancel_task_at_once(int64 task, const char *reason)
 		return CANCEL_UNKNOWN;
 	if (closed)
 		return CANCEL_LATER;
-	switch (task_row_withdraw(queue, &row, true, &withdrawn))
+	switch (task_row_withdraw(queue, &row, purpose, &withdrawn))
 	{
 		case WITHDRAWN:
 			cancel_withdrawn(task, reason);
@@ -86,6 +92,47 @@ cancel_task_at_once(int64 task, const char *reason)
 			break;
 	}
 	return CANCEL_NOT_WAITING;
+}
+
+CancelResult
+cancel_task_at_once(int64 task, const char *reason)
+{
+	return cancel_at_once(task, reason, TO_END);
+}
+
+CancelResult
+cancel_late_task(int64 task)
+{
+	return cancel_at_once(task, DEADLINE_PASSED, TO_END_LATE);
+}
+
+CancelResult
+cancel_begin(const QueueRef *ref, int64 task, int64 *partition)
+{
+	for (;;)
+	{
+		TaskRow		row;
+		Withdrawn	withdrawn;
+
+		CHECK_FOR_INTERRUPTS();
+		if (!task_row_read(task, &row) || row.queue_id != ref->id)
+			return CANCEL_UNKNOWN;
+		*partition = row.seed.partition;
+		switch (task_row_withdraw(ref->queue, &row, TO_END, &withdrawn))
+		{
+			case WITHDRAWN:
+				return CANCEL_DONE;
+			case NO_MEMORY:
+				throw_no_memory_for_task();
+			case BUSY:
+				wait_for_other(&withdrawn);
+				break;
+			case NOT_WAITING:
+				return CANCEL_NOT_WAITING;
+			case MOVED:
+				break;
+		}
+	}
 }
 
 /* Can a task that did not wait a moment ago be cancelled otherwise? */
@@ -169,7 +216,7 @@ cancel_task(int64 task, const char *reason)
 		CHECK_FOR_INTERRUPTS();
 		if (!task_row_read(task, &row) || !registry_queue_by_id(row.queue_id, PRIVILEGE_ENQUEUE, &ref))
 			return CANCEL_UNKNOWN;
-		switch (task_row_withdraw(ref.queue, &row, true, &withdrawn))
+		switch (task_row_withdraw(ref.queue, &row, TO_END, &withdrawn))
 		{
 			case WITHDRAWN:
 				cancel_withdrawn(task, reason);
@@ -289,6 +336,8 @@ enter_again(const QueueRef *ref, const TaskSeed *seed, ItemPointer tid)
 		place->entry = task;
 		ref->queue->pending++;
 		pending_enqueue(ref->queue, seed, 1, task != NULL, place, NULL);
+		queue_count_backlog(ref->queue, seed->partition, 1);
+		pending_enqueue_counted(1);
 	}
 	dispatcher_unlock();
 	if (gone)
@@ -356,10 +405,25 @@ wait_until_forgotten(int64 number)
 	} while (ended);
 }
 
+/* Has the task, whose outcome was taken back, ever started?  The ends of all of its attempts are on disk. */
+static bool
+has_started(int64 task)
+{
+	SpiScope	scope;
+	Datum		values[1] = {Int64GetDatum(task)};
+	bool		started;
+
+	spi_begin(&scope);
+	started = spi_read_latest(&select_start, values, NULL) == 1;
+	spi_end(&scope);
+	return started;
+}
+
 /*
- * The task is due at once, and its place goes by the aging that the queue has
- * now.  Its row is to say so, as that alone tells of a task that has not been
- * attempted in this life.
+ * The task is due at once, its place goes by the aging that the queue has now,
+ * and it has no deadline once that has passed or the task has started.  Its row
+ * is to say so, as that alone tells of a task that has not been attempted in
+ * this life.
  */
 static void
 renew(const QueueRef *ref, TaskRow *row, ItemPointer tid)
@@ -367,11 +431,12 @@ renew(const QueueRef *ref, TaskRow *row, ItemPointer tid)
 	TaskSeed   *seed = &row->seed;
 	QueueSettings settings;
 	SpiScope	scope;
-	Datum		values[2] = {Int64GetDatum(seed->task)};
-	char		nulls[3] = "  ";
+	Datum		values[3] = {Int64GetDatum(seed->task)};
+	char		nulls[4] = "   ";
 	bool		was_timed = seed->timed;
 	int64		rank_before = seed->rank;
 	bool		isnull;
+	bool		free = seed->deadline != 0 && (seed->deadline <= GetCurrentTimestamp() || has_started(seed->task));
 
 	dispatcher_lock();
 	settings = *pending_settings(ref->queue);
@@ -379,11 +444,15 @@ renew(const QueueRef *ref, TaskRow *row, ItemPointer tid)
 	seed->timed = false;
 	seed->run_at = 0;
 	seed->rank = rank_of(&settings, seed->priority, row->enqueued_at);
+	if (free)
+		seed->deadline = 0;
 	ItemPointerSetInvalid(tid);
-	if (!was_timed && seed->rank == rank_before)
+	if (!was_timed && seed->rank == rank_before && !free)
 		return;
 	values[1] = Int64GetDatum(seed->rank);
 	nulls[1] = settings.aging > 0 ? ' ' : 'n';
+	values[2] = TimestampTzGetDatum(seed->deadline);
+	nulls[2] = seed->deadline == 0 ? 'n' : ' ';
 	spi_begin(&scope);
 	if (spi_run_latest(&renew_row[segment_of(seed->task)], values, nulls) == 1)
 		*tid = *(ItemPointer) DatumGetPointer(spi_value(0, 1, &isnull));

@@ -5,6 +5,8 @@
 #ifndef FANOUT_CANCEL_H
 #define FANOUT_CANCEL_H
 
+#include "registry.h"
+
 typedef enum CancelResult
 {
 	CANCEL_DONE,
@@ -19,5 +21,17 @@ typedef enum CancelResult
  * owns its queue, and do not wait for anybody.
  */
 extern CancelResult cancel_task_at_once(int64 task, const char *reason);
+
+/* The same for one whose deadline has passed, unless it has started once. */
+extern CancelResult cancel_late_task(int64 task);
+
+/*
+ * Cancel a task of the queue in two steps: if it waits, be it that this
+ * transaction has enqueued it itself, nobody can claim it from the first one
+ * on, and the second one has to follow.  Waits for another transaction that is
+ * about to end or change it; throws 53400 if there is no memory for it.
+ */
+extern CancelResult cancel_begin(const QueueRef *ref, int64 task, int64 *partition);
+extern void cancel_withdrawn(int64 task, const char *reason);
 
 #endif							/* FANOUT_CANCEL_H */

@@ -42,8 +42,11 @@ PG_FUNCTION_INFO_V1(fanout_move_many);
 
 #define UPDATE_TASK(segment) { \
 	"UPDATE fanout.task" segment " SET queue = $2, priority = nullif($3, 0), rank = $10, run_at = $4, lane = nullif($5, 0), partition_key = $6," \
-	" name = coalesce($7, name), args = CASE WHEN $8 THEN $9 ELSE args END WHERE id = $1 RETURNING ctid", \
-	10, {INT8OID, INT4OID, INT4OID, TIMESTAMPTZOID, INT8OID, TEXTOID, TEXTOID, BOOLOID, JSONBOID, INT8OID} \
+	" name = coalesce($7, name), args = CASE WHEN $8 THEN $9 ELSE args END, cost = nullif($11, 1)," \
+	" max_attempts = nullif($12, 0), deadline = $13, key_until = CASE WHEN $14 THEN NULL ELSE key_until END," \
+	" fair_group = CASE WHEN $14 THEN $15 ELSE fair_group END WHERE id = $1 RETURNING ctid", \
+	15, {INT8OID, INT4OID, INT4OID, TIMESTAMPTZOID, INT8OID, TEXTOID, TEXTOID, BOOLOID, JSONBOID, INT8OID, INT4OID, INT2OID, \
+	TIMESTAMPTZOID, BOOLOID, TEXTOID} \
 }
 static SpiStatement update_task[FANOUT_SEGMENTS] = FOR_EACH_SEGMENT(UPDATE_TASK);
 
@@ -91,6 +94,13 @@ set_terms(Changing *changing, const Withdrawn *withdrawn)
 		terms->partition = change->partition_key != NULL ? partition_of(change->partition_key) : 0;
 		terms->group = terms->partition != 0 ? changing->row.group : 0;
 	}
+	if (change->set_rest)
+	{
+		terms->group = terms->partition != 0 ? change->group : 0;
+		terms->cost = change->cost;
+		terms->max_attempts = change->max_attempts;
+		terms->deadline = change->deadline;
+	}
 	changing->new_time = change->set_time && !withdrawn->untouched;
 	changing->leaves_starts = !withdrawn->fresh &&
 		(changing->target.id != changing->from.id || terms->partition != withdrawn->terms.partition);
@@ -122,6 +132,7 @@ typedef enum Reservation
 	RESERVED,
 	NO_ROOM,
 	QUEUE_FULL,
+	PARTITION_FULL,
 	QUEUE_GONE
 } Reservation;
 
@@ -136,7 +147,7 @@ has_rate(Queue *queue, int64 partition)
 
 /* Under the lock. */
 static Reservation
-try_to_reserve(Changing *changing, int64 *backlog)
+try_to_reserve(Changing *changing, int64 *backlog, int32 *partition_backlog, int32 *partition_most)
 {
 	const QueueRef *target = &changing->target;
 	Task	   *task = task_find(MyDatabaseId, changing->row.seed.task);
@@ -151,6 +162,9 @@ try_to_reserve(Changing *changing, int64 *backlog)
 	/* one that goes back where it came from is counted there */
 	if (target->id != changing->from.id && &fanout_queues[task->queue] != target->queue && most > 0 && *backlog >= most)
 		return QUEUE_FULL;
+	if (pending_change_enters(task, target->queue, changing->terms.partition) &&
+		!queue_has_backlog_room(target->queue, changing->terms.partition, partition_backlog, partition_most))
+		return PARTITION_FULL;
 	changing->leaves_starts &= queue_ref_is_valid(&changing->from) &&
 		has_rate(changing->from.queue, changing->row.seed.partition);
 	return pending_change_reserve(task, target->queue, changing->terms.partition) ? RESERVED : NO_ROOM;
@@ -162,16 +176,23 @@ reserve(Changing *changing)
 {
 	const QueueRef *target = &changing->target;
 	int64		backlog = 0;
+	int32		partition_backlog = 0;
+	int32		partition_most = 0;
 	Reservation result;
 
 	dispatcher_lock();
-	result = try_to_reserve(changing, &backlog);
+	result = try_to_reserve(changing, &backlog, &partition_backlog, &partition_most);
 	dispatcher_unlock();
 
 	if (result == QUEUE_GONE)
 		throw_queue_gone(target->name);
 	if (result == NO_ROOM)
 		throw_no_memory_for_task();
+	if (result == PARTITION_FULL)
+		ereport(ERROR,
+				(errcode(ERRCODE_BACKLOG_FULL),
+				 errmsg("partition \"%s\" of queue \"%s\" is full", text_to_cstring(changing->row.partition_key), target->name),
+				 errdetail("%d tasks of it wait, 1 is to be added, its max_backlog is %d.", partition_backlog, partition_most)));
 	if (result == QUEUE_FULL)
 		ereport(ERROR,
 				(errcode(ERRCODE_BACKLOG_FULL),
@@ -188,8 +209,8 @@ update_row(Changing *changing)
 	TaskTerms  *terms = &changing->terms;
 	int64		task = changing->row.seed.task;
 	text	   *key = changing->row.partition_key;
-	Datum		values[10];
-	char		nulls[11] = "          ";
+	Datum		values[15];
+	char		nulls[16] = "               ";
 	bool		isnull;
 	SpiScope	scope;
 
@@ -208,6 +229,13 @@ update_row(Changing *changing)
 	nulls[8] = !change->set_args || change->args_isnull ? 'n' : ' ';
 	values[9] = Int64GetDatum(terms->rank);
 	nulls[9] = changing->ranked ? ' ' : 'n';
+	values[10] = Int32GetDatum(terms->cost);
+	values[11] = Int16GetDatum(terms->max_attempts);
+	values[12] = TimestampTzGetDatum(terms->deadline);
+	nulls[12] = terms->deadline == 0 ? 'n' : ' ';
+	values[13] = BoolGetDatum(change->set_rest);
+	values[14] = PointerGetDatum(change->fair_group);
+	nulls[14] = change->fair_group == NULL ? 'n' : ' ';
 	spi_begin(&scope);
 	if (spi_run_latest(&update_task[segment_of(task)], values, nulls) != 1)
 		elog(ERROR, "task " INT64_FORMAT " has lost its row", task);
@@ -268,7 +296,7 @@ change_task(int64 task, const TaskChange *change)
 			return CHANGE_UNKNOWN;
 		changing.target = change->queue != NULL ? *change->queue : changing.from;
 		lock_queues(&changing.from, &changing.target);
-		switch (task_row_withdraw(changing.from.queue, &changing.row, false, &withdrawn))
+		switch (task_row_withdraw(changing.from.queue, &changing.row, change->unstarted ? TO_REPLACE : TO_CHANGE, &withdrawn))
 		{
 			case WITHDRAWN:
 				make_change(&changing, &withdrawn);

@@ -65,6 +65,7 @@ typedef struct Pending
 			TaskSeed	first;
 			int64		count;
 			int64		reserved;	/* the first so many have a place */
+			int64		counted;	/* and so many are counted in their lanes */
 			TaskPlace  *places;
 			const int64 *partitions;	/* NULL: all are of the first one's */
 		}			enqueue;
@@ -86,6 +87,7 @@ typedef struct Pending
 			bool		superseded; /* change: there is a later note about it */
 			bool		counted;	/* change: among the pending ones of its queue */
 			bool		lane_kept;	/* change: lane_keep() */
+			bool		in_backlog; /* change: counted in the lane that it goes to */
 			TaskTerms	terms;	/* change */
 		}			task;
 		int64		batch;
@@ -163,6 +165,7 @@ pending_enqueue(Queue *queue, const TaskSeed *first, int64 count, int64 reserved
 	op->u.enqueue.first = *first;
 	op->u.enqueue.count = count;
 	op->u.enqueue.reserved = reserved;
+	op->u.enqueue.counted = 0;
 	op->u.enqueue.places = places;
 	op->u.enqueue.partitions = partitions;
 	enqueued_first = Min(enqueued_first, first->task);
@@ -264,17 +267,33 @@ pending_change(Task *task)
 	op->u.task.from_id = fanout_queues[task->queue].id;
 }
 
+/* Neither is the task in that lane, nor has this transaction moved it there before. */
+bool
+pending_change_enters(const Task *task, const Queue *target, int64 partition)
+{
+	const Pending *op = &pending[task->note];
+	const Pending *before = op->u.task.previous >= 0 ? &pending[op->u.task.previous] : NULL;
+
+	if (target == queue_of_lane(task->lane) && partition == task->lane->key.partition)
+		return false;
+	return before == NULL || before->queue != target - fanout_queues || before->u.task.terms.partition != partition;
+}
+
 bool
 pending_change_reserve(Task *task, Queue *target, int64 partition)
 {
 	Pending    *op = &pending[task->note];
 	Pending    *before = op->u.task.previous >= 0 ? &pending[op->u.task.previous] : NULL;
+	bool		enters = pending_change_enters(task, target, partition);
 
 	if (target != queue_of_lane(task->lane) || partition != task->lane->key.partition)
 	{
 		if (!lane_keep(target, partition) && !(evict_any_lane() && lane_keep(target, partition)))
 			return false;
 		op->u.task.lane_kept = true;
+		op->u.task.in_backlog = enters;
+		if (enters)
+			queue_count_backlog(target, partition, 1);
 	}
 	op->queue = target - fanout_queues;
 	op->queue_id = target->id;
@@ -413,6 +432,13 @@ pending_enqueue_reserved(int64 reserved)
 }
 
 void
+pending_enqueue_counted(int64 counted)
+{
+	Assert(pending_used > 0 && pending[pending_used - 1].kind == PENDING_ENQUEUE);
+	pending[pending_used - 1].u.enqueue.counted = counted;
+}
+
+void
 pending_reload(void)
 {
 	note(PENDING_RELOAD, NULL);
@@ -493,6 +519,26 @@ count_pending_off(const Pending *op, Queue *queue)
 		queue->pending -= op->u.enqueue.count;
 }
 
+/* The note's tasks are counted in their lanes, or no more. */
+static void
+count_in_lanes(const Pending *op, int by)
+{
+	Queue	   *queue = queue_of_note(op);
+
+	if (op->u.enqueue.partitions == NULL)
+	{
+		if (queue != NULL)
+			queue_count_backlog(queue, op->u.enqueue.first.partition, by * op->u.enqueue.counted);
+		return;
+	}
+	for (int64 i = 0; i < op->u.enqueue.counted && queue != NULL; i++)
+	{
+		queue_count_backlog(queue, op->u.enqueue.partitions[i], by);
+		breathe(i);
+		queue = queue_of_note(op);
+	}
+}
+
 /* "count" of the note's tasks, from the i-th on, have no pool entry. */
 static void
 leave_on_disk(const Pending *op, Queue *queue, int64 i, int64 count)
@@ -551,6 +597,13 @@ apply_enqueue(const Pending *op, TimestampTz now)
 
 	if (queue != NULL)
 		count_pending_off(op, queue);
+
+	/* lanes that were built anew know nothing of them */
+	if (queue != NULL && queue->generation != op->generation)
+	{
+		count_in_lanes(op, 1);
+		queue = queue_of_note(op);
+	}
 	while (queue != NULL && done < op->u.enqueue.count)
 	{
 		done += apply_enqueued(op, queue, done, now);
@@ -579,7 +632,11 @@ undo_enqueue(const Pending *op)
 		breathe(i);
 	}
 	if (queue != NULL && (queue = queue_of_note(op)) != NULL)
+	{
 		count_pending_off(op, queue);
+		if (queue->generation == op->generation)
+			count_in_lanes(op, -1);
+	}
 }
 
 /* Memory was built anew while the transaction was open, and does not know the lease. */
@@ -651,6 +708,8 @@ release_reservation(const Pending *op, Queue *target)
 		return;
 	if (op->u.task.counted)
 		target->pending--;
+	if (op->u.task.in_backlog)
+		queue_count_backlog(target, op->u.task.terms.partition, -1);
 	if (op->u.task.lane_kept)
 		lane_let_go(target, op->u.task.terms.partition);
 }

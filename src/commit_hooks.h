@@ -42,8 +42,9 @@ extern void pending_queue_purge(Queue *queue, int64 on_disk);
 extern void pending_register(Oid db);
 extern void pending_reload(void);
 
-/* So many of the tasks of the last pending_enqueue() have a place by now. */
+/* So many of the tasks of the last pending_enqueue() have a place by now, or are counted in their lanes. */
 extern void pending_enqueue_reserved(int64 reserved);
+extern void pending_enqueue_counted(int64 counted);
 
 /* The last note was one of a withdrawal from disk that turned out to be wrong. */
 extern void pending_forget_withdrawal(void);
@@ -59,9 +60,11 @@ extern TaskTerms pending_terms(const Task *task);
 
 /*
  * pending_change() alone leaves the task as it is; these tell what it is to
- * be.  The first reserves a place in the queue, and one for the lane: false if
- * there is no room for that.  The other cannot fail.
+ * be.  The first asks whether the task comes to the partition by that, so that
+ * it is to be counted there.  The second reserves a place in the queue, and one
+ * for the lane: false if there is no room for that.  The last cannot fail.
  */
+extern bool pending_change_enters(const Task *task, const Queue *target, int64 partition);
 extern bool pending_change_reserve(Task *task, Queue *target, int64 partition);
 extern void pending_change_set(const Task *task, const TaskTerms *terms);
 

@@ -56,15 +56,34 @@ enter_from_seed(Queue *queue, Lane *lane, const TaskSeed *seed)
 	task->priority = seed->priority;
 	task->cost = Max(seed->cost, 1);
 	task->max_attempts = seed->max_attempts;
+	task->deadline = seed->deadline;
 	task->node.key = seed->timed ? seed->run_at : seed->rank;
 	task->flags = (seed->timed ? TASK_FLAG_TIMED : 0) | (seed->early_join ? TASK_FLAG_EARLY_JOIN : 0);
 	return task;
+}
+
+/* A task with this deadline (0: none) waits: the keeper is to look at it then. */
+void
+database_note_deadline(Database *database, TimestampTz deadline)
+{
+	if (deadline == 0 || deadline >= database->next_deadline)
+		return;
+	database->next_deadline = deadline;
+	keeper_wake_by(database, deadline);
+}
+
+static inline void
+note_deadline(const Task *task)
+{
+	if (task->deadline != 0)
+		database_note_deadline(database_of(queue_of(task)), task->deadline);
 }
 
 /* Insert a task that waits into the window of its state. */
 static void
 insert_ready(Task *task)
 {
+	note_deadline(task);
 	task->state = TASK_READY;
 	task->node.key = task->rank;
 	lane_add(task->lane, task);
@@ -73,6 +92,7 @@ insert_ready(Task *task)
 static void
 insert_scheduled(Queue *queue, Task *task, TimestampTz due)
 {
+	note_deadline(task);
 	task->state = TASK_SCHEDULED;
 	task->node.key = due;
 	order_insert(&queue->scheduled.set, &task->node);
@@ -83,7 +103,8 @@ insert_scheduled(Queue *queue, Task *task, TimestampTz due)
 
 /*
  * A task that was to be cancelled while it ran, and has not ended with its
- * attempt: it is never due, and the keeper gives it its outcome.
+ * attempt, or that was met after its deadline: it is never due, and the keeper
+ * gives it its outcome.
  */
 static void
 insert_cancelled(Queue *queue, Task *task)
@@ -102,6 +123,7 @@ static void
 insert_again(Queue *queue, Task *task, TimestampTz due, TimestampTz now)
 {
 	queue->waiting++;
+	lane_count_backlog(task->lane, 1);
 	if (task->flags & TASK_FLAG_CANCELLED)
 		insert_cancelled(queue, task);
 	else if (due > now)
@@ -155,6 +177,7 @@ task_admit(Task *task, int64 group, TimestampTz now)
 	TimestampTz run_at = task->node.key;
 
 	Assert(task->state == TASK_ENQUEUED);
+	note_deadline(task);
 	queue->reserved--;
 	queue->waiting++;
 	queue->enqueued++;
@@ -238,6 +261,7 @@ void
 queue_leave_on_disk(Queue *queue, const TaskSeed *first, int64 count)
 {
 	queue_count_committed(queue, first->timed, count);
+	database_note_deadline(database_of(queue), first->deadline);
 	leave_on_disk(queue, first->partition, first->rank, first->timed, first->run_at, first->task);
 }
 
@@ -284,6 +308,7 @@ task_load(Queue *queue, const TaskSeed *seed, ItemPointer tid, bool urgent, Time
 static void
 rebuild_on_disk(Queue *queue, Lane *lane, const TaskSeed *seed, bool scheduled)
 {
+	database_note_deadline(database_of(queue), seed->deadline);
 	if (scheduled)
 	{
 		queue->timed++;
@@ -323,12 +348,15 @@ task_rebuild(Queue *queue, const TaskSeed *seed, ItemPointer tid, int attempts, 
 	queue->waiting += task != NULL || !own_due;
 	if (task == NULL)
 	{
+		if (!own_due && lane != NULL)
+			lane_count_backlog(lane, 1);
 		if (!own_due)
 			rebuild_on_disk(queue, lane, seed, scheduled);
 		if (lane != NULL)
 			lane_release(lane);
 		return NULL;
 	}
+	lane_count_backlog(lane, 1);
 	task->tid = *tid;
 	task->attempts = attempts;
 	task->flags |= own_due ? 0 : TASK_FLAG_UNTOUCHED;
@@ -553,6 +581,7 @@ claim_one(Queue *queue, Task *task, Database *database, Worker *worker, WorkerUs
 
 	lane_serve(task->lane, task);
 	queue->waiting--;
+	lane_count_backlog(task->lane, -1);
 	queue->dequeued++;
 
 	claim->entry = lease;
@@ -572,6 +601,31 @@ claim_one(Queue *queue, Task *task, Database *database, Worker *worker, WorkerUs
 }
 
 /*
+ * The lane whose turn it is.  A first task that should have started by now is
+ * put where no claim finds it.  Of many such some are left: the keeper, which
+ * is woken, has who waits look again.
+ */
+static Lane *
+next_lane_in_time(Queue *queue, TimestampTz now, int *late)
+{
+	Lane	   *lane;
+
+	while ((lane = queue_next_lane(queue)) != NULL)
+	{
+		Task	   *first = lane_first(lane);
+
+		if (first->deadline == 0 || first->deadline > now)
+			return lane;
+		if (++*late > FANOUT_WORK_CHUNK)
+			return NULL;
+		lane_take(lane, first);
+		first->flags |= TASK_FLAG_CANCELLED;
+		insert_cancelled(queue, first);
+	}
+	return NULL;
+}
+
+/*
  * Claim up to "max" tasks for the claimant, in order; their number.  The
  * caller must see to it that each is committed or undone.
  */
@@ -581,6 +635,7 @@ queue_claim(Queue *queue, const Claimant *claimant, int max, TimestampTz now, Cl
 	Database   *database = database_of(queue);
 	Lane	   *lane;
 	int			count = 0;
+	int			late = 0;
 
 	if (queue->state != QUEUE_OPEN || queue->settings.paused || database->state != DATABASE_READY)
 		return 0;
@@ -588,7 +643,7 @@ queue_claim(Queue *queue, const Claimant *claimant, int max, TimestampTz now, Cl
 	/* a burst that is due is the keeper's to go on with */
 	if (!queue_promote_due(queue, now))
 		keeper_wake(database);
-	lane = queue_next_lane(queue);
+	lane = next_lane_in_time(queue, now, &late);
 	if (lane != NULL)
 	{
 		Worker	   *worker = worker_enter(queue->db, claimant->worker);
@@ -599,7 +654,7 @@ queue_claim(Queue *queue, const Claimant *claimant, int max, TimestampTz now, Cl
 			   queue_admits_start(queue, now) == 0 &&
 			   claim_one(queue, lane_first(lane), database, worker, use, claimant, now, &passed, &claims[count]))
 		{
-			lane = queue_next_lane(queue);
+			lane = next_lane_in_time(queue, now, &late);
 			count++;
 		}
 		if (worker != NULL)
@@ -624,6 +679,7 @@ lease_commit(Lease *lease, bool journaled)
 		lease->holder_pid = 0;
 	}
 	lease->task->flags &= ~(TASK_FLAG_UNTOUCHED | TASK_FLAG_FRESH);
+	lease->task->deadline = 0;	/* it has started */
 	lease->node.key = lease->until;
 	order_insert(&database->expiry, &lease->node);
 	if (journaled)
@@ -677,6 +733,7 @@ lease_restore(Task *task, int64 number, const char *worker_name, TimestampTz cla
 	lane_take(task->lane, task);
 	lane_take_permit(task->lane);
 	queue->waiting--;
+	lane_count_backlog(task->lane, -1);
 	lease_commit(lease, true);
 	return lease;
 }
@@ -867,6 +924,7 @@ void
 task_put_back_on_disk(Task *task, Queue *queue, const TaskTerms *terms)
 {
 	Assert(task->state == TASK_ENDING);
+	database_note_deadline(database_of(queue), terms->deadline);
 	leave_on_disk(queue, terms->partition, terms->rank, terms->timed, terms->due, task->key.task);
 	task_drop(task);
 }
@@ -919,6 +977,9 @@ task_terms(const Task *task)
 	terms.priority = task->priority;
 	terms.timed = (task->flags & TASK_FLAG_TIMED) != 0;
 	terms.due = (task->flags & TASK_FLAG_WAS_SCHEDULED) != 0 ? task->node.key : 0;
+	terms.deadline = task->deadline;
+	terms.cost = task->cost;
+	terms.max_attempts = task->max_attempts;
 	terms.tid = task->tid;
 	return terms;
 }
@@ -978,20 +1039,26 @@ task_change(Task *task, Queue *target, const TaskTerms *terms, TimestampTz now)
 		lane = lane_for(target, terms->partition);	/* memory was built anew, and it is not kept any more */
 	if (lane == NULL)
 	{
+		lane_count_backlog(task->lane, -1);
 		task_change_on_disk(task->key.task, queue, target, terms);
 		task_drop(task);
 		return;
 	}
 	queue->waiting--;
+	lane_count_backlog(task->lane, -1);
 	if ((task->flags & TASK_FLAG_WAS_SCHEDULED) != 0 && queue->timed > 0)
 		queue->timed--;
 	lane_await_retry_no_more(task);
 	enter_lane(task, lane);
 	lane_join_group(lane, terms->group, task->key.task);
+	lane_count_backlog(lane, 1);
 	task->flags &= ~(TASK_FLAG_NEW | TASK_FLAG_UNPLACED | TASK_FLAG_TIMED);
 	task->flags |= terms->timed ? TASK_FLAG_TIMED : 0;
 	task->rank = terms->rank;
 	task->priority = terms->priority;
+	task->deadline = terms->deadline;
+	task->cost = terms->cost;
+	task->max_attempts = terms->max_attempts;
 	task->node.key = scheduled ? terms->due : terms->rank;
 	task->tid = terms->tid;
 	task->kept_for = (database->refill_serial & 1) != 0 ? database->refill_serial : 0;
@@ -1012,6 +1079,7 @@ task_change(Task *task, Queue *target, const TaskTerms *terms, TimestampTz now)
 	else
 	{
 		target->timed += scheduled;
+		note_deadline(task);
 		leave_on_disk(target, terms->partition, terms->rank, scheduled, terms->due, task->key.task);
 		task_drop(task);
 	}
@@ -1025,6 +1093,7 @@ task_forget_changed(Task *task)
 
 	Assert(task->state == TASK_ENDING);
 	queue->waiting--;
+	lane_count_backlog(task->lane, -1);
 	if ((task->flags & TASK_FLAG_WAS_SCHEDULED) != 0 && queue->timed > 0)
 		queue->timed--;
 	task_drop(task);
@@ -1039,6 +1108,7 @@ task_change_on_disk(int64 task, Queue *from, Queue *target, const TaskTerms *ter
 		from->waiting--;
 		target->waiting++;
 	}
+	database_note_deadline(database_of(target), terms->deadline);
 	leave_on_disk(target, terms->partition, terms->rank, terms->timed, terms->due, task);
 }
 
@@ -1084,6 +1154,7 @@ task_end(Task *task, Outcome outcome)
 	{
 		lane_await_retry_no_more(task);
 		queue->waiting--;
+		lane_count_backlog(task->lane, -1);
 		if ((task->flags & TASK_FLAG_WAS_SCHEDULED) && queue->timed > 0)
 			queue->timed--;
 	}
@@ -1144,6 +1215,8 @@ queue_purged_on_disk(Queue *queue, int64 count)
 	queue->waiting -= count;
 	queue->cancelled += count;
 	queue->timed -= Min(timed, count);
+	if (count > 0)
+		queue_recount_backlogs(queue);
 }
 
 /* CLOSED -> what it was before. */

@@ -31,6 +31,7 @@ typedef struct TaskSeed
 	bool		timed;
 	bool		early_join;
 	TimestampTz run_at;
+	TimestampTz deadline;		/* it is cancelled unless it has started by then; 0: none */
 } TaskSeed;
 
 /* What can be changed of a task that waits. */
@@ -42,6 +43,9 @@ typedef struct TaskTerms
 	int32		priority;
 	bool		timed;			/* its row has a run_at */
 	TimestampTz due;			/* 0: at once */
+	TimestampTz deadline;		/* 0: none, or it has started */
+	int32		cost;
+	int16		max_attempts;	/* 0: the queue's */
 	ItemPointerData tid;		/* of its row, which a change moves */
 } TaskTerms;
 
@@ -119,6 +123,7 @@ extern void task_end(Task *task, Outcome outcome);
 extern void task_end_unforeseen(Task *task, Outcome outcome);
 
 /* time, and memory */
+extern void database_note_deadline(Database *database, TimestampTz deadline);
 extern bool queue_promote_due(Queue *queue, TimestampTz now);
 extern void database_forget_ended(Database *database);
 extern bool queue_close(Queue *queue, bool dropping, TransactionId closer);

@@ -28,6 +28,7 @@
 
 #include "cancel.h"
 #include "commit_hooks.h"
+#include "deadlines.h"
 #include "finish.h"
 #include "ids.h"
 #include "journal.h"
@@ -295,8 +296,10 @@ run_expiry(TimestampTz now)
 
 typedef struct CancelList
 {
+	TimestampTz now;
 	int			count;
 	int64		tasks[FANOUT_WORK_CHUNK];
+	bool		late[FANOUT_WORK_CHUNK];	/* its deadline has passed */
 } CancelList;
 
 static void
@@ -306,10 +309,17 @@ list_cancelled(Task *task, void *arg)
 
 	if (task->key.db == MyDatabaseId && (task->flags & TASK_FLAG_CANCELLED) != 0 &&
 		task->state == TASK_SCHEDULED && list->count < FANOUT_WORK_CHUNK)
+	{
+		list->late[list->count] = task->deadline != 0 && task->deadline <= list->now;
 		list->tasks[list->count++] = task->key.task;
+	}
 }
 
-/* Cancel tasks that were to be cancelled while they ran, and that wait again as their attempt ended otherwise. */
+/*
+ * Cancel tasks that were to be cancelled while they ran, and that wait again as
+ * their attempt ended otherwise; and those that a claim met after their
+ * deadline.
+ */
 static void
 run_cancels(void)
 {
@@ -317,6 +327,7 @@ run_cancels(void)
 	bool		wanted;
 
 	list.count = 0;
+	list.now = GetCurrentTimestamp();	/* not before that of any claim that has met one */
 	dispatcher_lock();
 	wanted = database->cancelled_waits;
 	database->cancelled_waits = false;
@@ -328,9 +339,14 @@ run_cancels(void)
 
 	for (int i = 0; i < list.count; i++)
 	{
+		const char *reason;
+
 		StartTransactionCommand();
 		PushActiveSnapshot(GetTransactionSnapshot());
-		if (cancel_task_at_once(list.tasks[i], cancel_reason(list.tasks[i])) >= CANCEL_LATER)
+		reason = cancel_reason(list.tasks[i]);
+		if (reason == NULL && list.late[i])
+			reason = DEADLINE_PASSED;
+		if (cancel_task_at_once(list.tasks[i], reason) >= CANCEL_LATER)
 			database->cancelled_waits = true;	/* a hint: to be looked at again when there is something else to do */
 		PopActiveSnapshot();
 		CommitTransactionCommand();
@@ -584,7 +600,7 @@ plan_next_look(TimestampTz last_flush, bool headway, TimestampTz next_join)
 	TimestampTz next;
 
 	dispatcher_lock();
-	next = next_expiry();
+	next = Min(next_expiry(), deadlines_next_look(database));
 	if (database->journal_count > 0)
 		next = Min(next, last_flush + fanout_journal_interval * INT64CONST(500));
 	if (database->dirty_join_count > 0 || database->dirty_join_overflow)
@@ -712,6 +728,8 @@ keep(void)
 		}
 		run_expiry(now);
 		run_cancels();
+		MemoryContextSwitchTo(context);
+		deadlines_run(database, now);
 		headway = run_queues(now);
 		/* a transaction leaves us in the context that is never reset */
 		MemoryContextSwitchTo(context);
@@ -739,6 +757,8 @@ take_over(void)
 	refill_reset(database);
 	dispatcher_lock();
 	database->dirty_join_overflow = true;
+	database->cancelled_waits = true;
+	deadlines_take_over(database);
 	dispatcher_unlock();
 }
 

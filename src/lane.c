@@ -103,7 +103,7 @@ lane_for(Queue *queue, int64 partition)
 void
 lane_release(Lane *lane)
 {
-	if (lane->key.partition == 0 || lane->tasks > 0 || lane->named || lane->setters > 0 ||
+	if (lane->key.partition == 0 || lane->tasks > 0 || lane->backlog > 0 || lane->named || lane->setters > 0 ||
 		lane->ready.bounded || lane->ready.refilling || lane->throttled_until != 0)
 		return;
 	Assert(lane->running == 0 && lane->startable == 0);
@@ -165,6 +165,82 @@ lane_limit(const Lane *lane)
 		queue_of_lane(lane)->settings.partition_concurrency;
 }
 
+int32
+lane_max_backlog(const Lane *lane)
+{
+	if (lane->key.partition == 0)
+		return 0;
+	return lane->settings.max_backlog > 0 ? lane->settings.max_backlog :
+		queue_of_lane(lane)->settings.partition_max_backlog;
+}
+
+/*
+ * A lane stays as long as it counts a task.  One that had to make room for
+ * another (lane_evict) and came back knows less than there are: it counts those
+ * that came since, and never below 0.
+ */
+void
+lane_count_backlog(Lane *lane, int64 tasks)
+{
+	if (lane->key.partition != 0)
+		lane->backlog = Max(lane->backlog + tasks, 0);
+}
+
+void
+queue_count_backlog(Queue *queue, int64 partition, int64 tasks)
+{
+	Lane	   *lane = NULL;
+
+	if (partition != 0)
+		lane = tasks > 0 ? lane_for(queue, partition) : lane_find(queue, partition);
+	if (lane == NULL)
+		return;
+	lane_count_backlog(lane, tasks);
+	lane_release(lane);
+}
+
+bool
+queue_take_backlog(Queue *queue, int64 partition, int64 tasks, int64 freed, int32 *backlog, int32 *most)
+{
+	Lane	   *lane = partition != 0 ? lane_for(queue, partition) : NULL;
+
+	if (lane == NULL)
+		return true;
+	*backlog = lane->backlog;
+	*most = lane_max_backlog(lane);
+	if (*most > 0 && lane->backlog + tasks - freed > *most)
+	{
+		lane_release(lane);
+		return false;
+	}
+	lane_count_backlog(lane, tasks);
+	return true;
+}
+
+bool
+queue_has_backlog_room(Queue *queue, int64 partition, int32 *backlog, int32 *most)
+{
+	if (!queue_take_backlog(queue, partition, 1, 0, backlog, most))
+		return false;
+	queue_count_backlog(queue, partition, -1);
+	return true;
+}
+
+/* All of the queue that waited on disk has ended. */
+void
+queue_recount_backlogs(Queue *queue)
+{
+	dlist_mutable_iter iter;
+
+	dlist_foreach_modify(iter, &queue->lanes)
+	{
+		Lane	   *lane = dlist_container(Lane, link, iter.cur);
+
+		lane->backlog = Min(lane->backlog, lane->tasks - lane->running);
+		lane_release(lane);
+	}
+}
+
 bool
 lane_keep(Queue *queue, int64 partition)
 {
@@ -196,7 +272,8 @@ lane_set(Queue *queue, int64 partition, const LaneSettings *settings)
 		return false;
 	lane->settings = *settings;
 	/* its worker's word to wait keeps it in the set of throttled lanes until that is over */
-	lane->named = settings->concurrency > 0 || settings->weight != 1 || settings->paused || settings->rate.units > 0;
+	lane->named = settings->concurrency > 0 || settings->weight != 1 || settings->paused || settings->rate.units > 0 ||
+		settings->max_backlog > 0;
 	lane_recount_rate(lane);
 	lane_settle(lane);
 	lane_release(lane);

@@ -31,6 +31,28 @@ extern void lane_let_go(Queue *queue, int64 partition);
 /* How many of its tasks may run at one time; 0: any number. */
 extern int32 lane_limit(const Lane *lane);
 
+/* How many of its tasks may wait; 0: any number. */
+extern int32 lane_max_backlog(const Lane *lane);
+
+/*
+ * So many tasks of the partition wait from now on, or wait no more: of a lane,
+ * or of a queue's partition, which has no lane if there is no room for one.
+ */
+extern void lane_count_backlog(Lane *lane, int64 tasks);
+extern void queue_count_backlog(Queue *queue, int64 partition, int64 tasks);
+
+/*
+ * The same for tasks that are to be enqueued, unless the partition has no room
+ * for them once "freed" ones have gone: false, with the lane as it is.
+ */
+extern bool queue_take_backlog(Queue *queue, int64 partition, int64 tasks, int64 freed, int32 *backlog, int32 *most);
+
+/* Would that succeed for one task? */
+extern bool queue_has_backlog_room(Queue *queue, int64 partition, int32 *backlog, int32 *most);
+
+/* All that wait are in memory. */
+extern void queue_recount_backlogs(Queue *queue);
+
 /* To be called when one of the reasons why a lane is in memory has gone. */
 extern void lane_release(Lane *lane);
 

@@ -31,17 +31,18 @@ PG_FUNCTION_INFO_V1(fanout_resume_partition);
 PG_FUNCTION_INFO_V1(fanout_backpressure);
 PG_FUNCTION_INFO_V1(fanout_live_lanes);
 
-#define LANE_SETTINGS_COLUMNS "concurrency, weight, paused, rate_limit, rate_period, held_until"
+#define LANE_SETTINGS_COLUMNS "concurrency, weight, paused, rate_limit, rate_period, held_until, max_backlog"
 
 static SpiStatement upsert_partition = {
-	"INSERT INTO fanout.partition AS p (queue, key, lane, concurrency, weight, rate_limit, rate_period)"
-	" VALUES ($1, $2, $3, $4, coalesce($5, 1), $6, $7)"
+	"INSERT INTO fanout.partition AS p (queue, key, lane, concurrency, weight, rate_limit, rate_period, max_backlog)"
+	" VALUES ($1, $2, $3, $4, coalesce($5, 1), $6, $7, $9)"
 	" ON CONFLICT (queue, key) DO UPDATE SET weight = coalesce($5, p.weight),"
 	" concurrency = CASE WHEN 'concurrency' = ANY ($8) THEN NULL ELSE coalesce($4, p.concurrency) END,"
 	" rate_limit = CASE WHEN 'rate_limit' = ANY ($8) THEN NULL ELSE coalesce($6, p.rate_limit) END,"
-	" rate_period = CASE WHEN 'rate_limit' = ANY ($8) THEN NULL ELSE coalesce($7, p.rate_period) END"
+	" rate_period = CASE WHEN 'rate_limit' = ANY ($8) THEN NULL ELSE coalesce($7, p.rate_period) END,"
+	" max_backlog = CASE WHEN 'max_backlog' = ANY ($8) THEN NULL ELSE coalesce($9, p.max_backlog) END"
 	" RETURNING " LANE_SETTINGS_COLUMNS,
-	8, {INT4OID, TEXTOID, INT8OID, INT4OID, INT4OID, INT4OID, INTERVALOID, TEXTARRAYOID}
+	9, {INT4OID, TEXTOID, INT8OID, INT4OID, INT4OID, INT4OID, INTERVALOID, TEXTARRAYOID, INT4OID}
 };
 static SpiStatement pause_partition = {
 	"INSERT INTO fanout.partition AS p (queue, key, lane, paused) VALUES ($1, $2, $3, true)"
@@ -63,12 +64,13 @@ static SpiStatement hold_queue = {
 };
 static SpiStatement delete_idle = {
 	"DELETE FROM fanout.partition WHERE queue = $1 AND key = $2 AND concurrency IS NULL AND weight = 1 AND NOT paused"
-	" AND rate_limit IS NULL AND (held_until IS NULL OR held_until <= clock_timestamp())",
+	" AND rate_limit IS NULL AND max_backlog IS NULL AND (held_until IS NULL OR held_until <= clock_timestamp())",
 	2, {INT4OID, TEXTOID}
 };
 static SpiStatement select_partitions = {
 	"SELECT queue, lane, " LANE_SETTINGS_COLUMNS " FROM fanout.partition"
-	" WHERE concurrency IS NOT NULL OR weight <> 1 OR paused OR rate_limit IS NOT NULL OR held_until > clock_timestamp()", 0, {0}
+	" WHERE concurrency IS NOT NULL OR weight <> 1 OR paused OR rate_limit IS NOT NULL OR max_backlog IS NOT NULL"
+	" OR held_until > clock_timestamp()", 0, {0}
 };
 
 int64
@@ -111,6 +113,7 @@ read_settings(uint64 row, int first_column)
 	LaneSettings settings = {0};
 	bool		isnull;
 	Datum		held_until;
+	Datum		max_backlog;
 	Datum		concurrency = spi_value(row, first_column, &isnull);
 
 	settings.concurrency = isnull ? 0 : DatumGetInt32(concurrency);
@@ -119,6 +122,8 @@ read_settings(uint64 row, int first_column)
 	settings.rate = rate_limit_read(row, first_column + 3);
 	held_until = spi_value(row, first_column + 5, &isnull);
 	settings.held_until = isnull ? 0 : DatumGetTimestampTz(held_until);
+	max_backlog = spi_value(row, first_column + 6, &isnull);
+	settings.max_backlog = isnull ? 0 : DatumGetInt32(max_backlog);
 	return settings;
 }
 
@@ -227,23 +232,23 @@ check_unset(FunctionCallInfo fcinfo, int arg)
 	for (int i = 0; i < count; i++)
 	{
 		char	   *name = TextDatumGetCString(names[i]);
-
 		bool		concurrency = strcmp(name, "concurrency") == 0 && PG_ARGISNULL(2);
 		bool		rate = strcmp(name, "rate_limit") == 0 && PG_ARGISNULL(4);
+		bool		backlog = strcmp(name, "max_backlog") == 0 && PG_ARGISNULL(7);
 
-		if (!concurrency && !rate)
+		if (!concurrency && !rate && !backlog)
 			ereport(ERROR,
 					(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
 					 errmsg("cannot unset \"%s\"", name),
-					 errdetail("Only concurrency and rate_limit can be unset, each unless it is given a value.")));
+					 errdetail("Only concurrency, rate_limit and max_backlog can be unset, each unless it is given a value.")));
 	}
 }
 
 Datum
 fanout_set_partition(PG_FUNCTION_ARGS)
 {
-	Datum		values[8];
-	char		nulls[9] = "        ";
+	Datum		values[9];
+	char		nulls[10] = "         ";
 
 	require_writable("fanout.set_partition()");
 	if (!PG_ARGISNULL(2) && PG_GETARG_INT32(2) < 1)
@@ -254,10 +259,14 @@ fanout_set_partition(PG_FUNCTION_ARGS)
 		ereport(ERROR,
 				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
 				 errmsg("weight must be from 1 to %d", LANE_WEIGHT_MAX)));
+	if (!PG_ARGISNULL(7) && PG_GETARG_INT32(7) < 1)
+		ereport(ERROR,
+				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
+				 errmsg("max_backlog must be at least 1")));
 	check_rate(fcinfo, 4, "rate_limit", "rate_period");
 	if (!PG_ARGISNULL(6))
 		check_unset(fcinfo, 6);
-	for (int i = 2; i < 7; i++)
+	for (int i = 2; i < 8; i++)
 	{
 		values[i + 1] = PG_ARGISNULL(i) ? (Datum) 0 : PG_GETARG_DATUM(i);
 		nulls[i + 1] = PG_ARGISNULL(i) ? 'n' : ' ';
@@ -327,6 +336,8 @@ typedef struct LiveLane
 	int32		running;
 	int32		concurrency;
 	int32		startable;
+	int32		backlog;
+	int32		max_backlog;
 	bool		more_on_disk;
 	TimestampTz next_start;		/* 0: not a matter of time */
 	int64		group_task;		/* one that names its fair group; 0: it is in none */
@@ -362,6 +373,8 @@ copy_lanes(LiveLane **lanes)
 			live->running = lane->running;
 			live->concurrency = lane_limit(lane);
 			live->startable = lane->startable;
+			live->backlog = lane->backlog;
+			live->max_backlog = lane_max_backlog(lane);
 			live->more_on_disk = lane->ready.bounded;
 			live->next_start = lane->ready.set.count > 0 ? lane->throttled_until : 0;
 			live->group_task = lane->group != NULL ? lane->group->sample_task : 0;
@@ -393,8 +406,8 @@ fanout_live_lanes(PG_FUNCTION_ARGS)
 	for (int64 i = 0; i < count; i++)
 	{
 		LiveLane   *lane = &lanes[i];
-		Datum		values[11];
-		bool		nulls[11] = {false};
+		Datum		values[13];
+		bool		nulls[13] = {false};
 
 		if (!queue_is_visible(visible, lane->queue_id))
 			continue;
@@ -413,6 +426,9 @@ fanout_live_lanes(PG_FUNCTION_ARGS)
 		nulls[9] = lane->awaits_task == 0;
 		values[10] = Int64GetDatum(lane->group_task);
 		nulls[10] = lane->group_task == 0;
+		values[11] = Int32GetDatum(lane->backlog);
+		values[12] = Int32GetDatum(lane->max_backlog);
+		nulls[12] = lane->max_backlog == 0;
 		result_set_add(&set, values, nulls);
 	}
 	return (Datum) 0;

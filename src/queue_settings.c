@@ -128,7 +128,8 @@ queue_settings_read(uint64 row, int first_column)
 	settings.retries_pass = DatumGetBool(spi_value(row, first_column + 13, &isnull));
 	aging = spi_value(row, first_column + 14, &isnull);
 	settings.aging = isnull ? 0 : duration_of(DatumGetIntervalP(aging), "aging");
-	read_windows(row, first_column + 15, &settings);
+	settings.partition_max_backlog = nullable_int(row, first_column + 15);
+	read_windows(row, first_column + 16, &settings);
 	return settings;
 }
 

@@ -11,7 +11,7 @@
 #define QUEUE_SETTINGS_COLUMNS \
 	"concurrency, worker_concurrency, max_backlog, lease, backoff, backoff_max, max_attempts, synchronous_claims, paused," \
 	" partition_concurrency, partition_rate_limit, partition_rate_period, held_until," \
-	" partition_retries = 'pass', aging," \
+	" partition_retries = 'pass', aging, partition_max_backlog," \
 	" (SELECT array_agg(r.units ORDER BY r.period) FROM fanout.rate r WHERE r.queue = queue.id)," \
 	" (SELECT array_agg(r.period ORDER BY r.period) FROM fanout.rate r WHERE r.queue = queue.id)"
 

@@ -45,16 +45,17 @@ PG_FUNCTION_INFO_V1(fanout_grant_usage);
 #define SETTING_COUNT					13
 #define SETTING_RATE					14	/* and its period: kept in fanout.rate */
 #define AFTER_SETTINGS					16
+#define SETTING_PARTITION_BACKLOG		17
 
 static SpiStatement insert_queue = {
 	"INSERT INTO fanout.queue (name, owner, concurrency, worker_concurrency, lease, max_attempts, backoff, backoff_max,"
 	" max_backlog, synchronous_claims, partition_concurrency, partition_rate_limit, partition_rate_period, partition_retries,"
-	" aging)"
+	" aging, partition_max_backlog)"
 	" VALUES ($1, $2::regrole, $3, $4, coalesce($5, '60 s'), coalesce($6, 5), coalesce($7, '1 s'), coalesce($8, '5 min'),"
-	" $9, coalesce($10, false), $11, $12, $13, coalesce($14, 'block'), $15)"
+	" $9, coalesce($10, false), $11, $12, $13, coalesce($14, 'block'), $15, $16)"
 	" ON CONFLICT (name) DO NOTHING RETURNING id",
-	15, {TEXTOID, OIDOID, INT4OID, INT4OID, INTERVALOID, INT4OID, INTERVALOID, INTERVALOID, INT8OID, BOOLOID, INT4OID,
-	INT4OID, INTERVALOID, TEXTOID, INTERVALOID}
+	16, {TEXTOID, OIDOID, INT4OID, INT4OID, INTERVALOID, INT4OID, INTERVALOID, INTERVALOID, INT8OID, BOOLOID, INT4OID,
+	INT4OID, INTERVALOID, TEXTOID, INTERVALOID, INT4OID}
 };
 static SpiStatement update_queue = {
 	"UPDATE fanout.queue SET"
@@ -66,11 +67,12 @@ static SpiStatement update_queue = {
 	" lease = coalesce($4, lease), max_attempts = coalesce($5, max_attempts), backoff = coalesce($6, backoff),"
 	" backoff_max = coalesce($7, backoff_max),"
 	" max_backlog = CASE WHEN 'max_backlog' = ANY ($15) THEN NULL ELSE coalesce($8, max_backlog) END,"
+	" partition_max_backlog = CASE WHEN 'partition_max_backlog' = ANY ($15) THEN NULL ELSE coalesce($16, partition_max_backlog) END,"
 	" synchronous_claims = coalesce($9, synchronous_claims), partition_retries = coalesce($13, partition_retries),"
 	" aging = CASE WHEN 'aging' = ANY ($15) THEN NULL ELSE coalesce($14, aging) END"
 	" WHERE id = $1",
-	15, {INT4OID, INT4OID, INT4OID, INTERVALOID, INT4OID, INTERVALOID, INTERVALOID, INT8OID, BOOLOID, INT4OID,
-	INT4OID, INTERVALOID, TEXTOID, INTERVALOID, TEXTARRAYOID}
+	16, {INT4OID, INT4OID, INT4OID, INTERVALOID, INT4OID, INTERVALOID, INTERVALOID, INT8OID, BOOLOID, INT4OID,
+	INT4OID, INTERVALOID, TEXTOID, INTERVALOID, TEXTARRAYOID, INT4OID}
 };
 static SpiStatement update_paused = {
 	"UPDATE fanout.queue SET paused = $2 WHERE id = $1 AND paused <> $2",
@@ -191,6 +193,8 @@ check_settings(FunctionCallInfo fcinfo)
 	check_at_least_one(fcinfo, 2, PG_GETARG_INT32(2), "worker_concurrency", PG_INT32_MAX);
 	check_at_least_one(fcinfo, SETTING_PARTITION_CONCURRENCY, PG_GETARG_INT32(SETTING_PARTITION_CONCURRENCY),
 					   "partition_concurrency", PG_INT32_MAX);
+	check_at_least_one(fcinfo, SETTING_PARTITION_BACKLOG, PG_GETARG_INT32(SETTING_PARTITION_BACKLOG),
+					   "partition_max_backlog", PG_INT32_MAX);
 	check_at_least_one(fcinfo, 4, PG_GETARG_INT32(4), "max_attempts", PG_INT16_MAX);
 	check_rate(fcinfo, SETTING_PARTITION_RATE, "partition_rate_limit", "partition_rate_period");
 	check_rate(fcinfo, SETTING_RATE, "rate_limit", "rate_period");
@@ -241,8 +245,8 @@ Datum
 fanout_create_queue(PG_FUNCTION_ARGS)
 {
 	SpiScope	scope;
-	Datum		values[2 + SETTING_COUNT];
-	char		nulls[2 + SETTING_COUNT + 1] = "  ";
+	Datum		values[3 + SETTING_COUNT];
+	char		nulls[3 + SETTING_COUNT + 1] = "  ";
 	Oid			owner = GetUserId();
 	bool		created;
 	bool		in_memory;
@@ -260,6 +264,7 @@ fanout_create_queue(PG_FUNCTION_ARGS)
 	values[0] = PG_GETARG_DATUM(0);
 	values[1] = ObjectIdGetDatum(owner);
 	take_args(fcinfo, 1, SETTING_COUNT, &values[2], &nulls[2]);
+	take_args(fcinfo, SETTING_PARTITION_BACKLOG, 1, &values[2 + SETTING_COUNT], &nulls[2 + SETTING_COUNT]);
 
 	spi_begin(&scope);
 	created = spi_run(&insert_queue, values, nulls) == 1;
@@ -296,7 +301,8 @@ check_unset(FunctionCallInfo fcinfo, ArrayType *unset, bool *rate, bool *aging)
 		int			arg;
 	}			limits[] = {{"concurrency", 1}, {"worker_concurrency", 2}, {"max_backlog", 7},
 	{"partition_concurrency", SETTING_PARTITION_CONCURRENCY},
-	{"partition_rate_limit", SETTING_PARTITION_RATE}, {"rate_limit", SETTING_RATE}, {"aging", SETTING_AGING}};
+	{"partition_rate_limit", SETTING_PARTITION_RATE}, {"rate_limit", SETTING_RATE}, {"aging", SETTING_AGING},
+	{"partition_max_backlog", SETTING_PARTITION_BACKLOG}};
 	Datum	   *names;
 	bool	   *nulls;
 	int			count = array_elements(unset, TEXTOID, "unset", &names, &nulls, false);
@@ -312,7 +318,7 @@ check_unset(FunctionCallInfo fcinfo, ArrayType *unset, bool *rate, bool *aging)
 			ereport(ERROR,
 					(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
 					 errmsg("cannot unset \"%s\"", name),
-					 errdetail("Only concurrency, worker_concurrency, partition_concurrency, rate_limit, partition_rate_limit, aging and max_backlog can be unset, each unless it is given a value.")));
+					 errdetail("Only concurrency, worker_concurrency, partition_concurrency, rate_limit, partition_rate_limit, aging, max_backlog and partition_max_backlog can be unset, each unless it is given a value.")));
 		*rate |= strcmp(name, "rate_limit") == 0;
 		*aging |= strcmp(name, "aging") == 0;
 	}
@@ -366,8 +372,8 @@ Datum
 fanout_alter_queue(PG_FUNCTION_ARGS)
 {
 	SpiScope	scope;
-	Datum		values[2 + SETTING_COUNT];
-	char		nulls[2 + SETTING_COUNT + 1] = " ";
+	Datum		values[3 + SETTING_COUNT];
+	char		nulls[3 + SETTING_COUNT + 1] = " ";
 	QueueRef	ref;
 	bool		unset_rate = false;
 	bool		unset_aging = false;
@@ -384,6 +390,7 @@ fanout_alter_queue(PG_FUNCTION_ARGS)
 	values[0] = Int32GetDatum(ref.id);
 	take_args(fcinfo, 1, SETTING_COUNT, &values[1], &nulls[1]);
 	take_args(fcinfo, AFTER_SETTINGS, 1, &values[1 + SETTING_COUNT], &nulls[1 + SETTING_COUNT]);
+	take_args(fcinfo, SETTING_PARTITION_BACKLOG, 1, &values[2 + SETTING_COUNT], &nulls[2 + SETTING_COUNT]);
 	spi_begin(&scope);
 	if (spi_run(&update_queue, values, nulls) == 1)
 	{

@@ -87,6 +87,7 @@ typedef struct History
 	TimestampTz claimed_at;
 	TimestampTz until;
 	TimestampTz due;			/* 0: at once */
+	bool		started;		/* once, be it in a former life: its deadline holds no more */
 	bool		cancelled;		/* somebody has asked its worker to stop */
 	char		worker[FANOUT_NAME_LEN];
 } History;
@@ -249,6 +250,7 @@ fold(History *history, int64 lease, char event, TimestampTz at, TimestampTz unti
 		return;
 	}
 
+	history->started = true;
 	if (history->last_lease != lease)
 		history->attempts++;
 	history->last_lease = lease;
@@ -345,9 +347,13 @@ enter_unfinished(Queue *queue, const TaskSeed *seed, ItemPointer tid, const Hist
 	TaskSeed	again = *seed;
 	Task	   *task;
 
-	/* of one that has not been attempted in this life the row says all */
+	/*
+	 * of one that has not been attempted in this life the row says all, unless it has a deadline and has started
+	 * once
+	 */
 	if (history == NULL ||
-		(history->running == 0 && history->attempts == 0 && history->due == 0 && !history->cancelled))
+		(history->running == 0 && history->attempts == 0 && history->due == 0 && !history->cancelled &&
+		 (seed->deadline == 0 || !history->started)))
 	{
 		(void) task_rebuild(queue, seed, tid, 0, false, now);
 		return true;
@@ -356,6 +362,8 @@ enter_unfinished(Queue *queue, const TaskSeed *seed, ItemPointer tid, const Hist
 	/* what is running is ready for a moment, before its lease is restored */
 	again.run_at = history->running != 0 ? now : history->due;
 	again.timed = true;
+	if (history->started)
+		again.deadline = 0;
 	task = task_rebuild(queue, &again, tid, history->attempts, true, now);
 	if (task == NULL)
 	{
@@ -389,7 +397,7 @@ handle_unfinished(void *arg, uint64 rows)
 		ItemPointerData tid;
 		History    *history;
 		bool		isnull;
-		int32		queue_id = DatumGetInt32(spi_value(i, 12, &isnull));
+		int32		queue_id = DatumGetInt32(spi_value(i, SEED_COLUMN_COUNT + 1, &isnull));
 
 		seed_read(i, &seed, &tid);
 		history = hash_search(state->histories, &seed.task, HASH_FIND, NULL);

@@ -188,6 +188,7 @@ lane_evict(Lane *lane)
 	while (lane->ready.set.first != NULL)
 		task_evict(order_container(Task, node, lane->ready.set.first));
 	lane->tasks--;
+	lane->backlog = 0;			/* it is not known any more */
 	if (lane->ready.bounded)
 		first = lane->disk_first;
 	lane->ready.bounded = false;

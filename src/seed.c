@@ -33,4 +33,6 @@ seed_read(uint64 row, TaskSeed *seed, ItemPointer tid)
 	value = spi_value(row, 10, &isnull);
 	seed->rank = spi_int64(row, 11);
 	seed->group = isnull || seed->partition == 0 ? 0 : hash_of_key(DatumGetTextPP(value));
+	value = spi_value(row, 12, &isnull);
+	seed->deadline = isnull ? 0 : DatumGetTimestampTz(value);
 }

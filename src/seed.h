@@ -12,7 +12,10 @@
 /* Of the rows "t" of a segment, given by its suffix. */
 #define UNFINISHED(segment) " NOT EXISTS (SELECT FROM fanout.outcome" segment " o WHERE o.task = t.id) "
 #define EARLY_JOIN " (t.batch IS NOT NULL AND EXISTS (SELECT FROM fanout.batch b WHERE b.id = t.batch AND b.join_policy <> 'all')) "
-#define SEED_COLUMNS " t.id, t.ctid, coalesce(t.priority, 0), t.run_at, t.batch, t.max_attempts, coalesce(t.lane, 0), coalesce(t.cost, 1)," EARLY_JOIN ", t.fair_group, coalesce(t.rank, t.priority, 0) "
+#define SEED_COLUMNS " t.id, t.ctid, coalesce(t.priority, 0), t.run_at, t.batch, t.max_attempts, coalesce(t.lane, 0), coalesce(t.cost, 1)," EARLY_JOIN ", t.fair_group, coalesce(t.rank, t.priority, 0), t.deadline "
+
+/* How many these are. */
+#define SEED_COLUMN_COUNT 12
 
 /* A row of SPI_tuptable, whose first columns are SEED_COLUMNS. */
 extern void seed_read(uint64 row, TaskSeed *seed, ItemPointer tid);

@@ -174,6 +174,7 @@ database_enter(Oid db)
 		database->state = DATABASE_STARTING;
 		database->db = db;
 		order_init(&database->expiry);
+		database->next_deadline = database->deadlines_at_work = DT_NOEND;
 		dlist_init(&database->journal);
 		dlist_init(&database->result_waiters);
 		dlist_init(&database->ended);
@@ -202,6 +203,7 @@ database_clear(Database *database)
 	database->journal_count = 0;
 	database->dirty_join_count = 0;
 	database->dirty_join_overflow = false;
+	database->next_deadline = database->deadlines_at_work = DT_NOEND;
 
 	hash_seq_init(&scan, lease_pool);
 	while ((lease = hash_seq_search(&scan)) != NULL)

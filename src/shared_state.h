@@ -50,6 +50,7 @@ typedef struct QueueSettings
 	int32		concurrency;	/* 0: no limit, here and below */
 	int32		worker_concurrency;
 	int32		partition_concurrency;
+	int32		partition_max_backlog;
 	int64		max_backlog;
 	int64		lease;			/* microseconds, here and below */
 	int64		backoff;
@@ -79,10 +80,11 @@ typedef struct LaneKey
 typedef struct LaneSettings
 {
 	int32		concurrency;	/* 0: the queue's for each partition */
-	int32		weight;			/* its share, beside the other lanes' */
+	int16		weight;			/* its share, beside the other lanes' */
+	bool		paused;
+	int32		max_backlog;	/* 0: the queue's for each partition */
 	RateLimit	rate;			/* no units: the queue's for each partition */
 	TimestampTz held_until;		/* nothing of it starts before */
-	bool		paused;
 } LaneSettings;
 
 /* A fair group: lanes of a queue that share one turn. */
@@ -116,6 +118,8 @@ typedef struct Lane
 	int64		disk_first;		/* bounded: no task that is on disk only has a smaller id */
 	int64		sample_task;	/* one of its tasks, maybe ended: its row tells the partition's key */
 	int32		tasks;			/* pool entries that belong to it */
+	int32		backlog;		/* its waiting tasks, those on disk and of open transactions too; not of the main
+								 * lane */
 	int32		running;		/* permits held, uncommitted claims included */
 	int32		unjournaled;	/* units that have started and are not on disk yet */
 	int32		startable;		/* how many of its tasks may start now, as far as the lane goes; not 0: it waits for
@@ -219,6 +223,7 @@ typedef struct Task
 	struct Lease *lease;		/* RUNNING */
 	int64		batch;			/* 0: none */
 	int64		rank;			/* its place in its lane: the priority, unless the queue has aging */
+	TimestampTz deadline;		/* it is cancelled unless it has started by then; 0: none, or it has */
 	int32		priority;
 	int32		cost;			/* units of rate limits */
 	int32		queue;			/* index of its Queue */
@@ -341,6 +346,8 @@ typedef struct Database
 	int32		dirty_join_count;
 	bool		dirty_join_overflow;
 	bool		cancelled_waits;	/* a task that was cancelled while it ran may wait again */
+	TimestampTz next_deadline;	/* no task that waits has an earlier one, but for those the keeper looks at: */
+	TimestampTz deadlines_at_work;	/* from here on; DT_NOEND: it is done with them */
 
 	uint16		refill_serial;	/* odd while a refill reads: there is one at a time */
 	bool		refill_void;	/* what that has read is not to be relied on */

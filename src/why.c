@@ -29,6 +29,7 @@ PG_FUNCTION_INFO_V1(fanout_why);
 typedef enum Reason
 {
 	REASON_RUNNING,
+	REASON_CANCELLED,
 	REASON_ENDING,
 	REASON_UNCOMMITTED,
 	REASON_SCHEDULED,
@@ -47,12 +48,23 @@ typedef enum Reason
 	REASON_WORKERS
 } Reason;
 
+/* What its row tells of a task. */
+typedef struct TaskRow
+{
+	int32		queue_id;
+	int64		partition;
+	TimestampTz run_at;
+	TimestampTz deadline;
+	const char *partition_key;
+} TaskRow;
+
 /* What memory says, copied out. */
 typedef struct Facts
 {
 	Reason		reason;
 	int64		lease;
 	TimestampTz time;
+	TimestampTz deadline;		/* until which it has to start; 0: none */
 	bool		cancelled;
 	int64		running;
 	int64		limit;
@@ -137,7 +149,7 @@ look_at_lane(Queue *queue, Lane *lane, const Task *task, TimestampTz now, Facts 
 
 /* False if memory knows nothing of the queue. */
 static bool
-look(int64 number, int32 queue_id, int64 partition, TimestampTz run_at, Facts *facts)
+look(int64 number, const TaskRow *row, Facts *facts)
 {
 	TimestampTz now = GetCurrentTimestamp();
 	Queue	   *queue;
@@ -145,8 +157,9 @@ look(int64 number, int32 queue_id, int64 partition, TimestampTz run_at, Facts *f
 
 	memset(facts, 0, sizeof(Facts));
 	dispatcher_lock();
-	queue = queue_find(MyDatabaseId, queue_id);
+	queue = queue_find(MyDatabaseId, row->queue_id);
 	task = task_find(MyDatabaseId, number);
+	facts->deadline = task != NULL ? task->deadline : row->deadline;
 	if (queue == NULL)
 		 /* nothing to be told */ ;
 	else if (task != NULL && task->state == TASK_RUNNING)
@@ -161,15 +174,17 @@ look(int64 number, int32 queue_id, int64 partition, TimestampTz run_at, Facts *f
 		facts->reason = REASON_ENDING;
 	else if (task != NULL && task->state == TASK_ENQUEUED)
 		facts->reason = REASON_UNCOMMITTED;
+	else if (task != NULL && (task->flags & TASK_FLAG_CANCELLED) != 0)
+		facts->reason = REASON_CANCELLED;
 	else if (task != NULL && task->state == TASK_SCHEDULED)
 		facts->reason = note_time(facts, REASON_SCHEDULED, task->node.key);
-	else if (task == NULL && run_at > now)
-		facts->reason = note_time(facts, REASON_SCHEDULED, run_at);
+	else if (task == NULL && row->run_at > now)
+		facts->reason = note_time(facts, REASON_SCHEDULED, row->run_at);
 	else
 	{
 		bool		ready = task != NULL && task->state == TASK_READY;
 
-		facts->reason = look_at_lane(queue, ready ? task->lane : lane_find(queue, partition),
+		facts->reason = look_at_lane(queue, ready ? task->lane : lane_find(queue, row->partition),
 									 ready ? task : NULL, now, facts);
 	}
 	dispatcher_unlock();
@@ -190,6 +205,9 @@ describe(const Facts *facts, const char *partition, char **words)
 			if (facts->cancelled)
 				*words = psprintf("%s, and is to be cancelled", *words);
 			return facts->cancelled ? "cancelling" : "running";
+		case REASON_CANCELLED:
+			*words = pstrdup("it is to be cancelled, and the keeper is about to do that");
+			return "cancelling";
 		case REASON_ENDING:
 			*words = pstrdup("a transaction that is open cancels or changes it");
 			return "ending";
@@ -280,15 +298,6 @@ return_reason(FunctionCallInfo fcinfo, const char *code, const char *words)
 	return HeapTupleGetDatum(heap_form_tuple(BlessTupleDesc(desc), values, nulls));
 }
 
-/* What its row tells of a task. */
-typedef struct TaskRow
-{
-	int32		queue_id;
-	int64		partition;
-	TimestampTz run_at;
-	const char *partition_key;
-} TaskRow;
-
 /* Throws if there is none, or if the caller may not see its queue. */
 static void
 read_row(int64 task, TaskRow *row)
@@ -306,6 +315,7 @@ read_row(int64 task, TaskRow *row)
 	row->queue_id = DatumGetInt32(values[TASK_QUEUE]);
 	row->partition = nulls[TASK_LANE] ? 0 : DatumGetInt64(values[TASK_LANE]);
 	row->run_at = nulls[TASK_RUN_AT] ? 0 : DatumGetTimestampTz(values[TASK_RUN_AT]);
+	row->deadline = nulls[TASK_DEADLINE] ? 0 : DatumGetTimestampTz(values[TASK_DEADLINE]);
 	row->partition_key = nulls[TASK_PARTITION_KEY] ? "" : TextDatumGetCString(values[TASK_PARTITION_KEY]);
 	task_reader_close(reader);
 
@@ -338,8 +348,12 @@ fanout_why(PG_FUNCTION_ARGS)
 	code = finished_as(outcome_of(task));
 	if (code != NULL)
 		words = psprintf("it has %s", strcmp(code, "cancelled") == 0 ? "been cancelled" : code);
-	else if (look(task, row.queue_id, row.partition, row.run_at, &facts))
+	else if (look(task, &row, &facts))
+	{
 		code = describe(&facts, row.partition_key, &words);
+		if (facts.deadline != 0 && facts.reason != REASON_RUNNING && facts.reason != REASON_CANCELLED)
+			words = psprintf("%s, and has to start before %s", words, timestamptz_to_str(facts.deadline));
+	}
 	else
 		throw_queue_gone("of the task");
 	return return_reason(fcinfo, code, words);

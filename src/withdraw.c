@@ -19,6 +19,7 @@
 #include "miscadmin.h"
 #include "storage/lmgr.h"
 #include "utils/builtins.h"
+#include "utils/timestamp.h"
 
 #include "commit_hooks.h"
 #include "partitions.h"
@@ -74,10 +75,25 @@ task_row_read(int64 task, TaskRow *row)
 		seed->max_attempts = nulls[TASK_MAX_ATTEMPTS] ? 0 : DatumGetInt16(values[TASK_MAX_ATTEMPTS]);
 		seed->timed = !nulls[TASK_RUN_AT];
 		seed->run_at = nulls[TASK_RUN_AT] ? 0 : DatumGetTimestampTz(values[TASK_RUN_AT]);
+		seed->deadline = nulls[TASK_DEADLINE] ? 0 : DatumGetTimestampTz(values[TASK_DEADLINE]);
 	}
 	task_reader_close(reader);
 	seed->early_join = seed->batch != 0 && ends_early(seed->batch);
 	return found;
+}
+
+static bool
+is_late(TimestampTz deadline)
+{
+	return deadline != 0 && deadline <= GetCurrentTimestamp();
+}
+
+static bool
+suits(const Task *task, WithdrawPurpose purpose)
+{
+	if (purpose == TO_REPLACE)
+		return task->attempts == 0 && (task->flags & TASK_FLAG_CANCELLED) == 0;
+	return purpose != TO_END_LATE || is_late(task->deadline);
 }
 
 /* Is the entry of a task in memory free for us to be withdrawn, or has it been by us?  Under the lock. */
@@ -111,8 +127,8 @@ look_at(const Queue *queue, const Task *task, TransactionId me, Withdrawn *withd
 
 /* Withdraw the task; "pending" if this transaction has enqueued it.  Under the lock. */
 static Withdrawal
-try_to_withdraw(Queue *queue, const TaskRow *row, bool pending, bool to_end, TransactionId me, bool *from_disk,
-				Withdrawn *withdrawn)
+try_to_withdraw(Queue *queue, const TaskRow *row, bool pending, WithdrawPurpose purpose, TransactionId me,
+				bool *from_disk, Withdrawn *withdrawn)
 {
 	Task	   *task = task_find(MyDatabaseId, row->seed.task);
 	Withdrawal	result;
@@ -125,12 +141,14 @@ try_to_withdraw(Queue *queue, const TaskRow *row, bool pending, bool to_end, Tra
 		result = look_at(queue, task, me, withdrawn);
 		if (result != WITHDRAWN)
 			return result;
+		if (!suits(task, purpose))
+			return NOT_WAITING;
 		if (task->state != TASK_ENDING)
 			task_withdraw(task, me);
 	}
 	else
 	{
-		if (queue->state == QUEUE_CLOSED)
+		if (queue->state == QUEUE_CLOSED || (purpose == TO_END_LATE && !is_late(row->seed.deadline)))
 			return NOT_WAITING;
 		task = task_withdraw_from_disk(queue, &row->seed, me, pending);
 		if (task == NULL)
@@ -139,7 +157,7 @@ try_to_withdraw(Queue *queue, const TaskRow *row, bool pending, bool to_end, Tra
 	withdrawn->terms = pending_is_change(task) ? pending_terms(task) : task_terms(task);
 	withdrawn->untouched = (task->flags & TASK_FLAG_UNTOUCHED) != 0;
 	withdrawn->fresh = (task->flags & TASK_FLAG_FRESH) != 0;
-	if (to_end)
+	if (purpose == TO_END || purpose == TO_END_LATE)
 		pending_withdraw(task);
 	else
 		pending_change(task);
@@ -152,7 +170,7 @@ same_place(const TaskRow *left, const TaskRow *right)
 {
 	return left->queue_id == right->queue_id && left->seed.priority == right->seed.priority && left->seed.rank == right->seed.rank &&
 		left->seed.partition == right->seed.partition && left->seed.timed == right->seed.timed &&
-		left->seed.run_at == right->seed.run_at;
+		left->seed.run_at == right->seed.run_at && left->seed.deadline == right->seed.deadline;
 }
 
 /*
@@ -163,7 +181,7 @@ static void
 forget_withdrawal(int64 number, const TaskRow *row, bool ended)
 {
 	TaskTerms	terms = {.partition = row->seed.partition, .group = row->seed.group, .rank = row->seed.rank, .priority = row->seed.priority,
-	.timed = row->seed.timed, .due = row->seed.run_at};
+	.timed = row->seed.timed, .due = row->seed.run_at, .deadline = row->seed.deadline};
 	Queue	   *queue;
 	Task	   *task;
 
@@ -201,7 +219,7 @@ check_withdrawal(const TaskRow *row)
 }
 
 Withdrawal
-task_row_withdraw(Queue *queue, const TaskRow *row, bool to_end, Withdrawn *withdrawn)
+task_row_withdraw(Queue *queue, const TaskRow *row, WithdrawPurpose purpose, Withdrawn *withdrawn)
 {
 	TransactionId me = GetTopTransactionId();
 	bool		pending = pending_enqueues(row->seed.task);
@@ -212,7 +230,7 @@ task_row_withdraw(Queue *queue, const TaskRow *row, bool to_end, Withdrawn *with
 		return NOT_WAITING;
 	pending_prepare(1);
 	dispatcher_lock();
-	result = try_to_withdraw(queue, row, pending, to_end, me, &from_disk, withdrawn);
+	result = try_to_withdraw(queue, row, pending, purpose, me, &from_disk, withdrawn);
 	dispatcher_unlock();
 	if (result == WITHDRAWN && from_disk)
 		result = check_withdrawal(row);

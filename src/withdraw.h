@@ -21,11 +21,21 @@ typedef struct TaskRow
 typedef enum Withdrawal
 {
 	WITHDRAWN,
-	NOT_WAITING,				/* it runs, has ended, is being ended by us, or its queue is purged or dropped by us */
+	NOT_WAITING,				/* it runs, has ended, is being ended by us, its queue is purged or dropped by us, or
+								 * it does not suit the purpose */
 	NO_MEMORY,					/* for the entry of a task that is on disk */
 	BUSY,						/* another transaction decides about it: wait for that, and read the row again */
 	MOVED						/* it has been changed since its row was read: read that again */
 } Withdrawal;
+
+/* To what end a task is withdrawn. */
+typedef enum WithdrawPurpose
+{
+	TO_CHANGE,
+	TO_REPLACE,					/* only if it has not been attempted, and is not to be cancelled */
+	TO_END,
+	TO_END_LATE					/* only if it should have started by now */
+} WithdrawPurpose;
 
 /* A task that waits, as far as the transaction goes that has withdrawn it. */
 typedef struct Withdrawn
@@ -45,7 +55,7 @@ extern bool task_row_read(int64 task, TaskRow *row);
  * outcome is to be written then, or of a change.  What this transaction has
  * enqueued or changed itself can be withdrawn as well.  Waits for nobody.
  */
-extern Withdrawal task_row_withdraw(Queue *queue, const TaskRow *row, bool to_end, Withdrawn *withdrawn);
+extern Withdrawal task_row_withdraw(Queue *queue, const TaskRow *row, WithdrawPurpose purpose, Withdrawn *withdrawn);
 
 /* Wait for the transaction that decides about a task. */
 extern void wait_for_other(const Withdrawn *withdrawn);

@@ -11,6 +11,7 @@ CREATE TABLE fanout.queue (
     partition_rate_period interval,
     partition_retries  text NOT NULL CHECK (partition_retries IN ('block', 'pass')),
     aging              interval,    -- a task counts as one more urgent for each so long that it has waited
+    partition_max_backlog int,
     held_until         timestamptz, -- nothing starts before
     lease              interval NOT NULL,
     max_attempts       int NOT NULL,
@@ -44,6 +45,7 @@ CREATE TABLE fanout.partition (
     weight      int NOT NULL DEFAULT 1,
     rate_limit  int,
     rate_period interval,
+    max_backlog int,
     held_until  timestamptz,
     paused      boolean NOT NULL DEFAULT false,
     PRIMARY KEY (queue, key)
@@ -101,16 +103,21 @@ CREATE TABLE fanout.task (
     max_attempts smallint,
     lane         bigint,            -- hash of the partition key
     rank         bigint,            -- in a queue with aging: its place in its lane, instead of the priority
+    deadline     timestamptz,       -- it is cancelled unless it has started by then
+    key_until    timestamptz,       -- it holds its key until then; NULL: until it has ended
     cost         int,               -- units of rate limits; NULL: 1
     name         text NOT NULL,
     args         jsonb,
     partition_key text,
     fair_group   text,
+    key          text COLLATE "C",  -- of the tasks of a queue that have the same, the latest one may hold it
     CHECK (false) NO INHERIT
 );
 -- Tasks of the usual priority, and due at once, are found in the order of their ids; only the others pay for an index.
 CREATE INDEX task_rank ON fanout.task (queue, (coalesce(rank, priority)), id) WHERE coalesce(rank, priority) IS NOT NULL AND lane IS NULL;
 CREATE INDEX task_lane ON fanout.task (queue, lane, (coalesce(rank, priority, 0)), id) WHERE lane IS NOT NULL AND run_at IS NULL;
+CREATE INDEX task_key ON fanout.task (queue, key, id) WHERE key IS NOT NULL;
+CREATE INDEX task_deadline ON fanout.task (deadline, id) WHERE deadline IS NOT NULL;
 CREATE INDEX task_run_at ON fanout.task (queue, run_at, id) WHERE run_at IS NOT NULL;
 
 CREATE TABLE fanout.attempt (

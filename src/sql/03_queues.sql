@@ -3,7 +3,8 @@ CREATE FUNCTION fanout.create_queue(
     max_attempts int DEFAULT 5, backoff interval DEFAULT '1 s', backoff_max interval DEFAULT '5 min',
     max_backlog bigint DEFAULT NULL, synchronous_claims boolean DEFAULT false,
     partition_concurrency int DEFAULT NULL, partition_rate_limit int DEFAULT NULL, partition_rate_period interval DEFAULT NULL,
-    partition_retries text DEFAULT 'block', aging interval DEFAULT NULL, rate_limit int DEFAULT NULL, rate_period interval DEFAULT NULL, if_not_exists boolean DEFAULT false)
+    partition_retries text DEFAULT 'block', aging interval DEFAULT NULL, rate_limit int DEFAULT NULL, rate_period interval DEFAULT NULL, if_not_exists boolean DEFAULT false,
+    partition_max_backlog int DEFAULT NULL)
     RETURNS boolean AS 'MODULE_PATHNAME', 'fanout_create_queue' LANGUAGE C VOLATILE;
 COMMENT ON FUNCTION fanout.create_queue IS 'creates a queue, owned by the current role; true if it was created';
 
@@ -12,7 +13,8 @@ CREATE FUNCTION fanout.alter_queue(
     max_attempts int DEFAULT NULL, backoff interval DEFAULT NULL, backoff_max interval DEFAULT NULL,
     max_backlog bigint DEFAULT NULL, synchronous_claims boolean DEFAULT NULL,
     partition_concurrency int DEFAULT NULL, partition_rate_limit int DEFAULT NULL, partition_rate_period interval DEFAULT NULL,
-    partition_retries text DEFAULT NULL, aging interval DEFAULT NULL, rate_limit int DEFAULT NULL, rate_period interval DEFAULT NULL, unset text[] DEFAULT '{}')
+    partition_retries text DEFAULT NULL, aging interval DEFAULT NULL, rate_limit int DEFAULT NULL, rate_period interval DEFAULT NULL, unset text[] DEFAULT '{}',
+    partition_max_backlog int DEFAULT NULL)
     RETURNS void AS 'MODULE_PATHNAME', 'fanout_alter_queue' LANGUAGE C VOLATILE;
 COMMENT ON FUNCTION fanout.alter_queue IS 'changes the settings that are given; unset names limits to take away';
 
@@ -42,9 +44,10 @@ COMMENT ON FUNCTION fanout.backpressure IS 'lets no task of the queue, or of the
 
 CREATE FUNCTION fanout.set_partition(
     queue text, key text, concurrency int DEFAULT NULL, weight int DEFAULT NULL,
-    rate_limit int DEFAULT NULL, rate_period interval DEFAULT NULL, unset text[] DEFAULT '{}') RETURNS void
+    rate_limit int DEFAULT NULL, rate_period interval DEFAULT NULL, unset text[] DEFAULT '{}',
+    max_backlog int DEFAULT NULL) RETURNS void
     AS 'MODULE_PATHNAME', 'fanout_set_partition' LANGUAGE C VOLATILE;
-COMMENT ON FUNCTION fanout.set_partition IS 'gives a partition of the queue a limit and a share of its own';
+COMMENT ON FUNCTION fanout.set_partition IS 'gives a partition of the queue limits and a share of its own';
 
 CREATE FUNCTION fanout.pause_partition(queue text, key text) RETURNS boolean
     AS 'MODULE_PATHNAME', 'fanout_pause_partition' LANGUAGE C VOLATILE;

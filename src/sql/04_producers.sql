@@ -2,15 +2,23 @@ CREATE FUNCTION fanout.enqueue(
     queue text, name text, args jsonb DEFAULT NULL, priority int DEFAULT 0, delay interval DEFAULT NULL,
     run_at timestamptz DEFAULT NULL, max_attempts int DEFAULT NULL, batch bigint DEFAULT NULL,
     lease bigint DEFAULT NULL, step text DEFAULT NULL, partition_key text DEFAULT NULL, cost int DEFAULT 1,
+    key text DEFAULT NULL, on_conflict text DEFAULT NULL, key_ttl interval DEFAULT NULL, deadline timestamptz DEFAULT NULL,
     fair_group text DEFAULT NULL)
     RETURNS bigint AS 'MODULE_PATHNAME', 'fanout_enqueue' LANGUAGE C VOLATILE;
-COMMENT ON FUNCTION fanout.enqueue IS 'adds one task to a queue, in the caller''s transaction; its id';
+COMMENT ON FUNCTION fanout.enqueue IS 'adds one task to a queue, in the caller''s transaction; its id, or that of the task that holds the key';
+
+CREATE FUNCTION fanout.debounce(
+    queue text, name text, key text, args jsonb, period interval, max_wait interval DEFAULT NULL, priority int DEFAULT 0,
+    max_attempts int DEFAULT NULL, partition_key text DEFAULT NULL, cost int DEFAULT 1)
+    RETURNS bigint AS 'MODULE_PATHNAME', 'fanout_debounce' LANGUAGE C VOLATILE;
+COMMENT ON FUNCTION fanout.debounce IS 'has a task run once no call with the key has come for the period, with the args of the last one; its id';
 
 CREATE FUNCTION fanout.enqueue_many(
     queue text, name text, args jsonb[], priority int DEFAULT 0, delay interval DEFAULT NULL,
     run_at timestamptz DEFAULT NULL, max_attempts int DEFAULT NULL, batch bigint DEFAULT NULL,
     lease bigint DEFAULT NULL, step text DEFAULT NULL, partition_key text DEFAULT NULL, cost int DEFAULT 1,
-    partition_keys text[] DEFAULT NULL, fair_group text DEFAULT NULL,
+    partition_keys text[] DEFAULT NULL, deadline timestamptz DEFAULT NULL,
+    fair_group text DEFAULT NULL,
     OUT ordinal bigint, OUT task bigint)
     RETURNS SETOF record AS 'MODULE_PATHNAME', 'fanout_enqueue_many' LANGUAGE C VOLATILE ROWS 1000;
 COMMENT ON FUNCTION fanout.enqueue_many IS 'adds one task for each element of args; their ids in order';
@@ -20,9 +28,10 @@ CREATE FUNCTION fanout.fan_out(
     priority int DEFAULT 0, delay interval DEFAULT NULL, run_at timestamptz DEFAULT NULL,
     max_attempts int DEFAULT NULL, lease bigint DEFAULT NULL, step text DEFAULT NULL,
     partition_key text DEFAULT NULL, cost int DEFAULT 1,
-    partition_keys text[] DEFAULT NULL, fair_group text DEFAULT NULL)
+    partition_keys text[] DEFAULT NULL, deadline timestamptz DEFAULT NULL,
+    fair_group text DEFAULT NULL)
     RETURNS bigint AS 'MODULE_PATHNAME', 'fanout_fan_out' LANGUAGE C VOLATILE;
-COMMENT ON FUNCTION fanout.fan_out(text, text, jsonb[], text, bigint, int, interval, timestamptz, int, bigint, text, text, int, text[], text)
+COMMENT ON FUNCTION fanout.fan_out(text, text, jsonb[], text, bigint, int, interval, timestamptz, int, bigint, text, text, int, text[], timestamptz, text)
     IS 'adds one task for each element of args as a sealed batch; the batch''s id';
 
 CREATE FUNCTION fanout.fan_out(
@@ -30,9 +39,10 @@ CREATE FUNCTION fanout.fan_out(
     priority int DEFAULT 0, delay interval DEFAULT NULL, run_at timestamptz DEFAULT NULL,
     max_attempts int DEFAULT NULL, lease bigint DEFAULT NULL, step text DEFAULT NULL,
     partition_key text DEFAULT NULL, cost int DEFAULT 1,
-    partition_keys text[] DEFAULT NULL, fair_group text DEFAULT NULL)
+    partition_keys text[] DEFAULT NULL, deadline timestamptz DEFAULT NULL,
+    fair_group text DEFAULT NULL)
     RETURNS bigint AS 'MODULE_PATHNAME', 'fanout_fan_out_names' LANGUAGE C VOLATILE;
-COMMENT ON FUNCTION fanout.fan_out(text, text[], jsonb[], text, bigint, int, interval, timestamptz, int, bigint, text, text, int, text[], text)
+COMMENT ON FUNCTION fanout.fan_out(text, text[], jsonb[], text, bigint, int, interval, timestamptz, int, bigint, text, text, int, text[], timestamptz, text)
     IS 'as the other fan_out, with a name for each task';
 
 CREATE FUNCTION fanout.create_batch("join" text DEFAULT 'all', join_count bigint DEFAULT NULL,

@@ -23,7 +23,7 @@ CREATE FUNCTION fanout._live_leases(
 
 CREATE FUNCTION fanout._live_lanes(
     OUT queue_id int, OUT lane bigint, OUT sample_task bigint, OUT ready bigint, OUT running int, OUT concurrency int,
-    OUT startable int, OUT more_on_disk boolean, OUT next_start timestamptz, OUT awaits_task bigint, OUT group_task bigint)
+    OUT startable int, OUT more_on_disk boolean, OUT next_start timestamptz, OUT awaits_task bigint, OUT group_task bigint, OUT backlog int, OUT max_backlog int)
     RETURNS SETOF record AS 'MODULE_PATHNAME', 'fanout_live_lanes' LANGUAGE C VOLATILE ROWS 1000;
 
 CREATE FUNCTION fanout.status(OUT item text, OUT value text) RETURNS SETOF record
@@ -36,7 +36,7 @@ CREATE VIEW fanout.queues WITH (security_barrier) AS
            q.concurrency, q.worker_concurrency, q.partition_concurrency,
            (SELECT string_agg(format('%s in %s', r.units, r.period), ', ' ORDER BY r.period) FROM fanout.rate r WHERE r.queue = q.id) AS rate_limits,
            q.partition_rate_limit, q.partition_rate_period, q.partition_retries, q.aging, CASE WHEN q.held_until > clock_timestamp() THEN q.held_until END AS held_until,
-           q.max_backlog,
+           q.max_backlog, q.partition_max_backlog,
            q.lease, q.max_attempts, q.backoff, q.backoff_max, q.synchronous_claims,
            l.waiting_workers, l.in_memory,
            l.enqueued, l.dequeued, l.succeeded, l.failed, l.cancelled,
@@ -52,7 +52,8 @@ CREATE VIEW fanout.partitions WITH (security_barrier) AS
            (SELECT t.fair_group FROM fanout.task t WHERE t.id = l.group_task) AS fair_group,
            l.ready, l.more_on_disk, l.running, coalesce(l.concurrency, p.concurrency, q.partition_concurrency) AS concurrency,
            coalesce(p.rate_limit, q.partition_rate_limit) AS rate_limit, CASE WHEN p.rate_limit IS NULL THEN q.partition_rate_period ELSE p.rate_period END AS rate_period,
-           coalesce(p.weight, 1) AS weight, coalesce(p.paused, false) AS paused, l.startable, l.next_start, l.awaits_task
+           coalesce(p.weight, 1) AS weight, coalesce(p.paused, false) AS paused, l.startable, l.next_start, l.awaits_task,
+           l.backlog, coalesce(l.max_backlog, p.max_backlog, q.partition_max_backlog) AS max_backlog
       FROM fanout._live_lanes() l FULL JOIN fanout.partition p ON p.queue = l.queue_id AND p.lane = l.lane
       JOIN fanout.queue q ON q.id = coalesce(l.queue_id, p.queue)
      WHERE fanout._queue_visible(q.id);
@@ -66,7 +67,7 @@ BEGIN
 CREATE VIEW fanout.tasks WITH (security_barrier) AS
     SELECT t.id AS task, q.name AS queue, t.name, t.args,
            CASE t.status WHEN 's' THEN 'succeeded' WHEN 'f' THEN 'failed' WHEN 'c' THEN 'cancelled' ELSE l.state END AS state,
-           coalesce(t.priority, 0) AS priority, t.partition_key, CASE WHEN t.lane IS NOT NULL THEN t.fair_group END AS fair_group, coalesce(t.cost, 1) AS cost, t.batch, t.parent, t.enqueued_at, CASE WHEN t.status IS NULL THEN coalesce(l.due, t.run_at) ELSE t.run_at END AS run_at,
+           coalesce(t.priority, 0) AS priority, t.partition_key, CASE WHEN t.lane IS NOT NULL THEN t.fair_group END AS fair_group, t.key, coalesce(t.cost, 1) AS cost, t.batch, t.parent, t.enqueued_at, CASE WHEN t.status IS NULL THEN coalesce(l.due, t.run_at) ELSE t.run_at END AS run_at, t.deadline,
            coalesce(t.attempt::int, l.attempt) AS attempt, coalesce(t.max_attempts::int, q.max_attempts) AS max_attempts,
            coalesce(t.lease, l.lease) AS lease, coalesce(t.worker, l.worker) AS worker, l.lease_until,
            t.finished_at, CASE WHEN t.status = 's' THEN t.value END AS result,
