@@ -264,6 +264,26 @@ load_row(Refill *refill, const RefillRow *row, TimestampTz now)
 	return true;
 }
 
+/*
+ * A lane found no memory and has nothing to give out.  It asks again at once,
+ * and so is first again: others that have something, but something on disk
+ * before it, would never come to find that there is no memory, either.
+ */
+static void
+have_others_give(Queue *queue)
+{
+	for (int i = 0; i < Min(REFILL_PARTITIONS, queue->lane_count); i++)
+	{
+		Lane	   *lane = queue_walk_lanes(queue);
+
+		if (lane->ready.set.first != NULL && window_first(&lane->ready) == NULL)
+		{
+			lane->starved = true;
+			lane_settle(lane);
+		}
+	}
+}
+
 /* The refill is done with the first "done" rows.  Under the lock. */
 static void
 end_refill(Refill *refill, int64 done)
@@ -292,6 +312,8 @@ end_refill(Refill *refill, int64 done)
 	if (refill->kind == REFILL_LANE)
 	{
 		refill->lane->starved = full && window_first(window) == NULL;
+		if (refill->lane->starved && window->set.first == NULL)
+			have_others_give(queue);
 		lane_settle(refill->lane);
 		lane_release(refill->lane);
 	}
