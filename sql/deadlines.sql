@@ -29,7 +29,7 @@ BEGIN;
 SELECT name FROM fanout.dequeue('timely', 'w', 3) ORDER BY task;
 SELECT test.becomes($$(SELECT clock_timestamp() > max(deadline) FROM fanout.tasks WHERE queue = 'timely')$$);
 ROLLBACK;
-SELECT test.becomes($$(SELECT state = 'cancelled' FROM fanout.tasks WHERE task = test.task('rolled back'))$$);
+SELECT test.becomes($$(SELECT state = 'cancelled' FROM fanout.tasks WHERE task = (SELECT test.task('rolled back')))$$);
 SELECT test.states('timely');
 SELECT reason ~ 'has to start' AS has_deadline FROM fanout.why(:failed);
 SELECT name, attempt FROM fanout.dequeue('timely', 'w', 10) ORDER BY task;
@@ -41,7 +41,7 @@ SELECT fanout.enqueue('timely', 'committed late', deadline => clock_timestamp() 
 SELECT test.becomes($$(SELECT clock_timestamp() > max(deadline) FROM fanout.tasks WHERE queue = 'timely')$$);
 COMMIT;
 SELECT name FROM fanout.dequeue('timely', 'w', 10);
-SELECT test.becomes($$(SELECT state = 'cancelled' AND error ~ 'deadline' FROM fanout.tasks WHERE task = test.task('committed late'))$$);
+SELECT test.becomes($$(SELECT state = 'cancelled' AND error ~ 'deadline' FROM fanout.tasks WHERE task = (SELECT test.task('committed late')))$$);
 
 -- Many at a time, and joins
 SELECT fanout.fan_out('late', 'many', array_fill('{}'::jsonb, '{700}'), deadline => clock_timestamp() + '0.1 s') AS batch \gset
