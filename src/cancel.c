@@ -189,7 +189,7 @@ ask_worker(int64 task, int64 lease, const char *reason)
 
 /* Ask the worker of a task that does not wait to stop; LOOK_AGAIN if it waits by now. */
 static CancelWay
-cancel_running(int64 task, const char *reason)
+cancel_running(int64 task, const char *reason, const CancelFilter * filter)
 {
 	int64		lease = 0;
 	CancelWay	way = way_to_cancel(task, &lease);
@@ -197,14 +197,24 @@ cancel_running(int64 task, const char *reason)
 	/* it may have its outcome before its end has come to memory: then there is nothing to ask for */
 	if (way != NO_WAY && outcome_of(task) != 0)
 		way = NO_WAY;
+	if (way == ASK_WORKER && filter != NULL && !filter->matches(task, filter->arg))
+		way = NO_WAY;
 	if (way == ASK_WORKER)
 		ask_worker(task, lease, reason);
 	return way;
 }
 
-/* Cancel the task in this transaction if it waits, or ask its worker to stop, if the caller may. */
-static CancelResult
-cancel_task(int64 task, const char *reason)
+/* The task was withdrawn to be cancelled, but is not one that is meant: it waits again. */
+static void
+give_back(void)
+{
+	dispatcher_lock();
+	pending_undo_withdrawal();
+	dispatcher_unlock();
+}
+
+CancelResult
+cancel_task(int64 task, const char *reason, const CancelFilter * filter)
 {
 	for (;;)
 	{
@@ -214,11 +224,20 @@ cancel_task(int64 task, const char *reason)
 		CancelWay	way = LOOK_AGAIN;
 
 		CHECK_FOR_INTERRUPTS();
-		if (!task_row_read(task, &row) || !registry_queue_by_id(row.queue_id, PRIVILEGE_ENQUEUE, &ref))
+		if (!task_row_read(task, &row))
+			return CANCEL_UNKNOWN;
+		if (filter != NULL && row.queue_id != filter->queue_id)
+			return CANCEL_NOT_WAITING;	/* it has moved: the caller need have no right there */
+		if (!registry_queue_by_id(row.queue_id, PRIVILEGE_ENQUEUE, &ref))
 			return CANCEL_UNKNOWN;
 		switch (task_row_withdraw(ref.queue, &row, TO_END, &withdrawn))
 		{
 			case WITHDRAWN:
+				if (filter != NULL && !filter->matches(task, filter->arg))
+				{
+					give_back();
+					return CANCEL_NOT_WAITING;
+				}
 				cancel_withdrawn(task, reason);
 				return CANCEL_DONE;
 			case NO_MEMORY:
@@ -227,7 +246,7 @@ cancel_task(int64 task, const char *reason)
 				wait_for_other(&withdrawn);
 				break;
 			case NOT_WAITING:
-				way = cancel_running(task, reason);
+				way = cancel_running(task, reason, filter);
 				break;
 			case MOVED:
 				break;
@@ -251,7 +270,7 @@ fanout_cancel(PG_FUNCTION_ARGS)
 	require_writable("fanout.cancel()");
 	require_arg(fcinfo, 0, "task");
 	(void) require_database();
-	result = cancel_task(PG_GETARG_INT64(0), reason_of(fcinfo));
+	result = cancel_task(PG_GETARG_INT64(0), reason_of(fcinfo), NULL);
 	if (result == CANCEL_UNKNOWN)
 		throw_unknown_task(PG_GETARG_INT64(0));
 	PG_RETURN_BOOL(result == CANCEL_DONE);
@@ -275,7 +294,7 @@ fanout_cancel_many(PG_FUNCTION_ARGS)
 	for (int i = 0; i < count; i++)
 	{
 		CHECK_FOR_INTERRUPTS();
-		if (cancel_task(DatumGetInt64(tasks[i]), reason) == CANCEL_DONE)
+		if (cancel_task(DatumGetInt64(tasks[i]), reason, NULL) == CANCEL_DONE)
 			result_set_add(&set, &tasks[i], &isnull);
 	}
 	return (Datum) 0;

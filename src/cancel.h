@@ -1,6 +1,6 @@
 /*
  * cancel.h
- *		Ending tasks that wait.
+ *		Ending tasks that wait, and asking workers to stop.
  */
 #ifndef FANOUT_CANCEL_H
 #define FANOUT_CANCEL_H
@@ -15,6 +15,21 @@ typedef enum CancelResult
 	CANCEL_NO_MEMORY,			/* for the entries of tasks that are on disk */
 	CANCEL_LATER				/* another transaction is deciding about it */
 } CancelResult;
+
+/* Which tasks are meant, where the caller has not named them. */
+typedef struct CancelFilter
+{
+	int32		queue_id;
+	bool		(*matches) (int64 task, void *arg); /* of one that is withdrawn or runs */
+	void	   *arg;
+}			CancelFilter;
+
+/*
+ * Cancel the task in this transaction if it waits, or have its worker told if
+ * it runs; whoever decides about it is waited for.  "filter" may be NULL.
+ * Throws 42501, and 53400 if there is no memory for it.
+ */
+extern CancelResult cancel_task(int64 task, const char *reason, const CancelFilter * filter);
 
 /*
  * For the keeper: cancel the task in this transaction if it waits, whoever

@@ -347,6 +347,14 @@ pending_enqueues(int64 task)
 	return false;
 }
 
+bool
+pending_range(int64 *first, int64 *last)
+{
+	*first = enqueued_first;
+	*last = enqueued_last;
+	return enqueued_first <= enqueued_last;
+}
+
 int64
 pending_leave(const Queue *queue)
 {
@@ -747,6 +755,13 @@ undo_withdrawn(const Pending *op)
 		task_restore(task);
 		queue_wake(queue);
 	}
+}
+
+void
+pending_undo_withdrawal(void)
+{
+	Assert(pending_used > 0 && pending[pending_used - 1].kind == PENDING_WITHDRAW);
+	undo_withdrawn(&pending[--pending_used]);
 }
 
 static void

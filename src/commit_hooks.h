@@ -49,6 +49,9 @@ extern void pending_enqueue_counted(int64 counted);
 /* The last note was one of a withdrawal from disk that turned out to be wrong. */
 extern void pending_forget_withdrawal(void);
 
+/* The last note is one of a withdrawal: undo it. */
+extern void pending_undo_withdrawal(void);
+
 /*
  * A task that this transaction has withdrawn: was the last thing it did with
  * it to change it?  Then it still waits as far as this transaction goes, in
@@ -70,6 +73,9 @@ extern void pending_change_set(const Task *task, const TaskTerms *terms);
 
 /* Has this transaction enqueued the task, or given it another life?  Not to be called under the lock: it may take long. */
 extern bool pending_enqueues(int64 task);
+
+/* The ids of tasks that this transaction has enqueued are among these; false if there are none. */
+extern bool pending_range(int64 *first, int64 *last);
 
 /* So many of the tasks that wait in the queue will have left it at commit. */
 extern int64 pending_leave(const Queue *queue);

@@ -1035,6 +1035,7 @@ task_change(Task *task, Queue *target, const TaskTerms *terms, TimestampTz now)
 	Lane	   *lane = lane_for(target, terms->partition);
 
 	Assert(task->state == TASK_ENDING);
+	database->changes++;
 	if (lane == NULL && evict_any_lane())
 		lane = lane_for(target, terms->partition);	/* memory was built anew, and it is not kept any more */
 	if (lane == NULL)
@@ -1103,6 +1104,7 @@ task_forget_changed(Task *task)
 void
 task_change_on_disk(int64 task, Queue *from, Queue *target, const TaskTerms *terms)
 {
+	database_of(target)->changes++;
 	if (from != NULL)
 	{
 		from->waiting--;

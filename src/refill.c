@@ -17,7 +17,6 @@
 #include "access/xact.h"
 #include "catalog/pg_type.h"
 #include "miscadmin.h"
-#include "utils/guc.h"
 #include "utils/snapmgr.h"
 #include "utils/timestamp.h"
 
@@ -182,22 +181,6 @@ read_merged(Refill *refill, SpiStatement *statements, int64 key, int64 id)
 	refill->row_count = Min(refill->row_count, refill->limit);
 }
 
-/*
- * Have the statements read along an index and stop at their limit, whatever
- * the planner believes of tables that were never analyzed.  Lasts as long as
- * the SpiScope.
- */
-static void
-follow_the_order(void)
-{
-	static const char *const off[] = {
-		"enable_seqscan", "enable_bitmapscan", "enable_sort", "enable_hashjoin", "enable_mergejoin"
-	};
-
-	for (int i = 0; i < lengthof(off); i++)
-		(void) set_config_option(off[i], "off", PGC_USERSET, PGC_S_SESSION, GUC_ACTION_SAVE, true, 0, false);
-}
-
 /* Read the main lane from the bound on. */
 static void
 read_main_lane(Refill *refill)
@@ -218,7 +201,7 @@ read_from_bound(Refill *refill)
 	StartTransactionCommand();
 	PushActiveSnapshot(GetTransactionSnapshot());
 	spi_begin(&scope);
-	follow_the_order();
+	spi_follow_order();
 	if (refill->kind == REFILL_SCHEDULED)
 		read_merged(refill, refill_timed, refill->key, refill->id);
 	else if (refill->kind == REFILL_STRAYS)

@@ -352,6 +352,7 @@ typedef struct Database
 	uint16		refill_serial;	/* odd while a refill reads: there is one at a time */
 	bool		refill_void;	/* what that has read is not to be relied on */
 	dlist_head	ended;			/* tombstones, kept while a refill reads */
+	int64		changes;		/* of tasks that wait, committed since the server started */
 
 	int64		refills;
 	int64		evictions;

@@ -67,6 +67,17 @@ spi_end(SpiScope *scope)
 	SetUserIdAndSecContext(scope->user, scope->security_context);
 }
 
+void
+spi_follow_order(void)
+{
+	static const char *const off[] = {
+		"enable_seqscan", "enable_bitmapscan", "enable_sort", "enable_hashjoin", "enable_mergejoin"
+	};
+
+	for (int i = 0; i < lengthof(off); i++)
+		set_here(off[i], "off");
+}
+
 static void
 prepare(SpiStatement *statement)
 {

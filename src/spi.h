@@ -27,6 +27,13 @@ typedef struct SpiStatement
 extern void spi_begin(SpiScope *scope);
 extern void spi_end(SpiScope *scope);
 
+/*
+ * Have the statements read along an index and stop at their limit, whatever
+ * the planner believes of tables that were never analyzed.  Lasts as long as
+ * the SpiScope.
+ */
+extern void spi_follow_order(void);
+
 /* Run it; NULLs where "nulls" has 'n'.  The result is in SPI_tuptable. */
 extern uint64 spi_run(SpiStatement *statement, Datum *values, const char *nulls);
 

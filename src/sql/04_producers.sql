@@ -62,6 +62,13 @@ CREATE FUNCTION fanout.cancel(task bigint, reason text DEFAULT NULL) RETURNS boo
     AS 'MODULE_PATHNAME', 'fanout_cancel' LANGUAGE C VOLATILE;
 COMMENT ON FUNCTION fanout.cancel(bigint, text) IS 'cancels a task that waits, or has the worker of one that runs told; false if it has ended';
 
+CREATE FUNCTION fanout.cancel_matching(
+    queue text, name text DEFAULT NULL, args jsonb DEFAULT NULL, partition_key text DEFAULT NULL, batch bigint DEFAULT NULL,
+    min_priority int DEFAULT NULL, max_priority int DEFAULT NULL, enqueued_before timestamptz DEFAULT NULL,
+    reason text DEFAULT NULL, max_tasks bigint DEFAULT NULL)
+    RETURNS SETOF bigint AS 'MODULE_PATHNAME', 'fanout_cancel_matching' LANGUAGE C VOLATILE;
+COMMENT ON FUNCTION fanout.cancel_matching IS 'cancels those tasks of a queue that match all that is given, as cancel does; their ids';
+
 CREATE FUNCTION fanout.reprioritize(tasks bigint[], priority int) RETURNS SETOF bigint
     AS 'MODULE_PATHNAME', 'fanout_reprioritize_many' LANGUAGE C VOLATILE;
 COMMENT ON FUNCTION fanout.reprioritize(bigint[], int) IS 'gives those of the tasks that wait another priority; the ids of these';
