@@ -46,6 +46,11 @@ INSERT INTO test.calls (call, needs) VALUES
 	($$fanout.enqueue_many('q', 'x', '{}')$$, 'enqueue'),
 	($$fanout.fan_out('q', 'x', '{1}')$$, 'enqueue'),
 	($$fanout.fan_out('q', '{x}'::text[], '{1}')$$, 'enqueue'),
+	(format($$fanout.reprioritize(%s, 0)$$, :c), 'enqueue'),
+	(format($$fanout.reprioritize(ARRAY[%s::bigint], 0)$$, :c), 'enqueue'),
+	(format($$fanout.reschedule(%s, delay => '1 hour')$$, :c), 'enqueue'),
+	(format($$fanout.move(%s, 'q')$$, :c), 'enqueue'),
+	($$fanout.cancel_matching('q', name => 'none')$$, 'enqueue'),
 	($$fanout.dequeue('q')$$, 'dequeue'),
 	($$fanout.dequeue('{q}'::text[])$$, 'dequeue'),
 	($$fanout.complete_and_dequeue(NULL::bigint, NULL, 'q')$$, 'dequeue'),
@@ -89,6 +94,7 @@ SELECT * FROM test.try_calls();
 SELECT test.sqlstate_of(format('SELECT fanout.cancel(%s)', :c)) AS cancel, test.sqlstate_of(format('SELECT fanout.cancel(ARRAY[%s::bigint])', :c)) AS cancel_many,
        test.sqlstate_of(format('SELECT fanout.retry(%s)', :c)) AS retry, test.sqlstate_of(format('SELECT fanout.enqueue(''own'', ''x'', batch => %s)', :open_batch)) AS enqueue_to_batch,
        test.sqlstate_of(format('SELECT fanout.enqueue(''own'', ''x'', lease => %s, step => ''step'')', :b)) AS enqueue_under_lease;
+SELECT test.sqlstate_of(format('SELECT fanout.move(%s, ''own'')', :c)) AS move_from, test.sqlstate_of(format('SELECT fanout.move(%s, ''q'')', test.task('mine'))) AS move_to;
 CALL fanout.wait_batch(:batch, '0', NULL);
 CALL fanout.dequeue_wait('q', 'w', '0', NULL);
 SELECT queue FROM fanout.queues;
