@@ -22,7 +22,6 @@
 #include "access/xact.h"
 #include "catalog/pg_type.h"
 #include "miscadmin.h"
-#include "utils/guc.h"
 #include "utils/snapmgr.h"
 #include "utils/timestamp.h"
 
@@ -67,8 +66,7 @@ read_chunk(const DeadlineLook *look, Deadline *chunk)
 	int			rows;
 
 	spi_begin(&scope);
-	(void) set_config_option("enable_sort", "off", PGC_USERSET, PGC_S_SESSION, GUC_ACTION_SAVE, true, 0, false);
-	(void) set_config_option("enable_bitmapscan", "off", PGC_USERSET, PGC_S_SESSION, GUC_ACTION_SAVE, true, 0, false);
+	spi_follow_order();
 	rows = spi_read_latest(&select_from, values, NULL);
 	for (int i = 0; i < rows; i++)
 	{
