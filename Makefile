@@ -24,6 +24,10 @@ PG_CFLAGS = -Wall -Wextra -Wno-unused-parameter -Wno-sign-compare -Wno-missing-f
 ifdef WERROR
 PG_CFLAGS += -Werror
 endif
+# Count violations of what must always hold in memory, for tests: see src/audit.c
+ifdef CHECKED
+PG_CPPFLAGS += -DFANOUT_CHECKED
+endif
 
 # Names of tests to run, where not all: make installcheck REGRESS="queues limits"
 REGRESS = $(sort $(basename $(notdir $(wildcard sql/*.sql))))
@@ -80,7 +84,7 @@ installcheck:
 indent:
 	$(harness)/indent
 
-# Every type in the library's debug information that the sources name
+# Every type in the library's debug information that the sources name: make clean typedefs CHECKED=1
 typedefs: all
 	$(harness)/typedefs $(MODULE_big).so >src/typedefs.list.new
 	mv src/typedefs.list.new src/typedefs.list

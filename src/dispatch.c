@@ -583,6 +583,7 @@ claim_one(Queue *queue, Task *task, Database *database, Worker *worker, WorkerUs
 	queue->waiting--;
 	lane_count_backlog(task->lane, -1);
 	queue->dequeued++;
+	audit_claim(lease);
 
 	claim->entry = lease;
 	claim->lease = lease->key.lease;

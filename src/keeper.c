@@ -734,6 +734,7 @@ keep(void)
 		/* a transaction leaves us in the context that is never reset */
 		MemoryContextSwitchTo(context);
 		next_join = run_joins();
+		audit_report();
 		MemoryContextSwitchTo(context);
 		MemoryContextReset(context);
 

@@ -519,7 +519,10 @@ lane_start(Lane *lane, int32 cost, TimestampTz at)
 	RateView	rate = rate_of(lane);
 
 	if (rate.count > 0)
+	{
 		rate_take(&rate, cost, at);
+		audit_start(&rate, cost, at);
+	}
 }
 
 /* May so many more units of the lane be started and not be on disk? */

@@ -283,3 +283,33 @@ rate_log_free(RateLog *log)
 		drop_oldest(log);
 	log->lost = 0;
 }
+
+#ifdef FANOUT_CHECKED
+int64
+rate_units_within(const RateView *rate, int64 period, TimestampTz at)
+{
+	int64		units = 0;
+
+	for (int32 place = rate->log->newest; place != 0; place = entries[place].previous)
+	{
+		if (entries[place].at + period >= at)
+			units += entries[place].units;
+	}
+	return units;
+}
+
+bool
+rate_is_consistent(const RateView *rate)
+{
+	for (int i = 0; i < rate->count; i++)
+	{
+		int64		units = 0;
+
+		for (int32 place = rate->uses[i].from; place != 0; place = entries[place].next)
+			units += entries[place].units;
+		if (units != rate->uses[i].used)
+			return false;
+	}
+	return true;
+}
+#endif

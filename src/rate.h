@@ -71,4 +71,8 @@ extern void rate_recount(const RateView *rate, TimestampTz now);
 /* Forget all of a log that goes away with its windows. */
 extern void rate_log_free(RateLog *log);
 
+/* For audits: what the log has of the period before this time, and whether the windows count what it has. */
+extern int64 rate_units_within(const RateView *rate, int64 period, TimestampTz at);
+extern bool rate_is_consistent(const RateView *rate);
+
 #endif							/* FANOUT_RATE_H */

@@ -616,6 +616,30 @@ worker_use_free(WorkerUse *use)
 	fanout_shared->free_uses++;
 }
 
+#ifdef FANOUT_CHECKED
+void
+worker_iterate(void (*visit) (Worker *worker, void *arg), void *arg)
+{
+	HASH_SEQ_STATUS scan;
+	Worker	   *worker;
+
+	hash_seq_init(&scan, worker_pool);
+	while ((worker = hash_seq_search(&scan)) != NULL)
+		visit(worker, arg);
+}
+
+void
+worker_use_iterate(void (*visit) (WorkerUse *use, void *arg), void *arg)
+{
+	HASH_SEQ_STATUS scan;
+	WorkerUse  *use;
+
+	hash_seq_init(&scan, worker_use_pool);
+	while ((use = hash_seq_search(&scan)) != NULL)
+		visit(use, arg);
+}
+#endif
+
 /* The waiter of this backend. */
 Waiter *
 waiter_of_backend(void)

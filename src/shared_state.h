@@ -15,6 +15,7 @@
 #include "storage/lwlock.h"
 #include "storage/proc.h"
 
+#include "audit.h"
 #include "order.h"
 #include "rate.h"
 #include "turns.h"
@@ -129,6 +130,9 @@ typedef struct Lane
 	bool		named;			/* it has settings of its own: it stays */
 	bool		wants_refill;
 	bool		starved;		/* the last refill found no memory */
+#ifdef FANOUT_CHECKED
+	Recount		recount;
+#endif
 } Lane;
 
 typedef enum QueueState
@@ -185,6 +189,9 @@ typedef struct Queue
 	int64		succeeded;
 	int64		failed;
 	int64		cancelled;
+#ifdef FANOUT_CHECKED
+	Recount		recount;
+#endif
 } Queue;
 
 typedef enum TaskState
@@ -251,6 +258,9 @@ typedef struct Worker
 	WorkerKey	key;
 	dlist_head	leases;
 	int32		lease_count;
+#ifdef FANOUT_CHECKED
+	Recount		recount;
+#endif
 } Worker;
 
 /* How many tasks of one queue one worker runs. */
@@ -266,6 +276,9 @@ typedef struct WorkerUse
 	WorkerUseKey key;
 	int32		leases;
 	int32		running;		/* permits; those that were passed on count no more */
+#ifdef FANOUT_CHECKED
+	Recount		recount;
+#endif
 } WorkerUse;
 
 typedef struct LeaseKey
@@ -360,6 +373,9 @@ typedef struct Database
 	int64		expired;
 	TimestampTz ready_since;
 	int64		rebuild_time;	/* microseconds */
+#ifdef FANOUT_CHECKED
+	Recount		recount;
+#endif
 } Database;
 
 /* A backend's place in the list of one queue's waiters. */
@@ -405,6 +421,9 @@ typedef struct SharedState
 	int64		free_uses;
 	int32		queue_high;		/* queues at or above this index were never used */
 	int32		database_high;
+#ifdef FANOUT_CHECKED
+	AuditState	audit;
+#endif
 } SharedState;
 
 extern SharedState *fanout_shared;
@@ -434,6 +453,7 @@ dispatcher_lock(void)
 static inline void
 dispatcher_unlock(void)
 {
+	audit_memory();
 	LWLockRelease(fanout_shared->lock);
 }
 
@@ -504,6 +524,11 @@ extern void worker_free(Worker *worker);
 extern WorkerUse *worker_use_find(Worker *worker, int32 queue);
 extern WorkerUse *worker_use_enter(Worker *worker, int32 queue);
 extern void worker_use_free(WorkerUse *use);
+
+#ifdef FANOUT_CHECKED
+extern void worker_iterate(void (*visit) (Worker *worker, void *arg), void *arg);
+extern void worker_use_iterate(void (*visit) (WorkerUse *use, void *arg), void *arg);
+#endif
 
 extern Waiter *waiter_of_backend(void);
 

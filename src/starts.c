@@ -94,7 +94,10 @@ lease_note_start(Lease *lease)
 	if (rate.count == 0 && !lane_has_rate(task->lane))
 		return;
 	if (rate.count > 0)
+	{
 		rate_take(&rate, task->cost, at);
+		audit_start(&rate, task->cost, at);
+	}
 	lane_start(task->lane, task->cost, at);
 	lease->claimed_at = at;
 	lease->cost = task->cost;

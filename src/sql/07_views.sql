@@ -30,6 +30,10 @@ CREATE FUNCTION fanout.status(OUT item text, OUT value text) RETURNS SETOF recor
     AS 'MODULE_PATHNAME', 'fanout_status' LANGUAGE C VOLATILE ROWS 20;
 COMMENT ON FUNCTION fanout.status IS 'what the extension is doing in this database: versions, processes, use of memory';
 
+-- For tests, of a build with CHECKED=1; no rows in any other.
+CREATE FUNCTION fanout._violations(OUT kind text, OUT looked bigint, OUT violations bigint, OUT first text) RETURNS SETOF record
+    AS 'MODULE_PATHNAME', 'fanout_violations' LANGUAGE C VOLATILE ROWS 10;
+
 CREATE VIEW fanout.queues WITH (security_barrier) AS
     SELECT q.name AS queue, q.owner::text AS owner, q.paused,
            l.scheduled, l.ready, l.running, l.oldest_ready, now() - l.oldest_ready AS oldest_ready_age,

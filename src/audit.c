@@ -1,0 +1,497 @@
+/*
+ * audit.c
+ *		Violations of what must always hold in memory: found, counted, told.
+ *
+ * Only in a checked build; see audit.h.  Two things are looked at.  A claim
+ * that has just been made is compared with every limit that it fell under.
+ * And at the end of a hold of the dispatcher lock everything is counted anew
+ * from the pools and the sets, and compared with the counters and flags that
+ * decisions are made by: each time if the pools are small, and else so often
+ * that it costs about as much for each hold.  So the limits that claims are
+ * compared with cannot be wrong for long without anybody noticing.
+ *
+ * All of it runs under the lock and writes to shared memory only: into what
+ * is counted, Recount, and what was found, AuditState.  The keeper writes it
+ * to the log, since nobody else has a moment outside of the lock at which an
+ * error would do no harm.
+ */
+#include "postgres.h"
+
+#include "catalog/pg_type.h"
+#include "fmgr.h"
+#include "funcapi.h"
+#include "utils/builtins.h"
+#include "utils/timestamp.h"
+
+#include "arguments.h"
+#include "audit.h"
+#include "dispatch.h"
+#include "lane.h"
+#include "wait.h"
+#include "window.h"
+
+PG_FUNCTION_INFO_V1(fanout_violations);
+
+#ifdef FANOUT_CHECKED
+
+#define POOL_FOR_EACH_HOLD	1024	/* entries of the pool of tasks that are looked through for one hold of the lock */
+#define WAKE_PATIENCE		(10 * USECS_PER_SEC)
+
+static const char *const kind_names[AUDIT_KINDS] = {
+	"concurrency", "rate", "count", "order", "waiting", "wake"
+};
+
+static void found(AuditKind kind, const char *format,...) pg_attribute_printf(2, 3);
+
+/* Note a violation. */
+static void
+found(AuditKind kind, const char *format,...)
+{
+	AuditState *audit = &fanout_shared->audit;
+	va_list		args;
+
+	if (audit->violations[kind]++ > 0)
+		return;
+	va_start(args, format);
+	vsnprintf(audit->detail[kind], AUDIT_DETAIL_LEN, format, args);
+	va_end(args);
+	for (int i = 0; i < fanout_shared->database_high; i++)
+		keeper_wake(&fanout_databases[i]);
+}
+
+/* Compare one counter with what was counted. */
+static void
+expect(const char *what, int32 queue_id, int64 partition, int64 counter, int64 counted)
+{
+	if (counter != counted)
+		found(AUDIT_COUNT, "%s of queue %d, lane " INT64_FORMAT ": " INT64_FORMAT ", but counted " INT64_FORMAT,
+			  what, queue_id, partition, counter, counted);
+}
+
+/* The claim has its permits by now. */
+void
+audit_claim(const Lease *lease)
+{
+	const Lane *lane = lease->task->lane;
+	const Queue *queue = queue_of_lane(lane);
+	const QueueSettings *settings = &queue->settings;
+
+	fanout_shared->audit.looked[AUDIT_CONCURRENCY]++;
+	if (settings->concurrency > 0 && queue->running > settings->concurrency)
+		found(AUDIT_CONCURRENCY, "queue %d: " INT64_FORMAT " of %d", queue->id, queue->running, settings->concurrency);
+	if (settings->worker_concurrency > 0 && lease->use->running > settings->worker_concurrency)
+		found(AUDIT_CONCURRENCY, "queue %d, worker \"%s\": %d of %d", queue->id, lease->worker_name,
+			  lease->use->running, settings->worker_concurrency);
+	if (lane_limit(lane) > 0 && lane->running > lane_limit(lane))
+		found(AUDIT_CONCURRENCY, "queue %d, lane " INT64_FORMAT ": %d of %d", queue->id, lane->key.partition,
+			  lane->running, lane_limit(lane));
+	if (settings->paused || lane->settings.paused)
+		found(AUDIT_CONCURRENCY, "queue %d, lane " INT64_FORMAT " is paused", queue->id, lane->key.partition);
+}
+
+/* The log has the start by now; a start that is larger than the window may take all of it, and be alone in it. */
+void
+audit_start(const RateView *rate, int32 cost, TimestampTz at)
+{
+	fanout_shared->audit.entries_moved |= fanout_shared->free_rate_entry == 0;
+	if (fanout_shared->audit.entries_moved)
+		return;
+	fanout_shared->audit.looked[AUDIT_RATE]++;
+	for (int i = 0; i < rate->count; i++)
+	{
+		int64		units = rate_units_within(rate, rate->limits[i].period, at);
+
+		if (units > Max(rate->limits[i].units, cost))
+			found(AUDIT_RATE, INT64_FORMAT " of " INT64_FORMAT " units in " INT64_FORMAT " us", units,
+				  rate->limits[i].units, rate->limits[i].period);
+	}
+	if (!rate_is_consistent(rate))
+		found(AUDIT_COUNT, "a window of a rate limit does not count what its log has");
+}
+
+/* -- counting anew -- */
+
+static void
+reset_use(WorkerUse *use, void *arg)
+{
+	memset(&use->recount, 0, sizeof(Recount));
+}
+
+static void
+reset_worker(Worker *worker, void *arg)
+{
+	memset(&worker->recount, 0, sizeof(Recount));
+}
+
+static void
+reset_recounts(void)
+{
+	worker_use_iterate(reset_use, NULL);
+	worker_iterate(reset_worker, NULL);
+	for (int i = 0; i < fanout_shared->database_high; i++)
+		memset(&fanout_databases[i].recount, 0, sizeof(Recount));
+	for (int i = 0; i < fanout_shared->queue_high; i++)
+	{
+		Queue	   *queue = &fanout_queues[i];
+		dlist_iter	iter;
+
+		memset(&queue->recount, 0, sizeof(Recount));
+		memset(&queue->main.recount, 0, sizeof(Recount));
+		if (queue->state == QUEUE_FREE)
+			continue;
+		dlist_foreach(iter, &queue->lanes)
+			memset(&dlist_container(Lane, link, iter.cur)->recount, 0, sizeof(Recount));
+	}
+}
+
+static void
+count_task(Task *task, void *arg)
+{
+	Queue	   *queue = &fanout_queues[task->queue];
+	Lane	   *lane = task->lane;
+
+	(*(int64 *) arg)++;
+	if ((lane == NULL) != (task->state == TASK_ENDED) || (lane != NULL && queue_of_lane(lane) != queue) ||
+		(task->lease != NULL) != (task->state == TASK_RUNNING) ||
+		(task->lease != NULL && task->lease->task != task))
+	{
+		found(AUDIT_ORDER, "task " INT64_FORMAT " in state %d has the wrong lane or lease", task->key.task, task->state);
+		return;
+	}
+	queue->recount.ready += task->state == TASK_READY;
+	queue->recount.scheduled += task->state == TASK_SCHEDULED;
+	queue->recount.ending += task->state == TASK_ENDING;
+	queue->recount.reserved += task->state == TASK_ENQUEUED;
+	queue->recount.ended += task->state == TASK_ENDED;
+	if (lane == NULL)
+		return;
+	lane->recount.tasks++;
+	lane->recount.ready += task->state == TASK_READY;
+	lane->recount.leases += task->state == TASK_RUNNING;
+}
+
+static void
+count_lease(Lease *lease, void *arg)
+{
+	Database   *database = database_find(lease->key.db);
+	Queue	   *queue;
+	Lane	   *lane;
+
+	(*(int64 *) arg)++;
+	database->recount.journal += lease->journal != 0;
+	if (lease->task == NULL)
+		return;
+	if (lease->task->lease != lease)
+	{
+		found(AUDIT_ORDER, "lease " INT64_FORMAT " is not that of its task", lease->key.lease);
+		return;
+	}
+	lane = lease->task->lane;
+	queue = queue_of_lane(lane);
+	database->recount.committed += lease->committed;
+	queue->recount.permits += !lease->passed_on;
+	lease->use->recount.leases++;
+	lease->use->recount.permits += !lease->passed_on;
+	lease->worker->recount.leases++;
+	if (lease->unjournaled)
+	{
+		queue->recount.unjournaled += lease->cost;
+		lane->recount.unjournaled += lease->cost;
+	}
+}
+
+static void
+compare_use(WorkerUse *use, void *arg)
+{
+	int32		queue_id = fanout_queues[use->key.queue].id;
+
+	(*(int64 *) arg)++;
+	expect("leases of a worker", queue_id, 0, use->leases, use->recount.leases);
+	expect("permits of a worker", queue_id, 0, use->running, use->recount.permits);
+}
+
+static void
+compare_worker(Worker *worker, void *arg)
+{
+	(*(int64 *) arg)++;
+	expect("leases of a worker in all", 0, 0, worker->lease_count, worker->recount.leases);
+}
+
+/* Is the set in order, and linked from both sides?  Its size. */
+static int64
+count_set(const OrderedSet *set, const char *what, int32 queue_id)
+{
+	OrderNode  *last = NULL;
+	int64		count = 0;
+
+	for (OrderNode *node = set->first; node != NULL && count <= set->count; node = order_next(node))
+	{
+		if ((last != NULL && !order_less(last->key, last->id, node->key, node->id)) ||
+			(node->left != NULL && node->left->parent != node) || (node->right != NULL && node->right->parent != node))
+			found(AUDIT_ORDER, "%s of queue %d: out of order at " INT64_FORMAT, what, queue_id, node->id);
+		last = node;
+		count++;
+	}
+	if (last != set->last || count != set->count)
+		found(AUDIT_ORDER, "%s of queue %d: its end or its count is wrong", what, queue_id);
+	return count;
+}
+
+/* How many tasks the lane should let start, as far as time has no say in it; -1: it has. */
+static int64
+startable_of(Lane *lane)
+{
+	int32		limit = lane_limit(lane);
+	int64		count = lane->ready.set.count;
+
+	if (lane_has_rate(lane) || lane->settings.held_until != 0 || lane->throttled_until != 0)
+		return -1;
+	if (lane_first(lane) == NULL || lane->settings.paused)
+		return 0;
+	return limit > 0 ? Max(Min(count, limit - lane->running), 0) : count;
+}
+
+static void
+compare_lane(Queue *queue, Lane *lane)
+{
+	int64		partition = lane->key.partition;
+	int64		startable = startable_of(lane);
+
+	queue->recount.lanes += partition != 0;
+	expect("tasks", queue->id, partition, lane->tasks, lane->recount.tasks);
+	expect("permits", queue->id, partition, lane->running, lane->recount.leases);
+	expect("unjournaled units", queue->id, partition, lane->unjournaled, lane->recount.unjournaled);
+	expect("ready tasks", queue->id, partition, count_set(&lane->ready.set, "a lane", queue->id), lane->recount.ready);
+	if (startable >= 0)
+		expect("startable tasks", queue->id, partition, lane->startable, startable);
+	if (partition != 0 && lane->tasks == 0 && !lane->named && lane->setters == 0 && !lane->ready.bounded &&
+		!lane->ready.refilling && lane->throttled_until == 0)
+		found(AUDIT_ORDER, "lane " INT64_FORMAT " of queue %d has no reason to be", partition, queue->id);
+}
+
+/* The sets of lanes: each lane is in the one that it should be in. */
+static void
+compare_turns(Queue *queue)
+{
+	int64		turns = 0;
+	int64		throttled = 0;
+	int64		startable = queue->main.startable;
+	dlist_iter	iter;
+
+	turns += queue->main.startable > 0;
+	dlist_foreach(iter, &queue->lanes)
+	{
+		Lane	   *lane = dlist_container(Lane, link, iter.cur);
+
+		turns += lane->startable > 0;
+		throttled += lane->startable == 0 && lane->throttled_until != 0;
+		startable += lane->startable;
+	}
+	expect("startable tasks", queue->id, -1, queue->startable, startable);
+	expect("lanes that take turns", queue->id, -1, count_set(&queue->turns, "turns", queue->id), turns);
+	expect("throttled lanes", queue->id, -1, count_set(&queue->throttled, "throttled", queue->id), throttled);
+	for (OrderNode *node = queue->turns.first; node != NULL; node = order_next(node))
+	{
+		Lane	   *lane = order_container(Lane, node, node);
+
+		if (lane->startable <= 0 || lane_first(lane) == NULL)
+			found(AUDIT_ORDER, "lane " INT64_FORMAT " of queue %d takes turns and has nothing to start",
+				  lane->key.partition, queue->id);
+	}
+}
+
+/* What waits is in memory, unless a window says that there may be some on disk. */
+static void
+compare_waiting(Queue *queue)
+{
+	int64		in_memory = queue->recount.ready + queue->recount.scheduled + queue->recount.ending;
+	bool		on_disk = queue->main.ready.bounded || queue->scheduled.bounded || queue->strays.bounded;
+	int64		refilling = queue->main.ready.refilling + queue->scheduled.refilling + queue->strays.refilling;
+	dlist_iter	iter;
+
+	dlist_foreach(iter, &queue->lanes)
+	{
+		Lane	   *lane = dlist_container(Lane, link, iter.cur);
+
+		on_disk |= lane->ready.bounded;
+		refilling += lane->ready.refilling;
+	}
+	expect("windows that refill", queue->id, -1, queue->refilling, refilling);
+	fanout_shared->audit.looked[AUDIT_WAITING]++;
+	if (on_disk ? queue->waiting < in_memory : queue->waiting != in_memory)
+		found(AUDIT_WAITING, "queue %d: " INT64_FORMAT " wait, " INT64_FORMAT " in memory%s", queue->id,
+			  queue->waiting, in_memory, on_disk ? ", and some on disk" : "");
+}
+
+/*
+ * queue_wake() keeps as many awake as may start.  Time has no say where there
+ * are no rates.  Who could not be woken as a pool was used up is not woken
+ * when it has room again, and looks by himself after some seconds.
+ */
+static void
+check_waiters(Queue *queue)
+{
+	static TimestampTz pool_was_short = 0;
+	Database   *database = database_of(queue);
+	int64		startable = queue->startable;
+	dlist_iter	iter;
+
+	if (fanout_shared->free_leases == 0 || fanout_shared->free_workers == 0 || fanout_shared->free_uses == 0)
+		pool_was_short = GetCurrentTimestamp();
+	if (queue->waiter_count == 0 || queue->state != QUEUE_OPEN || queue->settings.paused ||
+		database->state != DATABASE_READY || database->next_lease >= database->lease_ceiling ||
+		queue->settings.rate_count > 0 || queue->settings.held_until != 0)
+		return;
+	if (queue->settings.concurrency > 0)
+		startable = Min(startable, queue->settings.concurrency - queue->running);
+	if (queue->woken >= startable ||
+		(pool_was_short != 0 && GetCurrentTimestamp() < pool_was_short + WAKE_PATIENCE))
+		return;
+	fanout_shared->audit.looked[AUDIT_WAKE]++;
+	dlist_foreach(iter, &queue->waiters)
+	{
+		Waiter	   *waiter = dlist_container(WaitLink, node, iter.cur)->waiter;
+
+		if (queue_admits(queue, waiter->worker))
+			found(AUDIT_WAKE, "queue %d: " INT64_FORMAT " may start, %d are woken, and worker \"%s\" sleeps",
+				  queue->id, startable, queue->woken, waiter->worker);
+	}
+}
+
+static void
+compare_queue(Queue *queue)
+{
+	const Recount *recount = &queue->recount;
+	dlist_iter	iter;
+
+	compare_lane(queue, &queue->main);
+	dlist_foreach(iter, &queue->lanes)
+		compare_lane(queue, dlist_container(Lane, link, iter.cur));
+	expect("lanes", queue->id, -1, queue->lane_count, recount->lanes);
+	expect("permits", queue->id, -1, queue->running, recount->permits);
+	expect("ready tasks", queue->id, -1, queue->ready_count, recount->ready);
+	expect("reserved entries", queue->id, -1, queue->reserved, recount->reserved);
+	expect("unjournaled units", queue->id, -1, queue->unjournaled, recount->unjournaled);
+	expect("scheduled tasks", queue->id, -1, count_set(&queue->scheduled.set, "the schedule", queue->id),
+		   recount->scheduled);
+	if (recount->ended > 0 && queue->refilling == 0)
+		found(AUDIT_ORDER, "queue %d has tombstones and does not refill", queue->id);
+	compare_turns(queue);
+	compare_waiting(queue);
+	check_waiters(queue);
+}
+
+/* The pools, whose free entries are counted. */
+static void
+compare_pools(int64 tasks, int64 leases)
+{
+	int64		lanes = 0;
+	int64		workers = 0;
+	int64		uses = 0;
+
+	worker_use_iterate(compare_use, &uses);
+	worker_iterate(compare_worker, &workers);
+	for (int i = 0; i < fanout_shared->queue_high; i++)
+		lanes += fanout_queues[i].state != QUEUE_FREE ? fanout_queues[i].lane_count : 0;
+	expect("free tasks", 0, 0, fanout_shared->free_tasks, fanout_max_tracked_tasks - tasks);
+	expect("free leases", 0, 0, fanout_shared->free_leases, fanout_max_tracked_tasks - leases);
+	expect("free lanes", 0, 0, fanout_shared->free_lanes, fanout_max_lanes - lanes);
+	expect("free workers", 0, 0, fanout_shared->free_workers, fanout_max_workers - workers);
+	expect("free uses", 0, 0, fanout_shared->free_uses, (int64) fanout_max_workers * 2 - uses);
+}
+
+void
+audit_memory(void)
+{
+	AuditState *audit = &fanout_shared->audit;
+	int64		tasks = 0;
+	int64		leases = 0;
+
+	if (audit->skipped++ < fanout_max_tracked_tasks / POOL_FOR_EACH_HOLD)
+		return;
+	audit->skipped = 0;
+	audit->looked[AUDIT_COUNT]++;
+	audit->looked[AUDIT_ORDER]++;
+	reset_recounts();
+	task_iterate(count_task, &tasks);
+	lease_iterate(count_lease, &leases);
+	compare_pools(tasks, leases);
+	for (int i = 0; i < fanout_shared->queue_high; i++)
+	{
+		if (fanout_queues[i].state != QUEUE_FREE)
+			compare_queue(&fanout_queues[i]);
+	}
+	for (int i = 0; i < fanout_shared->database_high; i++)
+	{
+		Database   *database = &fanout_databases[i];
+
+		if (database->state == DATABASE_FREE)
+			continue;
+		expect("committed leases", 0, 0, count_set(&database->expiry, "leases", 0), database->recount.committed);
+		expect("leases to be journaled", 0, 0, database->journal_count, database->recount.journal);
+	}
+}
+
+/* -- telling -- */
+
+static AuditState
+copy_state(void)
+{
+	AuditState	copy;
+
+	dispatcher_lock();
+	copy = fanout_shared->audit;
+	memcpy(fanout_shared->audit.reported, copy.violations, sizeof(copy.violations));
+	dispatcher_unlock();
+	return copy;
+}
+
+void
+audit_report(void)
+{
+	AuditState	audit = copy_state();
+
+	for (int kind = 0; kind < AUDIT_KINDS; kind++)
+	{
+		if (audit.violations[kind] > audit.reported[kind])
+			ereport(LOG,
+					(errmsg("pg_fanout violation of %s: " INT64_FORMAT " times so far, the first: %s",
+							kind_names[kind], audit.violations[kind], audit.detail[kind])));
+	}
+}
+
+/* A row for each kind. */
+Datum
+fanout_violations(PG_FUNCTION_ARGS)
+{
+	ResultSet	set = result_set_begin(fcinfo);
+	AuditState	audit;
+
+	require_preload();
+	dispatcher_lock();
+	audit = fanout_shared->audit;
+	dispatcher_unlock();
+	for (int kind = 0; kind < AUDIT_KINDS; kind++)
+	{
+		Datum		values[4];
+		bool		nulls[4] = {false, false, false, audit.violations[kind] == 0};
+
+		values[0] = CStringGetTextDatum(kind_names[kind]);
+		values[1] = Int64GetDatum(audit.looked[kind]);
+		values[2] = Int64GetDatum(audit.violations[kind]);
+		values[3] = CStringGetTextDatum(audit.detail[kind]);
+		result_set_add(&set, values, nulls);
+	}
+	return (Datum) 0;
+}
+
+#else
+
+Datum
+fanout_violations(PG_FUNCTION_ARGS)
+{
+	(void) result_set_begin(fcinfo);
+	return (Datum) 0;
+}
+
+#endif
