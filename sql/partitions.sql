@@ -206,5 +206,13 @@ SELECT fanout.revoke_queue('q', 'partition_user');
 DROP OWNED BY partition_user;
 DROP ROLE partition_user;
 
+-- A task that was rolled back does not take the name of its partition with it.
+SELECT fanout.create_queue('named') \gset
+SELECT fanout.enqueue('named', 'x', partition_key => 'a') IS NOT NULL AS enqueued;
+BEGIN;
+SELECT fanout.enqueue('named', 'x', partition_key => 'a') IS NOT NULL AS enqueued;
+ROLLBACK;
+SELECT partition_key, ready FROM fanout.partitions WHERE queue = 'named';
+
 DROP FUNCTION test.put, test.take, test.lanes;
 SELECT count(fanout.drop_queue(queue, force => true)) FROM fanout.queues;

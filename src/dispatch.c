@@ -49,7 +49,6 @@ enter_from_seed(Queue *queue, Lane *lane, const TaskSeed *seed)
 		return NULL;
 	task->lane = lane;
 	lane->tasks++;
-	lane->sample_task = seed->task;
 	task->queue = queue_index(queue);
 	task->batch = seed->batch;
 	task->rank = seed->rank;
@@ -159,6 +158,8 @@ task_reserve(Queue *queue, const TaskSeed *seed, TimestampTz now)
 	}
 	task->state = TASK_ENQUEUED;
 	task->flags |= TASK_FLAG_UNTOUCHED | TASK_FLAG_FRESH;
+	if (lane->sample_task == 0)
+		lane->sample_task = seed->task; /* better than none; it may be rolled back */
 	task->ender = GetTopTransactionIdIfAny();	/* for who meets it between its commit and the callback */
 	queue->reserved++;
 	return task;
@@ -181,6 +182,7 @@ task_admit(Task *task, int64 group, TimestampTz now)
 	queue->reserved--;
 	queue->waiting++;
 	queue->enqueued++;
+	task->lane->sample_task = task->key.task;
 	lane_join_group(task->lane, group, task->key.task);
 
 	if (timed && run_at > now)
@@ -290,6 +292,7 @@ task_load(Queue *queue, const TaskSeed *seed, ItemPointer tid, bool urgent, Time
 		lane_release(lane);
 		return NULL;
 	}
+	lane->sample_task = seed->task;
 	task->tid = *tid;
 	task->flags |= TASK_FLAG_UNTOUCHED;
 	lane_join_group(lane, seed->group, seed->task);
@@ -357,6 +360,7 @@ task_rebuild(Queue *queue, const TaskSeed *seed, ItemPointer tid, int attempts, 
 		return NULL;
 	}
 	lane_count_backlog(lane, 1);
+	lane->sample_task = seed->task;
 	task->tid = *tid;
 	task->attempts = attempts;
 	task->flags |= own_due ? 0 : TASK_FLAG_UNTOUCHED;
@@ -897,6 +901,8 @@ task_withdraw_from_disk(Queue *queue, const TaskSeed *seed, TransactionId ender,
 		lane_release(lane);
 		return NULL;
 	}
+	if (!pending || lane->sample_task == 0)
+		lane->sample_task = seed->task;
 	task->flags |= TASK_FLAG_UNTOUCHED; /* only such are on disk */
 	if (seed->timed)
 		task->flags |= TASK_FLAG_WAS_SCHEDULED;

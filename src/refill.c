@@ -234,8 +234,11 @@ load_row(Refill *refill, const RefillRow *row, TimestampTz now)
 	if (refill->kind == REFILL_STRAYS)
 	{
 		/* a lane that is new now counts as being on disk, and asks for a refill */
-		if (lane_for(refill->queue, row->seed.partition) == NULL)
+		Lane	   *lane = lane_for(refill->queue, row->seed.partition);
+
+		if (lane == NULL)
 			return false;
+		lane->sample_task = row->seed.task;
 		refill->loaded++;
 		return true;
 	}
@@ -288,9 +291,14 @@ end_refill(Refill *refill, int64 done)
 	queue->refilling--;
 	if (refill->kind == REFILL_STRAYS)
 	{
-		/* without room for a lane there is nothing to retry: lanes_freed() asks for it again */
-		queue->wants_refill |= window->bounded && (!full || queue_may_have_lane(queue));
-		refill->headway = true;
+		bool		more = window->bounded && (!full || queue_may_have_lane(queue));
+
+		/*
+		 * Without room for a lane there is nothing to retry: lanes_freed() asks for it again.  Where another queue
+		 * has some to give, but none that it can give just now, a pause has to come first.
+		 */
+		queue->wants_refill |= more;
+		refill->headway |= !more;
 	}
 	if (refill->kind == REFILL_LANE)
 	{

@@ -117,7 +117,8 @@ typedef struct Lane
 	Window		ready;			/* ordered by (rank, id) */
 	dlist_head	retries;		/* tasks that are SCHEDULED for another attempt: Task.link */
 	int64		disk_first;		/* bounded: no task that is on disk only has a smaller id */
-	int64		sample_task;	/* one of its tasks, maybe ended: its row tells the partition's key */
+	int64		sample_task;	/* one of its tasks, maybe ended, or not committed if it is the first: its row tells
+								 * the partition's key */
 	int32		tasks;			/* pool entries that belong to it */
 	int32		backlog;		/* its waiting tasks, those on disk and of open transactions too; not of the main
 								 * lane */

@@ -129,6 +129,19 @@ in_order('a', 'promise 2: in order, each once');
 is($node->safe_psql('postgres', "SELECT state, count(*) FROM fanout.tasks WHERE queue = 'a' GROUP BY 1 ORDER BY 1"),
 	"cancelled|150\nsucceeded|2200", 'promise 1: and nothing else is');
 
+# A task that was delayed is due at once when it is retried, whether there is room for it or not
+my $delayed = $node->safe_psql('postgres', <<'EOS');
+SELECT fanout.create_queue('put off') \gset
+SELECT count(*) FROM fanout.enqueue_many('put off', 'x', array_fill('{}'::jsonb, '{200}')) \gset
+SELECT fanout.enqueue('put off', 'x', delay => '1 hour');
+EOS
+$node->safe_psql('postgres', "SELECT fanout.cancel($delayed)");
+$node->safe_psql('postgres', "SELECT fanout.retry($delayed)");
+is($node->safe_psql('postgres', "SELECT state FROM fanout.tasks WHERE task = $delayed"), 'ready', 'retried: it is due');
+$node->safe_psql('postgres', "CALL take('put off', 201)");
+is(delivered('put off'), 201, 'and is delivered with the others');
+$node->safe_psql('postgres', "DELETE FROM delivered WHERE queue = 'put off'; SELECT fanout.drop_queue('put off')");
+
 # More arrives in the middle: ahead of the whole backlog, amid it, behind it.
 $node->safe_psql('postgres', "CALL take('b', 700)");
 in_order('b', 'the first part of a backlog');

@@ -86,6 +86,21 @@ is($node->safe_psql('postgres', "SELECT count(*) FROM fanout.complete((SELECT ar
 $node->safe_psql('postgres', "CALL work_off('other', 16)");
 is($node->safe_psql('postgres', "SELECT ready + running FROM fanout.queues WHERE queue = 'other'"), 0, 'nothing is left over');
 
+# While all lanes are taken by delayed tasks, none can be taken from the queue that has most: the keeper looks now and
+# then, and not all the time
+$node->safe_psql('postgres', <<'EOS');
+SELECT fanout.create_queue('full'), fanout.create_queue('strays');
+SELECT count(*) FROM fanout.enqueue_many('full', 'x', array_fill('{}'::jsonb, '{16}'), delay => '1 hour', partition_keys => ARRAY(SELECT 'key' || n FROM generate_series(1, 16) n));
+SELECT count(*) FROM fanout.enqueue_many('strays', 'x', array_fill('{}'::jsonb, '{5}'), partition_keys => ARRAY(SELECT 'key' || n FROM generate_series(1, 5) n));
+EOS
+$before = $node->safe_psql('postgres', $refills);
+$node->safe_psql('postgres', 'SELECT pg_sleep(1)');
+cmp_ok($node->safe_psql('postgres', $refills) - $before, '<', 100, 'refills that find no lane have pauses');
+$node->safe_psql('postgres', "SELECT fanout.purge_queue('full')");
+$node->safe_psql('postgres', "CALL work_off('strays', 5)");
+is($node->safe_psql('postgres', "SELECT ready + running FROM fanout.queues WHERE queue = 'strays'"), 0, 'and once there are lanes, all is done');
+$node->safe_psql('postgres', "SELECT fanout.drop_queue(q) FROM unnest('{full,strays}'::text[]) q");
+
 # Promise 5, with fewer rate entries than partitions that have started something
 $node->append_conf('postgresql.conf', "pg_fanout.max_lanes = 4000\npg_fanout.max_rate_entries = 1024");
 $node->restart;
