@@ -3,10 +3,12 @@
 # make test              everything that is tested; ends with "N passed, N failed"
 # make bench             measure, and print a table
 # make model             check the model of a task's life with spin; FULL=1 for larger runs
+# make reference         compare the server with a reference by random operations: SEED=, OPERATIONS= (of each run)
+# make stress            all limits, random work, kills and crashes: SEED=, SECONDS=
 # make installcheck      the regress, isolation and TAP tests alone, of what is installed
 # make indent            format src/ in PostgreSQL's style; make typedefs renews the list it needs
 #
-# demo, test, bench and model install with apt what they miss, and run a private server in a temporary directory.
+# demo, test, bench, model, reference and stress install with apt what they miss, and run a private server in a temporary directory.
 
 PG_CONFIG ?= $(firstword $(wildcard /usr/lib/postgresql/15/bin/pg_config) pg_config)
 PGXS := $(shell $(PG_CONFIG) --pgxs 2>/dev/null)
@@ -57,7 +59,7 @@ endif
 $(DATA_built): $(sort $(wildcard src/sql/[0-9]*.sql)) pg_fanout.control
 	cat $(filter %.sql,$^) >$@
 
-.PHONY: deps demo test bench model indent typedefs
+.PHONY: deps demo test bench model reference stress indent typedefs
 
 deps:
 	$(harness)/deps build
@@ -76,6 +78,9 @@ model:
 bench: deps
 	$(harness)/build
 	test/bench/run.sh
+
+reference stress: deps
+	test/$@/run.sh
 
 ifneq ($(wildcard $(PGXS)),)
 installcheck:

@@ -25,6 +25,8 @@
 # server_running DIR            true while it runs
 # server_pid DIR                print the postmaster's pid
 # server_remove DIR             stop it if it runs, and delete DIR; for an EXIT trap
+# use_checked_build DIR         build with CHECKED=1, install into a copy of PostgreSQL in DIR, and use that from now on;
+#                               with CHECKED_BUILD=DIR in the environment use what is there already
 #
 # The library must be installed first (make install). Clients may run as any user who can enter DIR: root, and the
 # user of run_as_user. Nothing here stops or uses a server that it did not create.
@@ -66,6 +68,31 @@ scratch_dir() {
 
 is_installed() {
 	[ "$(dpkg-query -W -f='${db:Status-Status}' "$1" 2>/dev/null)" = installed ]
+}
+
+# A copy of PostgreSQL finds its files by their place relative to its programs.
+use_checked_build() {
+	local dir=${CHECKED_BUILD:-$1}
+	local part
+
+	if [ -z "${CHECKED_BUILD:-}" ]; then
+		say "building with CHECKED=1"
+		run_as_user mkdir -p "$dir/source"
+		for part in bindir pkglibdir sharedir; do
+			part=$("$PG_CONFIG" "--$part")
+			run_as_user mkdir -p "$dir/root$part"
+			tar -C "$part" --exclude=./bitcode --exclude=./man -cf - . | run_as_user tar -C "$dir/root$part" -xf -
+		done
+		tar -C "$REPO_DIR" --exclude=./.git --exclude=./tmp_check --exclude='*.o' --exclude='*.so' -cf - . |
+			run_as_user tar -C "$dir/source" -xf -
+		run_as_user make --no-print-directory --silent -C "$dir/source" -j"$(nproc)" PG_CONFIG="$PG_CONFIG" CHECKED=1 all \
+			>"$dir/make.log" 2>&1 || { tail -n 20 "$dir/make.log" >&2; die "the checked build failed"; }
+		run_as_user make --no-print-directory --silent -C "$dir/source" PG_CONFIG="$PG_CONFIG" CHECKED=1 DESTDIR="$dir/root" install \
+			>>"$dir/make.log" 2>&1 || { tail -n 20 "$dir/make.log" >&2; die "the checked build was not installed"; }
+	fi
+	PG_BINDIR=$dir/root$("$PG_CONFIG" --bindir)
+	PG_CONFIG=$PG_BINDIR/pg_config
+	PATH=$PG_BINDIR:$PATH
 }
 
 need_packages() {

@@ -1,0 +1,629 @@
+#!/usr/bin/python3
+"""Random operations, on the server and on the reference; ends with an error where their answers differ.
+
+    compare.py SEED OPERATIONS [DIRECTORY]
+
+Connects as libpq does, to a server with an empty database that has the extension. With the directory of a private
+server it is restarted now and then. What the pools are is taken from the server: with small ones a dequeue may have to
+be repeated until a refill has come, and which partition's turn it is depends on what is in memory.
+"""
+import os
+import random
+import subprocess
+import sys
+import time
+
+import psycopg
+
+from reference import ENDED, WAITS, Queue, Reference, Task, Turns, Wrong
+
+FAR = "1 hour"
+PATIENCE = 10.0                     # seconds, for what the keeper does
+TRANSACTION = 12                    # operations in one, at most
+UNFINISHED = 120                    # tasks of a queue, at most
+MUST_STAY = 16                      # tasks that have been leased, or are due after a delay, where memory is small
+
+
+class Session:
+    """A connection, with what its open transaction has noted; the reference carries that out at commit."""
+
+    def __init__(self, name):
+        self.name = name
+        self.connection = None
+        self.notes = None           # None: no transaction is open
+        self.savepoints = []        # how many notes there were at each
+        self.left = 0
+
+    def connect(self):
+        self.connection = psycopg.connect(autocommit=True)
+
+    def execute(self, query, *parameters):
+        cursor = self.connection.execute(query, parameters)
+        return cursor.fetchall() if cursor.description else []
+
+    def value(self, query, *parameters):
+        return self.execute(query, *parameters)[0][0]
+
+
+class Comparison:
+    def __init__(self, seed, directory):
+        self.random = random.Random(seed)
+        self.directory = directory
+        self.reference = Reference()
+        self.sessions = [Session(f"w{n}") for n in range(4)]
+        self.history = []
+        self.counts = {}
+        self.touched = set()
+        self.watch = Session("watch")
+        for session in [*self.sessions, self.watch]:
+            session.connect()
+        pool, lanes = (int(self.watch.value(f"SHOW pg_fanout.{name}")) for name in ("max_tracked_tasks", "max_lanes"))
+        self.reference.exact_order = self.roomy = pool > 1000 and lanes > 1000
+        self.few_lanes = lanes < 30
+        self.keys = [None, *(f"k{n}" for n in range(6 if self.roomy else 24))]
+        for name, settings in (("plain", {}), ("limited", {"concurrency": 6, "worker_concurrency": 3,
+                                                          "partition_concurrency": 2, "max_backlog": 70}),
+                               ("rated", {"partition_concurrency": 3})):
+            queue = self.reference.queues[name] = Queue(name, **settings)
+            self.watch.execute("SELECT fanout.create_queue(%s, max_attempts => 3, lease => '10 hours', backoff => '1 hour')",
+                               name)
+            for setting, value in settings.items():
+                self.watch.execute(f"SELECT fanout.alter_queue(%s, {setting} => %s)", name, value)
+        self.set_rates(self.watch, self.reference.queues["rated"], 1, 400)
+        self.operations = {
+            self.enqueue: 14, self.enqueue_many: 4, self.dequeue: 30, self.complete: 16, self.fail: 7, self.release: 5,
+            self.complete_and_dequeue: 6, self.cancel: 6, self.retry: 5, self.extend: 2, self.expire: 2,
+            self.repeat_or_lose: 2, self.pause_queue: 1, self.pause_partition: 2, self.backpressure: 2, self.alter: 3,
+            self.set_partition: 3, self.rate_limit: 1, self.why: 6, self.look: 1, self.begin: 6, self.savepoint: 6,
+            self.finish_transaction: 8, self.restart: 0.12 if directory else 0}
+
+    # -- choosing
+
+    def queue(self):
+        return self.random.choices([*self.reference.queues.values()], [4, 3, 3])[0]
+
+    def far(self, share=0.1):
+        return self.random.random() < share
+
+    def lease(self, session, committed=False):
+        """One that the session may end."""
+        leases = [lease for lease in self.reference.leases.values() if lease.ender is None and
+                  lease.task.busy is None and (lease.claimer is None or (lease.claimer is session and not committed))]
+        return self.random.choice(leases) if leases else None
+
+    def must_stay(self):
+        """Tasks that cannot leave memory."""
+        return sum(task.attempts > 0 or task.timed or task.state == "running" or task.busy is not None
+                   for queue in self.reference.queues.values() for task in queue.tasks)
+
+    # -- transactions
+
+    def note(self, session, *what):
+        if session.notes is None:
+            self.apply(what)
+        else:
+            session.notes.append(what)
+
+    def begin(self, session):
+        if session.notes is None:
+            session.execute("BEGIN")
+            session.notes, session.savepoints, session.left = [], [], self.random.randint(1, TRANSACTION)
+
+    def savepoint(self, session):
+        if session.notes is None:
+            return
+        if session.savepoints and self.random.random() < 0.5:
+            depth = self.random.randrange(len(session.savepoints))
+            if self.random.random() < 0.6:
+                session.execute(f"ROLLBACK TO SAVEPOINT s{depth}")
+                self.undo(session, session.savepoints[depth])
+                session.savepoints[depth + 1:] = []
+            else:
+                session.execute(f"RELEASE SAVEPOINT s{depth}")
+                session.savepoints[depth:] = []
+        else:
+            session.execute(f"SAVEPOINT s{len(session.savepoints)}")
+            session.savepoints.append(len(session.notes))
+
+    def finish_transaction(self, session):
+        if session.notes is None:
+            return
+        commits = self.random.random() < 0.7
+        session.execute("COMMIT" if commits else "ROLLBACK")
+        if commits:
+            notes, session.notes = session.notes, None
+            for what in notes:
+                self.apply(what)
+        else:
+            self.undo(session, 0)
+            session.notes = None
+
+    def give_up(self, session):
+        """An error that is none of the server's fault: a pool is used up."""
+        if session.notes is not None:
+            session.execute("ROLLBACK")
+            self.undo(session, 0)
+            session.notes = None
+
+    def apply(self, what):
+        """It is committed."""
+        kind, thing, *more = what
+        if kind == "enqueue":
+            thing.state, thing.busy = thing.due_state, None
+            self.reference.settle(thing.queue)
+        elif kind == "claim":
+            thing.claimer = None
+        elif kind == "end":
+            self.touched.add(thing.task)
+            self.reference.end(thing, *more)
+        elif kind == "requeue":
+            self.touched.add(thing.task)
+            self.reference.requeue(thing, *more)
+            self.wait_for_keeper(thing.task)
+        elif kind == "cancel":
+            thing.state, thing.busy = "cancelled", None
+            self.reference.gone(thing)
+        elif kind == "ask":
+            thing.cancel_asked, thing.busy = True, None
+            if thing.state in WAITS:
+                thing.state = "cancelled"
+                self.reference.gone(thing)
+                self.wait_for_keeper(thing)
+        elif kind == "retry":
+            thing.state, thing.busy, thing.attempts, thing.cancel_asked = "ready", None, 0, False
+            thing.queue.tasks.add(thing)
+            self.reference.settle(thing.queue)
+        elif kind == "settings":
+            more[0]()
+            thing.changed()
+            thing.config_busy = None
+            self.reference.settle(thing)
+
+    def undo(self, session, count):
+        """What was noted after the first so many has not happened."""
+        while len(session.notes) > count:
+            kind, thing, *more = session.notes.pop()
+            if kind == "enqueue":
+                del self.reference.tasks[thing.number]
+                thing.queue.tasks.discard(thing)
+            elif kind == "claim":
+                self.touched.add(thing.task)
+                self.reference.undo_claim(thing)
+                self.wait_for_keeper(thing.task)
+            elif kind in ("end", "requeue"):
+                thing.ender, thing.permit_passed, thing.task.busy = None, False, None
+            elif kind == "cancel":
+                thing.state, thing.busy = more[0], None
+                self.reference.settle(thing.queue)
+            elif kind in ("ask", "retry"):
+                thing.busy = None
+            elif kind == "settings":
+                thing.config_busy = None
+
+    def wait_for_keeper(self, task):
+        """It cancels what was to be cancelled while it ran."""
+        if task.state == "cancelled":
+            self.until(lambda: self.watch.value("SELECT state FROM fanout.tasks WHERE task = %s", task.number) == "cancelled",
+                       f"{task} is cancelled")
+
+    def until(self, condition, what):
+        give_up = time.monotonic() + PATIENCE
+        while not condition():
+            if time.monotonic() > give_up:
+                raise Wrong(f"this did not come true: {what}")
+            time.sleep(0.005)
+
+    # -- operations
+
+    def has_room(self, session, queue, count):
+        """May so many tasks be added?  Beyond max_backlog the server refuses, which ends a transaction."""
+        waiting = sum(task.state in ("ready", "scheduled", "ending", "uncommitted") for task in queue.tasks) + \
+            sum(task.busy is not None and task.state in ENDED for task in self.reference.tasks.values() if task.queue is queue)
+        if len(queue.tasks) + count > UNFINISHED:
+            return False
+        if queue.max_backlog is None or waiting + count <= queue.max_backlog:
+            return True
+        if session.notes is None:
+            self.expect("FO003", session, "SELECT fanout.enqueue_many(%s, 'x', array_fill('1'::jsonb, ARRAY[%s::int]))",
+                        queue.name, count)
+        return False
+
+    def expect(self, sqlstate, session, query, *parameters):
+        try:
+            answer = session.execute(query, *parameters)
+        except psycopg.Error as error:
+            answer = error.diag.sqlstate
+        if answer != sqlstate:
+            raise Wrong(f"{query} {parameters}: {answer}, not {sqlstate}")
+
+    def new_task(self, session, number, queue, key, priority, cost, far, max_attempts=None):
+        task = Task(number, queue, key, priority, cost, far, max_attempts or queue.max_attempts)
+        if number in self.reference.tasks:
+            raise Wrong(f"task {number} was given before")
+        task.busy = session
+        self.reference.tasks[number] = task
+        queue.tasks.add(task)
+        self.touched.add(task)
+        self.note(session, "enqueue", task)
+        return task
+
+    def enqueue(self, session):
+        queue, key = self.queue(), self.random.choice(self.keys)
+        priority, cost = self.random.choice([0, 0, 0, -1, 1, 5]), self.random.choice([1, 1, 1, 2, 7])
+        far, max_attempts = self.far(), self.random.choice([None, 1, 2])
+        if not self.has_room(session, queue, 1):
+            return
+        time_ = "delay => '1 hour'" if far else self.random.choice(["delay => NULL", "run_at => now() - interval '1 hour'"])
+        if not self.roomy and self.must_stay() > MUST_STAY:
+            time_ = "delay => NULL"
+        number = session.value(f"SELECT fanout.enqueue(%s, 'x', priority => %s, cost => %s, partition_key => %s, max_attempts => %s, {time_})",
+                               queue.name, priority, cost, key, max_attempts)
+        self.new_task(session, number, queue, key, priority, cost, "1 hour'" in time_ and "delay" in time_, max_attempts).timed = "NULL" not in time_
+
+    def enqueue_many(self, session):
+        queue, count = self.queue(), self.random.choice([1, 3, 10, 30])
+        priority = self.random.choice([0, 0, -2, 2])
+        keys = [self.random.choice(self.keys) for _ in range(count)]
+        if self.random.random() < 0.4:
+            keys = [keys[0]] * count
+        if not self.has_room(session, queue, count):
+            return
+        rows = session.execute("SELECT * FROM fanout.enqueue_many(%s, 'x', array_fill('1'::jsonb, ARRAY[%s::int]), priority => %s, partition_keys => %s)",
+                               queue.name, count, priority, keys)
+        for (_, number), key in zip(rows, keys):
+            self.new_task(session, number, queue, key, priority, 1, False)
+
+    def take(self, session, queues, limit, query, *parameters):
+        """Dequeue; once more while it gives nothing although it should, and memory is small."""
+        give_up = time.monotonic() + PATIENCE
+        rows = session.execute(query, *parameters)
+        while True:
+            left = limit
+            short = []
+            for queue in queues:
+                part = [(lease, task, attempt) for lease, task, name, attempt in rows if name == queue.name]
+                if not self.reference.dequeue(queue, session.name, session, left, part):
+                    short.append(queue)
+                left -= len(part)
+            for lease, task, _, _ in rows:
+                self.touched.add(self.reference.tasks[task])
+                self.note(session, "claim", self.reference.leases[lease])
+            limit -= len(rows)
+            if not short or limit == 0 or (self.few_lanes and self.all_lanes_taken(short)):
+                return
+            if self.roomy or time.monotonic() > give_up:
+                raise Wrong(f"{session.name} got {rows}, and no more although {[queue.name for queue in short]} had some")
+            time.sleep(0.002)
+            rows = session.execute("SELECT lease, task, queue, attempt FROM fanout.dequeue(%s::text[], %s, max_tasks => %s)",
+                                   [queue.name for queue in queues], session.name, limit)
+
+    def all_lanes_taken(self, queues):
+        """Is there no lane for those partitions of the queues that could start something?"""
+        used, all_ = self.watch.value("SELECT value FROM fanout.status() WHERE item = 'lanes in memory'").split(" of ")
+        there = {tuple(row) for row in self.watch.execute("SELECT queue, partition_key FROM fanout.partitions")}
+        return used == all_ and all(key is not None and (queue.name, key) not in there
+                                    for queue in queues for key in self.reference.look(queue))
+
+    def dequeue(self, session):
+        if not self.roomy and self.must_stay() > MUST_STAY:
+            return
+        queues = self.random.sample([*self.reference.queues.values()], self.random.choice([1, 1, 1, 2, 3]))
+        limit = self.random.choice([1, 1, 2, 5]) if self.roomy else self.random.choice([1, 1, 2])
+        self.take(session, queues, limit, "SELECT lease, task, queue, attempt FROM fanout.dequeue(%s::text[], %s, max_tasks => %s)",
+                  [queue.name for queue in queues], session.name, limit)
+
+    def ending(self, session, lease):
+        lease.ender = lease.task.busy = session
+
+    def complete(self, session):
+        lease = self.lease(session)
+        if lease is None:
+            return
+        if session.value("SELECT fanout.complete(%s::bigint)", lease.number) is not True:
+            raise Wrong(f"lease {lease.number} was not completed")
+        self.ending(session, lease)
+        self.note(session, "end", lease, "succeeded")
+
+    def complete_and_dequeue(self, session):
+        lease, queue = self.lease(session), self.queue()
+        if lease is None or (not self.roomy and self.must_stay() > MUST_STAY):
+            return
+        limit, alone = self.random.choice([1, 2]), session.notes is None
+        if alone:
+            session.notes = []      # it is a transaction by itself
+        self.ending(session, lease)
+        self.note(session, "end", lease, "succeeded")
+        self.take(session, [queue], limit,
+                  "SELECT lease, task, queue, attempt FROM fanout.complete_and_dequeue(%s::bigint, NULL, %s, %s, max_tasks => %s)",
+                  lease.number, queue.name, session.name, limit)
+        if alone:
+            notes, session.notes = session.notes, None
+            for what in notes:
+                self.apply(what)
+
+    def fail(self, session):
+        lease, way = self.lease(session), self.random.choice(["retry_in => '0'", "retry_in => '1 hour'", "final => true", "error => 'x'"])
+        if lease is None:
+            return
+        due = session.value(f"SELECT fanout.fail(%s::bigint, {way})", lease.number)
+        task = lease.task
+        last = "final" in way or task.attempts >= task.max_attempts
+        if (due is None) != (last or task.cancel_asked):
+            raise Wrong(f"fail of {task}, attempt {task.attempts}, {way}: {due}")
+        self.ending(session, lease)
+        if task.cancel_asked:
+            self.note(session, "end", lease, "cancelled")
+        elif last:
+            self.note(session, "end", lease, "failed")
+        else:
+            self.note(session, "requeue", lease, "'0'" not in way, True)
+
+    def release(self, session):
+        lease, far = self.lease(session), self.far(0.3)
+        if lease is None:
+            return
+        session.execute("SELECT fanout.release(%s::bigint, %s)", lease.number, FAR if far else None)
+        self.ending(session, lease)
+        if lease.task.cancel_asked:
+            self.note(session, "end", lease, "cancelled")
+        else:
+            self.note(session, "requeue", lease, far, False)
+
+    def cancel(self, session):
+        tasks = [task for task in self.reference.tasks.values() if task.busy is None and
+                 (task.lease is None or task.lease.claimer is None)]
+        if not tasks:
+            return
+        task = self.random.choice(tasks)
+        can = task.state in WAITS or (task.state == "running" and not task.cancel_asked)
+        try:
+            did = session.value("SELECT fanout.cancel(%s::bigint)", task.number)
+        except psycopg.Error as error:
+            if self.roomy or error.diag.sqlstate != "53400":
+                raise
+            self.give_up(session)
+            return
+        if did != can:
+            raise Wrong(f"cancel of {task}: {did}")
+        if not can:
+            return
+        task.busy = session
+        self.touched.add(task)
+        if task.state == "running":
+            self.note(session, "ask", task)
+        else:
+            before, task.state = task.state, "ending"
+            self.reference.settle(task.queue)
+            self.note(session, "cancel", task, before)
+
+    def retry(self, session):
+        tasks = [task for task in self.reference.tasks.values() if task.busy is None and task.state in ENDED]
+        if not tasks:
+            return
+        task = self.random.choice(tasks[-60:])
+        if len(task.queue.tasks) > UNFINISHED:
+            return
+        did = session.value("SELECT fanout.retry(%s::bigint)", task.number)
+        if did != (task.state != "succeeded"):
+            raise Wrong(f"retry of {task}: {did}")
+        if did:
+            task.busy = session
+            self.touched.add(task)
+            self.note(session, "retry", task)
+
+    def extend(self, session):
+        lease = self.lease(session, committed=True)
+        if lease is None:
+            return
+        if lease.task.cancel_asked:
+            if session.notes is None:
+                self.expect("FO002", session, "SELECT fanout.extend(%s::bigint)", lease.number)
+        else:
+            session.execute("SELECT fanout.extend(%s::bigint)", lease.number)
+
+    def expire(self, session):
+        """Let a lease run out."""
+        lease = self.lease(session, committed=True)
+        if lease is None or lease.task.cancel_asked or session.notes is not None:
+            return
+        session.execute("SELECT fanout.extend(%s::bigint, '1 us')", lease.number)
+        self.until(lambda: not self.watch.value("SELECT EXISTS (SELECT FROM fanout.leases WHERE lease = %s)", lease.number),
+                   f"lease {lease.number} expires")
+        self.touched.add(lease.task)
+        if lease.task.attempts >= lease.task.max_attempts:
+            self.reference.end(lease, "failed")
+        else:
+            self.reference.requeue(lease, False, True)
+
+    def repeat_or_lose(self, session):
+        """Complete with a lease that was completed before, or that is lost."""
+        if session.notes is not None:
+            return
+        if self.reference.completed and self.random.random() < 0.7:
+            lease = self.random.choice([*self.reference.completed])
+            if session.value("SELECT fanout.complete(%s::bigint)", lease) is not False:
+                raise Wrong(f"lease {lease} was completed again")
+            self.expect("FO001", session, "SELECT fanout.extend(%s::bigint)", lease)
+        else:
+            self.expect("FO001", session, "SELECT fanout.complete(%s::bigint)", 10 ** 15)
+
+    # -- settings: one transaction at a time for each queue
+
+    def configure(self, session, queue, change, query, *parameters):
+        if queue.config_busy not in (None, session):
+            return
+        try:
+            session.execute(query, *parameters)
+        except psycopg.Error as error:
+            if error.diag.sqlstate != "53400" or not self.few_lanes:
+                raise
+            self.give_up(session)
+            return
+        queue.config_busy = session
+        self.note(session, "settings", queue, change)
+
+    def pause_queue(self, session):
+        queue = self.queue()
+        pause = self.random.random() < 0.25
+        self.configure(session, queue, lambda: setattr(queue, "paused", pause),
+                       f"SELECT fanout.{'pause' if pause else 'resume'}_queue(%s)", queue.name)
+
+    def partition(self):
+        """One that settings are made for: not too many, as each takes a lane."""
+        return self.random.choice(self.keys[1:4])
+
+    def pause_partition(self, session):
+        queue, key = self.queue(), self.partition()
+        pause = self.random.random() < 0.25
+        self.configure(session, queue, lambda: setattr(queue.lane(key), "paused", pause),
+                       f"SELECT fanout.{'pause' if pause else 'resume'}_partition(%s, %s)", queue.name, key)
+
+    def backpressure(self, session):
+        queue, key = self.queue(), self.random.choice([None, self.partition()])
+        held = self.random.random() < 0.2
+        self.configure(session, queue, lambda: setattr(queue if key is None else queue.lane(key), "held", held),
+                       "SELECT fanout.backpressure(%s, clock_timestamp() + %s, partition_key => %s)",
+                       queue.name, FAR if held else "-1 hour", key)
+
+    def alter(self, session):
+        queue = self.reference.queues["limited"]
+        setting = self.random.choice(["concurrency", "worker_concurrency", "partition_concurrency"])
+        value = self.random.choice([None, 1, 2, 4, 8])
+        if value is None:
+            query, parameters = f"SELECT fanout.alter_queue(%s, unset => '{{{setting}}}')", []
+        else:
+            query, parameters = f"SELECT fanout.alter_queue(%s, {setting} => %s)", [value]
+        self.configure(session, queue, lambda: queue.settings.update({setting: value}), query, queue.name, *parameters)
+
+    def set_partition(self, session):
+        queue, key = self.queue(), self.partition()
+        value = self.random.choice([1, 2, 5])
+        what = self.random.choice(["weight", "concurrency"] if self.few_lanes else ["weight", "concurrency", "rate_limit"])
+        if what == "rate_limit":
+            value *= 40
+        self.configure(session, queue, lambda: setattr(queue.lane(key), what, value),
+                       f"SELECT fanout.set_partition(%s, %s, {what} => %s{', rate_period => %s' if what == 'rate_limit' else ''})",
+                       queue.name, key, value, *(["5 hours"] if what == "rate_limit" else []))
+
+    def set_rates(self, session, queue, hours, units):
+        def change():
+            queue.rate_limits.pop(hours, None)
+            if units is not None:
+                queue.rate_limits[hours] = units
+        self.configure(session, queue, change, "SELECT fanout.set_rate_limit(%s, %s, make_interval(hours => %s))",
+                       queue.name, units, hours)
+
+    def rate_limit(self, session):
+        queue = self.reference.queues["rated"]
+        if self.random.random() < 0.4 and not self.few_lanes:
+            units = self.random.choice([10, 60, 200])
+            self.configure(session, queue, lambda: queue.settings.update(partition_rate_limit=units),
+                           "SELECT fanout.alter_queue(%s, partition_rate_limit => %s, partition_rate_period => '5 hours')",
+                           queue.name, units)
+        else:
+            # as little as what has started, so that it binds for a while, and then more
+            units = int(queue.rate.most) + self.random.choice([0, 5, 20, 100]) or 1
+            self.set_rates(session, queue, self.random.choice([1, 2]), self.random.choice([None, units, units * 4]))
+
+    # -- looking
+
+    def why(self, session):
+        tasks = [task for task in [*self.reference.tasks.values()][-200:] if task.busy is None and
+                 (task.lease is None or task.lease.claimer is None)]
+        if not tasks:
+            return
+        task = self.random.choice(tasks)
+        code = self.watch.value("SELECT code FROM fanout.why(%s)", task.number)
+        codes = self.reference.why(task)
+        if code not in codes and not (not self.roomy and task.state == "ready" and code in ("on_disk", "turn", "no_worker", "rate_limit")):
+            raise Wrong(f"why({task}) is {code}, not {codes}")
+
+    def look(self, session):
+        """Compare what was touched since the last look, and the counts of queues if no transaction is open."""
+        tasks = {task.number: task for task in self.touched if task.busy is None}
+        rows = {row[0]: row[1:] for row in self.watch.execute(
+            "SELECT task, state, attempt, lease FROM fanout.tasks WHERE task = ANY (%s)", [*tasks])}
+        for number, task in tasks.items():
+            if number not in self.reference.tasks:
+                if number in rows:
+                    raise Wrong(f"{task} was rolled back, and is there")
+            elif number not in rows or rows[number][0] != task.state or \
+                    (task.state in WAITS and rows[number][1] != task.attempts) or \
+                    (task.lease is not None and rows[number][2] != task.lease.number):
+                raise Wrong(f"{task} is shown as {rows.get(number)}, attempts {task.attempts}")
+        self.touched = {task for task in self.touched if task.busy is not None}
+        if any(session.notes is not None for session in self.sessions):
+            return
+        for queue in self.reference.queues.values():
+            shown = self.watch.execute("SELECT scheduled, ready, running FROM fanout.queues WHERE queue = %s", queue.name)[0]
+            counted = tuple(sum(task.state == state for task in queue.tasks) for state in ("scheduled", "ready", "running"))
+            if shown != counted:
+                raise Wrong(f"queue {queue.name} shows {shown} scheduled, ready and running, not {counted}")
+            shown = dict(self.watch.execute("SELECT partition_key, running FROM fanout.partitions WHERE queue = %s AND running > 0", queue.name))
+            counted = {}
+            for lease in queue.leases:
+                if lease.task.key is not None:
+                    counted[lease.task.key] = counted.get(lease.task.key, 0) + 1
+            if shown != counted:
+                raise Wrong(f"partitions of {queue.name} show {shown} running, not {counted}")
+
+    def restart(self, session):
+        for other in self.sessions:
+            self.finish_transaction(other)
+        for other in [*self.sessions, self.watch]:
+            other.connection.close()
+        subprocess.run([os.environ["REPO_DIR"] + "/test/harness/run_as", os.environ["PG_BINDIR"] + "/pg_ctl",
+                        f"--pgdata={self.directory}/data", f"--log={self.directory}/server.log", "--mode=fast", "--wait",
+                        "restart"], check=True, stdout=subprocess.DEVNULL, stdin=subprocess.DEVNULL)
+        for other in [*self.sessions, self.watch]:
+            other.connect()
+        self.reference.rebuilds += 1
+        for queue in self.reference.queues.values():
+            queue.turns = Turns()
+            self.reference.settle(queue)
+        self.touched.update(task for queue in self.reference.queues.values() for task in queue.tasks)
+        self.until(lambda: self.watch.value("SELECT value FROM fanout.status() WHERE item = 'state'") == "ready", "memory is ready")
+        self.look(session)
+
+    # -- all of it
+
+    def step(self):
+        session = self.random.choice(self.sessions)
+        operation = self.random.choices([*self.operations], [*self.operations.values()])[0]
+        if session.notes is not None:
+            session.left -= 1
+            if session.left <= 0:
+                operation = self.finish_transaction
+        self.counts[operation.__name__] = self.counts.get(operation.__name__, 0) + 1
+        self.history.append(f"{session.name} {operation.__name__}{'' if session.notes is None else ' in a transaction'}")
+        operation(session)
+
+    def run(self, count):
+        for done in range(count):
+            try:
+                self.step()
+            except (Wrong, psycopg.Error) as error:
+                print(*self.history[-12:], f"operation {done + 1}: {error}", sep="\n")
+                if isinstance(error, Wrong):
+                    sys.exit(1)
+                raise
+        for session in self.sessions:
+            self.finish_transaction(session)
+        self.look(self.watch)
+        violations = self.watch.execute("SELECT * FROM fanout._violations() WHERE violations > 0")
+        if violations:
+            raise Wrong(f"violations inside: {violations}")
+
+
+def main():
+    seed, operations = int(sys.argv[1]), int(sys.argv[2])
+    comparison = Comparison(seed, sys.argv[3] if len(sys.argv) > 3 else None)
+    begin = time.monotonic()
+    comparison.run(operations)
+    tasks = comparison.reference.tasks.values()
+    print(f"seed {seed}: {operations} operations in {time.monotonic() - begin:.1f} s, {len(tasks)} tasks, "
+          f"{sum(task.state in ENDED for task in tasks)} ended, {comparison.reference.rebuilds} restarts")
+
+
+if __name__ == "__main__":
+    main()

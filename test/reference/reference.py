@@ -1,0 +1,326 @@
+"""What the README promises of the dispatcher, as plainly as can be: dictionaries and sums over them.
+
+The reference takes no decision that the README leaves open (which of several partitions has the next turn, whether a
+start that a restart may have forgotten counts): it follows the server's answer, and says no if the answer is none that
+is promised. Times are either over or an hour off; so are windows of rate limits, which forget nothing here.
+"""
+
+WAITS = ("ready", "scheduled")
+ENDED = ("succeeded", "failed", "cancelled")
+
+
+class Wrong(Exception):
+    """The server's answer is not what it should be."""
+
+
+class Task:
+    def __init__(self, number, queue, key, priority, cost, far, max_attempts):
+        self.number, self.queue, self.key = number, queue, key
+        self.priority, self.cost, self.max_attempts = priority, cost, max_attempts
+        self.timed = False          # it was enqueued with a time
+        self.state = "uncommitted"
+        self.due_state = "scheduled" if far else "ready"
+        self.attempts = 0
+        self.lease = None           # that it runs under
+        self.cancel_asked = False
+        self.busy = None            # the session whose open transaction decides about it
+
+    def place(self):
+        return self.priority, self.number
+
+    def __repr__(self):
+        return f"task {self.number} ({self.queue.name}, {self.key}, {self.state}, priority {self.priority})"
+
+
+class Lease:
+    def __init__(self, number, task, worker, session):
+        self.number, self.task, self.worker = number, task, worker
+        self.claimer = session      # its transaction is open; None: committed
+        self.ender = None           # the session whose open transaction ends it
+        self.permit_passed = False  # to a claim of that transaction
+        self.permit_of = None       # the lease whose permit this claim got
+
+
+class Rate:
+    """Units that have started, of a queue or a partition: at least, and at most."""
+
+    def __init__(self):
+        self.least = 0              # since there has been a limit
+        self.most = 0
+        self.largest = 0            # limit that there ever was
+
+    def start(self, units, limited):
+        self.most += units
+        if limited:
+            self.least += units
+
+    def undo(self, units):
+        self.most -= units
+        self.least = max(self.least - units, 0)
+
+    def note(self, limits):
+        """The limits have changed."""
+        if not limits:
+            self.least = 0
+        self.largest = max([self.largest, *limits])
+
+    def fits(self, cost, limits, rebuilds):
+        """True, False, or None if it is left open."""
+        unknown = rebuilds * max(1, self.largest // 16)
+        if any(self.least + min(cost, units) > units for units in limits):
+            return False
+        if all(self.most + unknown + min(cost, units) <= units for units in limits):
+            return True
+        return None
+
+
+class Lane:
+    def __init__(self):
+        self.concurrency = None
+        self.weight = 1
+        self.paused = self.held = False
+        self.rate_limit = None
+        self.rate = Rate()
+
+
+class Turns:
+    """Shares by weight: a start moves a lane on by the inverse of its weight, and who is behind is next.
+
+    A lane that comes back starts where the others are. What a lane that was forgotten starts with is left open, to a
+    turn.
+    """
+
+    def __init__(self):
+        self.time = {}              # of each lane, by key
+        self.clock = 0              # the time of the last turn
+        self.startable = set()
+
+    def settle(self, keys):
+        """These can start now."""
+        for key in keys:
+            if key not in self.startable:
+                self.time[key] = max(self.time.get(key, 0), self.clock)
+        self.startable = set(keys)
+
+    def serve(self, key, weight, sure):
+        """The lane has its turn, of those and of these that could surely have had it."""
+        for other in sure:
+            if self.time[key] > self.time[other] + 1 + 1e-9:
+                raise Wrong(f"partition {key} has its turn at {self.time[key]:.2f}, before {other} at {self.time[other]:.2f}")
+        self.clock = self.time[key]
+        self.time[key] += 1 / weight
+
+    def unserve(self, key, weight):
+        self.time[key] = self.time.get(key, 0) - 1 / weight
+
+
+class Queue:
+    def __init__(self, name, **settings):
+        self.name = name
+        self.settings = {"concurrency": None, "worker_concurrency": None, "partition_concurrency": None,
+                         "partition_rate_limit": None, "max_backlog": None, "max_attempts": 3, **settings}
+        self.paused = self.held = False
+        self.rate_limits = {}       # units by period, in hours
+        self.rate = Rate()
+        self.lanes = {}
+        self.tasks = set()          # unfinished ones
+        self.leases = set()
+        self.turns = Turns()
+        self.config_busy = None     # the session whose open transaction changes settings
+        self.changed()
+
+    def __getattr__(self, name):
+        return self.settings[name]
+
+    def lane(self, key):
+        return self.lanes.setdefault(key, Lane())
+
+    # -- settings
+
+    def lane_concurrency(self, key):
+        return None if key is None else self.lane(key).concurrency or self.partition_concurrency
+
+    def lane_rates(self, key):
+        limit = None if key is None else self.lane(key).rate_limit or self.partition_rate_limit
+        return [limit] if limit else []
+
+    def changed(self):
+        """Settings have changed."""
+        self.rate.note(list(self.rate_limits.values()))
+        for key, lane in self.lanes.items():
+            lane.rate.note(self.lane_rates(key))
+
+
+class Reference:
+    def __init__(self):
+        self.queues = {}
+        self.tasks = {}
+        self.leases = {}            # live ones
+        self.completed = {}         # by lease
+        self.rebuilds = 0
+        self.exact_order = True     # everything has a place in memory
+
+    # -- what may start
+
+    @staticmethod
+    def permits(queue, worker, session):
+        """May the worker have a permit, and of which lease that its transaction ends; (False, None) if not."""
+        held = [lease for lease in queue.leases if not lease.permit_passed]
+        mine = [lease for lease in held if lease.worker == worker]
+        passing = [lease for lease in held if session is not None and lease.ender is session and
+                   (queue.worker_concurrency is None or lease.worker == worker)]
+
+        def left(more):
+            return ((queue.concurrency is None or len(held) - more < queue.concurrency) and
+                    (queue.worker_concurrency is None or len(mine) - more < queue.worker_concurrency))
+        if left(0):
+            return True, None
+        return (True, passing[0]) if passing and left(1) else (False, None)
+
+    @staticmethod
+    def first_of_lanes(queue):
+        firsts = {}
+        for task in queue.tasks:
+            if task.state == "ready" and (task.key not in firsts or task.place() < firsts[task.key].place()):
+                firsts[task.key] = task
+        return firsts
+
+    def lane_admits(self, queue, task):
+        """Do the limits of the task's partition admit it?  True, False, or None if it is left open."""
+        lane, limit = queue.lane(task.key), queue.lane_concurrency(task.key)
+        if lane.paused or lane.held:
+            return False
+        if limit and sum(lease.task.key == task.key for lease in queue.leases) >= limit:
+            return False
+        return lane.rate.fits(task.cost, queue.lane_rates(task.key), self.rebuilds)
+
+    def queue_admits(self, queue, task):
+        return queue.rate.fits(task.cost, list(queue.rate_limits.values()), self.rebuilds)
+
+    def look(self, queue):
+        """The first task of each lane that can start, as far as lanes go, and whether it surely can."""
+        return {key: (task, admits) for key, task in self.first_of_lanes(queue).items()
+                if (admits := self.lane_admits(queue, task)) is not False}
+
+    def settle(self, queue):
+        """Something of the queue has changed."""
+        if self.exact_order:
+            queue.turns.settle(self.look(queue))
+
+    # -- dequeue
+
+    def dequeue(self, queue, worker, session, limit, rows):
+        """The server gave these (lease, task, attempt) of the queue, of at most so many; True if that is all it had to."""
+        for number, task_number, attempt in rows:
+            self.claim(queue, worker, session, number, self.tasks[task_number], attempt)
+        return len(rows) == limit or not self.must_start(queue, worker, session)
+
+    def claim(self, queue, worker, session, number, task, attempt):
+        candidates = self.look(queue)
+        admitted, passes = self.permits(queue, worker, session)
+        first = candidates.get(task.key, (None, None))[0]
+        if queue.paused or queue.held or not admitted:
+            raise Wrong(f"{task} started, but its queue lets none")
+        if task.state != "ready" or task.key not in candidates:
+            raise Wrong(f"{task} started, but its partition lets none")
+        if first is not task:
+            raise Wrong(f"{task} started before {first}")
+        if self.queue_admits(queue, task) is False:
+            raise Wrong(f"{task} started beyond the rate limit of its queue")
+        if attempt != task.attempts + 1:
+            raise Wrong(f"{task} started as attempt {attempt}, after {task.attempts}")
+        if number in self.leases or number in self.completed:
+            raise Wrong(f"lease {number} was given before")
+        if self.exact_order:
+            self.settle(queue)
+            queue.turns.serve(task.key, queue.lane(task.key).weight, [key for key, (_, sure) in candidates.items() if sure])
+        lease = Lease(number, task, worker, session)
+        if passes is not None:
+            passes.permit_passed = True
+            lease.permit_of = passes
+        self.leases[number] = task.lease = lease
+        queue.leases.add(lease)
+        task.state, task.attempts = "running", attempt
+        queue.rate.start(task.cost, bool(queue.rate_limits))
+        queue.lane(task.key).rate.start(task.cost, bool(queue.lane_rates(task.key)))
+        self.settle(queue)
+
+    def must_start(self, queue, worker, session):
+        """Is there something that the worker surely should have been given?"""
+        candidates = self.look(queue)
+        if queue.paused or queue.held or not self.permits(queue, worker, session)[0]:
+            return False
+        return any(sure for _, sure in candidates.values()) and \
+            all(self.queue_admits(queue, task) for task, _ in candidates.values())
+
+    # -- ends
+
+    def drop_lease(self, lease):
+        del self.leases[lease.number]
+        lease.task.queue.leases.remove(lease)
+        lease.task.lease = None
+
+    def undo_claim(self, lease):
+        task = lease.task
+        task.queue.rate.undo(task.cost)
+        task.queue.lane(task.key).rate.undo(task.cost)
+        self.drop_lease(lease)
+        if lease.permit_of is not None:
+            lease.permit_of.permit_passed = False
+        self.settle(task.queue)
+        task.queue.turns.unserve(task.key, task.queue.lane(task.key).weight)
+        task.attempts -= 1
+        task.state = "cancelled" if task.cancel_asked else "ready"
+        self.gone(task)
+
+    def end(self, lease, outcome):
+        self.drop_lease(lease)
+        lease.task.state = outcome
+        lease.task.busy = None
+        if outcome == "succeeded":
+            self.completed[lease.number] = True
+        self.gone(lease.task)
+
+    def requeue(self, lease, far, counts):
+        task = lease.task
+        self.drop_lease(lease)
+        task.busy = None
+        task.attempts -= not counts
+        task.state = "cancelled" if task.cancel_asked else "scheduled" if far else "ready"
+        self.gone(task)
+        self.settle(task.queue)
+
+    def gone(self, task):
+        if task.state in ENDED:
+            task.queue.tasks.discard(task)
+        self.settle(task.queue)
+
+    # -- what is shown
+
+    def why(self, task):
+        """The codes that why() may say."""
+        queue, lane = task.queue, task.queue.lane(task.key)
+        if task.state == "running":
+            return {"cancelling" if task.cancel_asked else "running"}
+        if task.state != "ready":
+            return {task.state}
+        firsts = self.first_of_lanes(queue)
+        limit = queue.lane_concurrency(task.key)
+        for code, holds in (("queue_paused", queue.paused), ("queue_held", queue.held),
+                            ("partition_paused", lane.paused), ("partition_held", lane.held),
+                            ("concurrency", queue.concurrency and
+                             sum(not lease.permit_passed for lease in queue.leases) >= queue.concurrency),
+                            ("partition_concurrency", limit and
+                             sum(lease.task.key == task.key for lease in queue.leases) >= limit)):
+            if holds:
+                return {code}
+        admits = lane.rate.fits(firsts[task.key].cost, queue.lane_rates(task.key), self.rebuilds)
+        if admits is False:
+            return {"partition_rate_limit"}
+        codes = {"turn", "no_worker"} if admits else {"turn", "no_worker", "partition_rate_limit"}
+        fits = [self.queue_admits(queue, first) for first, _ in self.look(queue).values()]
+        if any(fit is not True for fit in fits):
+            codes.add("rate_limit")
+        if fits and all(fit is False for fit in fits):
+            codes = {"rate_limit"} if admits else {"rate_limit", "partition_rate_limit"}
+        return codes

@@ -1,0 +1,38 @@
+#!/bin/bash
+# All limits at once under random work, settings, cancels, kills and crashes, in a checked build (src/README.md).
+#
+#     SEED=NUMBER       choices of a former run; the order of events is another one all the same
+#     SECONDS=NUMBER    how long; 20 by default
+#     POOL=NUMBER       of tasks in memory; 512 by default
+#     KEEP=DIRECTORY    copy the logs to it if something is wrong
+seconds=$SECONDS      # before bash counts it on
+[ "$seconds" -gt 0 ] || seconds=20
+set -euo pipefail
+
+here=$(cd "$(dirname "$0")" && pwd)
+. "$here/../harness/lib.sh"
+
+need_packages python3-psycopg
+seed=${SEED:-$RANDOM}
+dir=$(scratch_dir stress)
+trap 'server_remove "$dir/server"; rm -rf "$dir"' EXIT
+trap 'exit 130' INT TERM
+use_checked_build "$dir/checked"
+
+run_as_user mkdir "$dir/server"
+server_create "$dir/server" "fsync = off" "pg_fanout.max_tracked_tasks = ${POOL:-512}" "pg_fanout.max_lanes = 200" \
+	"max_connections = 60" "restart_after_crash = on"
+server_start "$dir/server"
+psql --no-psqlrc --quiet --command 'CREATE EXTENSION pg_fanout'
+
+echo "seed $seed, $seconds s"
+PYTHONDONTWRITEBYTECODE=1 "$PYTHON" "$here/chaos.py" "$seed" "$seconds" "$dir/server" 2>&1 | tee "$dir/lines" || true
+grep -q '^seed .* claims' "$dir/lines" || echo "not ok - it came to its end" >>"$dir/lines"
+passed=$(grep -c '^ok ' "$dir/lines") || true
+failed=$(grep -c '^not ok ' "$dir/lines") || true
+if [ "$failed" != 0 ]; then
+	echo "SEED=$seed SECONDS=$seconds test/stress/run.sh"
+	[ -z "${KEEP:-}" ] || { mkdir -p "$KEEP"; cp -r "$dir/server/logs" "$dir/server/server.log" "$KEEP"; }
+fi
+echo "$passed passed, $failed failed"
+[ "$failed" = 0 ]
