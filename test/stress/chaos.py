@@ -31,7 +31,7 @@ class Chaos:
         self.seconds, self.directory = seconds, directory
         self.actors = {}
         self.made = 0
-        self.stops = []             # times at which the server went away, in microseconds
+        self.stops = []             # times between which the server went away and came back, in microseconds
         self.counts = {"terminated": 0, "workers killed": 0, "fast": 0, "immediate": 0, "backend killed": 0}
         self.failed = 0
 
@@ -65,7 +65,7 @@ class Chaos:
 
     def stop_server(self, how):
         self.counts[how] += 1
-        self.stops.append(self.query(NOW)[0][0])
+        begin = self.query(NOW)[0][0]
         if how == "backend killed":
             pid = self.query("SELECT pid FROM pg_stat_activity WHERE datname = current_database() ORDER BY random() LIMIT 1")[0][0]
             os.kill(pid, signal.SIGKILL)    # the postmaster begins anew
@@ -73,7 +73,7 @@ class Chaos:
         else:
             self.pg_ctl("stop", f"--mode={how}")
             self.pg_ctl("start")
-        self.connect().close()
+        self.stops.append((begin, self.query(NOW)[0][0]))
 
     def terminate_one(self):
         self.counts["terminated"] += 1

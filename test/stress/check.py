@@ -1,7 +1,8 @@
 """What the logs of the actors say, compared with what is promised.
 
 Nothing here can be a false alarm. A lease counts from its claim to a moment before its end was committed, or, if nobody
-has ended it, to its time or the next stop of the server, whichever is first; a permit is held for longer than that.
+has ended it, to its time or the next stop of the server, whichever is first: it is known between which times that was.
+A permit is held for longer than that.
 """
 import bisect
 import collections
@@ -32,8 +33,7 @@ class Logs:
             self.limits[-1][1] = float("inf")
         for lease in self.leases.values():
             if not lease.open_end:              # nobody has ended it: it was there until then at least
-                place = bisect.bisect(stops, lease.at)
-                lease.end = min([lease.until, *stops[place:place + 1]])
+                lease.end = min([lease.until, *(max(begin, lease.at) for begin, end in stops if end > lease.at)])
 
     def read(self, line):
         event = line.pop("event")
