@@ -30,10 +30,15 @@ MAX_TEXT = 200_000              # bytes; a tsvector has room for 1 MB
 RECONNECT_FOR = 120.0           # seconds
 
 LEASE_LOST = "FO001"
+CANCELLED = "FO002"
 
 
 class LeaseLost(Exception):
     """The task is no longer ours: the lease ended before we were done."""
+
+
+class Cancelled(Exception):
+    """Somebody has cancelled the task: it is ours until we let it go."""
 
 
 class Database:
@@ -69,6 +74,8 @@ class Database:
             except psycopg.Error as error:
                 if error.diag.sqlstate == LEASE_LOST:
                     raise LeaseLost from error
+                if error.diag.sqlstate == CANCELLED:
+                    raise Cancelled from error
                 if not self.connection.closed:
                     raise
                 self.connection.close()
@@ -120,7 +127,7 @@ class Worker:
                 self.to_read.append(task)
 
     def heartbeat(self):
-        """Extends the leases in hand, and drops the tasks whose leases are lost.
+        """Extends the leases in hand, and drops the tasks whose leases are lost or that have been cancelled.
 
         By their numbers and not with fanout.heartbeat(worker): that would also keep tasks which were leased to us
         when the connection broke, so that we never heard of them.
@@ -133,7 +140,7 @@ class Worker:
         for tasks in self.to_read, self.to_index:
             for task in [task for task in tasks if task.lease not in held]:
                 tasks.remove(task)
-                self.log("lost", task)
+                self.let_go(task)
         self.last_heartbeat = time.monotonic()
 
     def do(self, step, task):
@@ -141,13 +148,22 @@ class Worker:
         try:
             step(task)
             return True
-        except LeaseLost:
-            self.log("lost", task)
+        except (LeaseLost, Cancelled):
+            self.let_go(task)
         except (OSError, psycopg.Error) as error:
             self.database.run(lambda connection: connection.execute(
                 "SELECT fanout.fail(%s, %s)", (task.lease, str(error))))
             self.log("failed", task)
         return False
+
+    def let_go(self, task):
+        """Drops a task that cannot be gone on with: its lease is lost, or it ends as cancelled once it is released.
+
+        Of several leases release leaves out those that are lost, so this need not know which it is.
+        """
+        released = self.database.run(lambda connection: connection.execute(
+            "SELECT fanout.release(%s::bigint[])", ([task.lease],)).fetchall())
+        self.log("cancelled" if released else "lost", task)
 
     def read(self, task):
         """Step "read": the text, with size and digest of the file as the checkpoint."""

@@ -218,6 +218,7 @@ def main():
     chaos.look_at_memory()
     logs = Logs(f"{directory}/logs", sorted(chaos.stops))
     used = logs.check()
+    chaos.look("there was something to look at", len(logs.leases) > 2 * chaos.seconds, f"{len(logs.leases)} claims in {chaos.seconds} s")
     chaos.look("limits, rates and leases, by what the workers wrote down", not logs.wrong, f"{len(logs.wrong)}: {logs.wrong[:5]}")
     chaos.drain()
     chaos.look_at_end(logs)
