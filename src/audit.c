@@ -246,7 +246,7 @@ startable_of(Lane *lane)
 
 	if (lane_has_rate(lane) || lane->settings.held_until != 0 || lane->throttled_until != 0)
 		return -1;
-	if (lane_first(lane) == NULL || lane->settings.paused)
+	if (lane_first(lane) == NULL || lane->settings.paused || lane_awaited_retry(lane) != NULL)
 		return 0;
 	return limit > 0 ? Max(Min(count, limit - lane->running), 0) : count;
 }
@@ -269,16 +269,39 @@ compare_lane(Queue *queue, Lane *lane)
 		found(AUDIT_ORDER, "lane " INT64_FORMAT " of queue %d has no reason to be", partition, queue->id);
 }
 
+/* How many lanes wait for their turn, with those of groups that do; each must have something to start. */
+static int64
+count_turns(Queue *queue)
+{
+	int64		lanes = 0;
+
+	(void) count_set(&queue->turns.set, "turns", queue->id);
+	for (OrderNode *node = queue->turns.set.first; node != NULL; node = order_next(node))
+	{
+		Turn	   *turn = order_container(Turn, node, node);
+		FairGroup  *group = order_container(FairGroup, turn, turn);
+
+		if (!turn->waits)
+			found(AUDIT_ORDER, "queue %d: who does not wait for a turn stands in the set", queue->id);
+		if (!turn->shared)
+			lanes++;
+		else if (group->lanes.set.count == 0)
+			found(AUDIT_ORDER, "queue %d: a group waits for its turn and no lane of it does", queue->id);
+		else
+			lanes += count_set(&group->lanes.set, "turns of a group", queue->id);
+	}
+	return lanes;
+}
+
 /* The sets of lanes: each lane is in the one that it should be in. */
 static void
 compare_turns(Queue *queue)
 {
-	int64		turns = 0;
+	int64		turns = queue->main.startable > 0;
 	int64		throttled = 0;
 	int64		startable = queue->main.startable;
 	dlist_iter	iter;
 
-	turns += queue->main.startable > 0;
 	dlist_foreach(iter, &queue->lanes)
 	{
 		Lane	   *lane = dlist_container(Lane, link, iter.cur);
@@ -286,18 +309,14 @@ compare_turns(Queue *queue)
 		turns += lane->startable > 0;
 		throttled += lane->startable == 0 && lane->throttled_until != 0;
 		startable += lane->startable;
-	}
-	expect("startable tasks", queue->id, -1, queue->startable, startable);
-	expect("lanes that take turns", queue->id, -1, count_set(&queue->turns, "turns", queue->id), turns);
-	expect("throttled lanes", queue->id, -1, count_set(&queue->throttled, "throttled", queue->id), throttled);
-	for (OrderNode *node = queue->turns.first; node != NULL; node = order_next(node))
-	{
-		Lane	   *lane = order_container(Lane, node, node);
-
-		if (lane->startable <= 0 || lane_first(lane) == NULL)
-			found(AUDIT_ORDER, "lane " INT64_FORMAT " of queue %d takes turns and has nothing to start",
+		if (lane->turn.waits != (lane->startable > 0) || (lane->startable > 0 && lane_first(lane) == NULL) ||
+			(lane->group != NULL && lane->turn.waits && !lane->group->turn.waits))
+			found(AUDIT_ORDER, "lane " INT64_FORMAT " of queue %d waits for its turn wrongly, or does not",
 				  lane->key.partition, queue->id);
 	}
+	expect("startable tasks", queue->id, -1, queue->startable, startable);
+	expect("lanes that wait for their turn", queue->id, -1, count_turns(queue), turns);
+	expect("throttled lanes", queue->id, -1, count_set(&queue->throttled, "throttled", queue->id), throttled);
 }
 
 /* What waits is in memory, unless a window says that there may be some on disk. */

@@ -170,7 +170,7 @@ class Comparison:
                 self.reference.gone(thing)
                 self.wait_for_keeper(thing)
         elif kind == "retry":
-            thing.state, thing.busy, thing.attempts, thing.cancel_asked = "ready", None, 0, False
+            thing.state, thing.busy, thing.attempts, thing.cancel_asked, thing.retried = "ready", None, 0, False, False
             thing.queue.tasks.add(thing)
             self.reference.settle(thing.queue)
         elif kind == "settings":

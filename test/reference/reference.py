@@ -23,6 +23,7 @@ class Task:
         self.attempts = 0
         self.lease = None           # that it runs under
         self.cancel_asked = False
+        self.retried = False        # it waits for another attempt, and for its time
         self.busy = None            # the session whose open transaction decides about it
 
     def place(self):
@@ -96,18 +97,18 @@ class Turns:
         self.startable = set()
 
     def settle(self, keys):
-        """These can start now."""
-        for key in keys:
-            if key not in self.startable:
-                self.time[key] = max(self.time.get(key, 0), self.clock)
-        self.startable = set(keys)
+        """These can surely start now."""
+        keys = set(keys)
+        for key in keys - self.startable:
+            self.time[key] = max(self.time.get(key, 0), self.clock)
+        self.startable = keys
 
     def serve(self, key, weight, sure):
         """The lane has its turn, of those and of these that could surely have had it."""
         for other in sure:
-            if self.time[key] > self.time[other] + 1 + 1e-9:
+            if self.time.setdefault(key, self.clock) > self.time[other] + 1 + 1e-9:
                 raise Wrong(f"partition {key} has its turn at {self.time[key]:.2f}, before {other} at {self.time[other]:.2f}")
-        self.clock = self.time[key]
+        self.clock = max(self.time.setdefault(key, self.clock), self.clock)
         self.time[key] += 1 / weight
 
     def unserve(self, key, weight):
@@ -185,10 +186,15 @@ class Reference:
                 firsts[task.key] = task
         return firsts
 
+    @staticmethod
+    def awaits_retry(queue, key):
+        """A partition that runs one at a time keeps its order over retries."""
+        return queue.lane_concurrency(key) == 1 and any(task.key == key and task.retried for task in queue.tasks)
+
     def lane_admits(self, queue, task):
         """Do the limits of the task's partition admit it?  True, False, or None if it is left open."""
         lane, limit = queue.lane(task.key), queue.lane_concurrency(task.key)
-        if lane.paused or lane.held:
+        if lane.paused or lane.held or self.awaits_retry(queue, task.key):
             return False
         if limit and sum(lease.task.key == task.key for lease in queue.leases) >= limit:
             return False
@@ -205,7 +211,7 @@ class Reference:
     def settle(self, queue):
         """Something of the queue has changed."""
         if self.exact_order:
-            queue.turns.settle(self.look(queue))
+            queue.turns.settle(key for key, (_, sure) in self.look(queue).items() if sure)
 
     # -- dequeue
 
@@ -287,6 +293,7 @@ class Reference:
         task.busy = None
         task.attempts -= not counts
         task.state = "cancelled" if task.cancel_asked else "scheduled" if far else "ready"
+        task.retried = task.state == "scheduled"
         self.gone(task)
         self.settle(task.queue)
 
@@ -311,7 +318,8 @@ class Reference:
                             ("concurrency", queue.concurrency and
                              sum(not lease.permit_passed for lease in queue.leases) >= queue.concurrency),
                             ("partition_concurrency", limit and
-                             sum(lease.task.key == task.key for lease in queue.leases) >= limit)):
+                             sum(lease.task.key == task.key for lease in queue.leases) >= limit),
+                            ("partition_retry", self.awaits_retry(queue, task.key))):
             if holds:
                 return {code}
         admits = lane.rate.fits(firsts[task.key].cost, queue.lane_rates(task.key), self.rebuilds)

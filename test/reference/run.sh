@@ -20,7 +20,7 @@ trap 'exit 130' INT TERM
 use_checked_build "$dir/checked"
 
 run_as_user mkdir "$dir/server"
-server_create "$dir/server" "fsync = off" "include_if_exists = 'shape.conf'"
+server_create "$dir/server" "fsync = off" "pg_fanout.max_workers_tracked = 64" "include_if_exists = 'shape.conf'"
 server_start "$dir/server"
 
 compare() {   # WHAT SEED [SETTING...]
@@ -45,7 +45,7 @@ compare() {   # WHAT SEED [SETTING...]
 }
 
 for seed in "${seeds[@]}"; do
-	compare 'room for all' "$seed"
+	compare 'room for all' "$seed" 'pg_fanout.max_tracked_tasks = 4096'
 	compare 'room for 64 tasks' "$seed" 'pg_fanout.max_tracked_tasks = 64'
 	compare 'room for 16 partitions' "$seed" 'pg_fanout.max_tracked_tasks = 64' 'pg_fanout.max_lanes = 16'
 done
