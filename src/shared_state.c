@@ -79,15 +79,41 @@ shared_state_request(void)
 	RequestNamedLWLockTranche("pg_fanout", 1);
 }
 
+/*
+ * The hash of a number that counts up.  What is at work at one time has numbers
+ * that are close together: it is found in neighbouring buckets, on few pages of
+ * memory, and seldom are two in the same one.
+ */
+static uint32
+hash_number(int64 number, Oid db)
+{
+	return (uint32) number ^ (uint32) ((uint64) number >> 32) ^ db * 0x9e3779b9U;
+}
+
+static uint32
+hash_task(const void *key, Size keysize)
+{
+	return hash_number(((const TaskKey *) key)->task, ((const TaskKey *) key)->db);
+}
+
+static uint32
+hash_lease(const void *key, Size keysize)
+{
+	return hash_number(((const LeaseKey *) key)->lease, ((const LeaseKey *) key)->db);
+}
+
+/* Without a function of its own, the hash is one of the key's bytes. */
 static HTAB *
-create_pool(const char *name, int64 count, Size keysize, Size entrysize)
+create_pool(const char *name, int64 count, Size keysize, Size entrysize, HashValueFunc hash)
 {
 	HASHCTL		info;
 
 	memset(&info, 0, sizeof(info));
 	info.keysize = keysize;
 	info.entrysize = entrysize;
-	return ShmemInitHash(name, count, count, &info, HASH_ELEM | HASH_BLOBS | HASH_FIXED_SIZE);
+	info.hash = hash;
+	return ShmemInitHash(name, count, count, &info,
+						 HASH_ELEM | HASH_FIXED_SIZE | (hash != NULL ? HASH_FUNCTION : HASH_BLOBS));
 }
 
 /* Lay the memory out, or attach to it: for shmem_startup_hook. */
@@ -103,13 +129,13 @@ shared_state_startup(void)
 	fanout_queues = ShmemInitStruct("pg_fanout queues", queues_size(), &found);
 	fanout_databases = ShmemInitStruct("pg_fanout databases", databases_size(), &found);
 	waiters = ShmemInitStruct("pg_fanout waiters", waiters_size(), &found);
-	task_pool = create_pool("pg_fanout tasks", fanout_max_tracked_tasks, sizeof(TaskKey), sizeof(Task));
-	lease_pool = create_pool("pg_fanout leases", fanout_max_tracked_tasks, sizeof(LeaseKey), sizeof(Lease));
-	lane_pool = create_pool("pg_fanout lanes", fanout_max_lanes, sizeof(LaneKey), sizeof(Lane));
-	group_pool = create_pool("pg_fanout groups", max_groups(), sizeof(FairGroupKey), sizeof(FairGroup));
-	worker_pool = create_pool("pg_fanout workers", fanout_max_workers, sizeof(WorkerKey), sizeof(Worker));
+	task_pool = create_pool("pg_fanout tasks", fanout_max_tracked_tasks, sizeof(TaskKey), sizeof(Task), hash_task);
+	lease_pool = create_pool("pg_fanout leases", fanout_max_tracked_tasks, sizeof(LeaseKey), sizeof(Lease), hash_lease);
+	lane_pool = create_pool("pg_fanout lanes", fanout_max_lanes, sizeof(LaneKey), sizeof(Lane), NULL);
+	group_pool = create_pool("pg_fanout groups", max_groups(), sizeof(FairGroupKey), sizeof(FairGroup), NULL);
+	worker_pool = create_pool("pg_fanout workers", fanout_max_workers, sizeof(WorkerKey), sizeof(Worker), NULL);
 	worker_use_pool = create_pool("pg_fanout worker uses", (int64) fanout_max_workers * 2,
-								  sizeof(WorkerUseKey), sizeof(WorkerUse));
+								  sizeof(WorkerUseKey), sizeof(WorkerUse), NULL);
 
 	if (!found)
 	{
