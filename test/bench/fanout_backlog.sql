@@ -1,6 +1,6 @@
 -- Over a backlog: complete the task held and dequeue the next, one call.
 \if :lease
-SELECT lease, name, args, attempt FROM fanout.complete_and_dequeue(:lease::bigint, NULL, 'backlog', :client_id) \gset
+SELECT lease, name, args, attempt FROM fanout.complete_and_dequeue(:lease::bigint, NULL, :queue, :client_id) \gset
 \else
-SELECT lease, name, args, attempt FROM fanout.dequeue('backlog', :client_id) \gset
+SELECT lease, name, args, attempt FROM fanout.dequeue(:queue, :client_id) \gset
 \endif

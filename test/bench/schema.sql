@@ -46,4 +46,25 @@ ALTER TABLE bench.wide ALTER args SET STORAGE EXTERNAL, ALTER args_text SET STOR
 
 -- One queue for each kind of work, none with a limit.
 CREATE EXTENSION pg_fanout;
-SELECT fanout.create_queue(queue, lease => '1 hour') FROM unnest('{cycle,backlog,batch,wide}'::text[]) AS queue;
+SELECT fanout.create_queue(queue, lease => '1 day')
+  FROM unnest('{cycle,backlog,batch,wide,keys,batch_keys,one_lane,lanes,fair}'::text[]) AS queue;
+
+-- The same with limits that are never reached.
+SELECT fanout.create_queue(queue, lease => '1 day', concurrency => 1000000)
+  FROM unnest('{concurrency,batch_concurrency}'::text[]) AS queue;
+SELECT fanout.create_queue(queue, lease => '1 day', rate_limit => 1000000, rate_period => '1 s')
+  FROM unnest('{rate,batch_rate}'::text[]) AS queue;
+SELECT fanout.create_queue(queue, lease => '1 day', partition_concurrency => 1000)
+  FROM unnest('{partition,batch_partition}'::text[]) AS queue;
+
+-- And with limits that are.
+SELECT fanout.create_queue('ten', lease => '1 day', concurrency => 10);
+SELECT fanout.create_queue(queue, lease => '1 day', partition_concurrency => 1)
+  FROM unnest('{clear,blocked}'::text[]) AS queue;
+
+-- Add "count" tasks to a queue, of so many partitions in turn; 0: without a key. Returns nothing to the client.
+CREATE FUNCTION bench.add(queue text, count int, partitions int, args jsonb) RETURNS void LANGUAGE sql AS $$
+    SELECT count(*) FROM fanout.enqueue_many(queue, 'index_document', array_fill(args, ARRAY[count]),
+        partition_keys => CASE WHEN partitions > 0 THEN
+            ARRAY(SELECT 'customer-' || i % partitions FROM generate_series(1, count) AS i) END)
+$$;
