@@ -75,7 +75,7 @@ struct LogWriter
 typedef struct SegmentReader
 {
 	Relation	relation;		/* NULL: not opened yet */
-	BlockNumber blocks;			/* that the relation is known to have */
+	BlockNumber *blocks;		/* that the relation is known to have */
 	TupleTableSlot *slot;
 } SegmentReader;
 
@@ -93,6 +93,13 @@ static const int task_columns[LOG_KINDS] = {
 };
 
 static LogTable log_tables[LOG_KINDS][FANOUT_SEGMENTS];
+
+/* How many blocks the tables of tasks are known to have, each as long as it is in this file: asking costs a system call. */
+static struct
+{
+	Oid			file;
+	BlockNumber blocks;
+}			known_blocks[FANOUT_SEGMENTS];
 
 /* The segment of a task that is known to be there. */
 static int
@@ -124,6 +131,8 @@ relation_callback(Datum arg, Oid relid)
 {
 	LogTable   *table = &log_tables[0][0];
 
+	/* VACUUM may have given empty blocks at the end of a table back */
+	memset(known_blocks, 0, sizeof(known_blocks));
 	for (int i = 0; i < LOG_KINDS * FANOUT_SEGMENTS; i++, table++)
 	{
 		if (table_depends_on(table, relid))
@@ -354,6 +363,18 @@ task_reader_open(void)
 	return palloc0(sizeof(TaskReader));
 }
 
+/* What is known of the table's length: 0 if it has another file by now. */
+static BlockNumber *
+blocks_of(int segment, Relation relation)
+{
+	if (known_blocks[segment].file != relation->rd_rel->relfilenode)
+	{
+		known_blocks[segment].file = relation->rd_rel->relfilenode;
+		known_blocks[segment].blocks = 0;
+	}
+	return &known_blocks[segment].blocks;
+}
+
 /* The reader of the task's segment, opened if it is not yet; NULL if there is no such segment. */
 static SegmentReader *
 reader_of(TaskReader *reader, int64 task)
@@ -367,6 +388,7 @@ reader_of(TaskReader *reader, int64 task)
 	if (part->relation == NULL)
 	{
 		part->relation = table_open(registry_relation(LOG_TASK, segment), AccessShareLock);
+		part->blocks = blocks_of(segment, part->relation);
 		part->slot = table_slot_create(part->relation, NULL);
 	}
 	return part;
@@ -386,9 +408,9 @@ place_exists(SegmentReader *reader, ItemPointer tid)
 {
 	if (!ItemPointerIsValid(tid))
 		return false;
-	if (ItemPointerGetBlockNumber(tid) >= reader->blocks)
-		reader->blocks = RelationGetNumberOfBlocks(reader->relation);
-	return ItemPointerGetBlockNumber(tid) < reader->blocks;
+	if (ItemPointerGetBlockNumber(tid) >= *reader->blocks)
+		*reader->blocks = RelationGetNumberOfBlocks(reader->relation);
+	return ItemPointerGetBlockNumber(tid) < *reader->blocks;
 }
 
 static bool
