@@ -268,3 +268,5 @@ COMMIT;
 SELECT count(*) FROM fanout.attempt WHERE task = :runs AND event = 'k';
 
 SELECT count(fanout.drop_queue(queue, force => true)) FROM fanout.queues;
+DROP VIEW test.counts;
+DROP FUNCTION test.name;
