@@ -264,7 +264,7 @@ compare_lane(Queue *queue, Lane *lane)
 	expect("ready tasks", queue->id, partition, count_set(&lane->ready.set, "a lane", queue->id), lane->recount.ready);
 	if (startable >= 0)
 		expect("startable tasks", queue->id, partition, lane->startable, startable);
-	if (partition != 0 && lane->tasks == 0 && !lane->named && lane->setters == 0 && !lane->ready.bounded &&
+	if (partition != 0 && lane->tasks == 0 && lane->backlog == 0 && !lane->named && lane->setters == 0 && !lane->ready.bounded &&
 		!lane->ready.refilling && lane->throttled_until == 0)
 		found(AUDIT_ORDER, "lane " INT64_FORMAT " of queue %d has no reason to be", partition, queue->id);
 }
