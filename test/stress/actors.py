@@ -56,7 +56,7 @@ class Actor:
                     self.connection = psycopg.connect(autocommit=True, connect_timeout=5, options="-c client_min_messages=error")
                 self.step()
             except psycopg.Error as error:
-                if self.connection is not None and not self.connection.closed and error.diag.sqlstate not in ("57P01", "57P03"):
+                if self.connection is not None and not self.connection.closed and error.diag.sqlstate not in ("57P01", "57P03", "53400"):
                     self.log("error", sqlstate=error.diag.sqlstate, text=str(error))
                 if self.connection is not None:
                     self.connection.close()
