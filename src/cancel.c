@@ -189,7 +189,7 @@ ask_worker(int64 task, int64 lease, const char *reason)
 
 /* Ask the worker of a task that does not wait to stop; LOOK_AGAIN if it waits by now. */
 static CancelWay
-cancel_running(int64 task, const char *reason, const CancelFilter * filter)
+cancel_running(int64 task, const char *reason, const CancelFilter *filter)
 {
 	int64		lease = 0;
 	CancelWay	way = way_to_cancel(task, &lease);
@@ -214,7 +214,7 @@ give_back(void)
 }
 
 CancelResult
-cancel_task(int64 task, const char *reason, const CancelFilter * filter)
+cancel_task(int64 task, const char *reason, const CancelFilter *filter)
 {
 	for (;;)
 	{

@@ -22,14 +22,14 @@ typedef struct CancelFilter
 	int32		queue_id;
 	bool		(*matches) (int64 task, void *arg); /* of one that is withdrawn or runs */
 	void	   *arg;
-}			CancelFilter;
+} CancelFilter;
 
 /*
  * Cancel the task in this transaction if it waits, or have its worker told if
  * it runs; whoever decides about it is waited for.  "filter" may be NULL.
  * Throws 42501, and 53400 if there is no memory for it.
  */
-extern CancelResult cancel_task(int64 task, const char *reason, const CancelFilter * filter);
+extern CancelResult cancel_task(int64 task, const char *reason, const CancelFilter *filter);
 
 /*
  * For the keeper: cancel the task in this transaction if it waits, whoever

@@ -127,7 +127,7 @@ typedef struct MatchBound
 	bool		on_disk;
 	int64		key;
 	int64		id;
-}			MatchBound;
+} MatchBound;
 
 typedef struct Match
 {
@@ -146,10 +146,10 @@ typedef struct Match
 	int64		room;
 	int64		count;
 	int64		changes;		/* of tasks in the database, before the chunk was read */
-}			Match;
+} Match;
 
 static void
-take_criteria(FunctionCallInfo fcinfo, Match * match)
+take_criteria(FunctionCallInfo fcinfo, Match *match)
 {
 	bool		any = false;
 
@@ -178,7 +178,7 @@ take_criteria(FunctionCallInfo fcinfo, Match * match)
 }
 
 static void
-set_bound(MatchBound * bound, bool on_disk, int64 key, int64 id)
+set_bound(MatchBound *bound, bool on_disk, int64 key, int64 id)
 {
 	bound->on_disk = on_disk;
 	bound->key = key;
@@ -187,7 +187,7 @@ set_bound(MatchBound * bound, bool on_disk, int64 key, int64 id)
 
 /* Of tasks of all partitions, the first id that may be on disk. */
 static void
-set_bound_of_lanes(Queue *queue, MatchBound * bound)
+set_bound_of_lanes(Queue *queue, MatchBound *bound)
 {
 	int64		first = queue->strays.bounded ? queue->strays.bound_id : PG_INT64_MAX;
 	dlist_iter	iter;
@@ -204,7 +204,7 @@ set_bound_of_lanes(Queue *queue, MatchBound * bound)
 
 /* Which orders of the queue have tasks on disk, and from where on.  Under the lock. */
 static void
-copy_bounds(Match * match)
+copy_bounds(Match *match)
 {
 	Queue	   *queue = match->ref.queue;
 	const Window *main = &queue->main.ready;
@@ -260,7 +260,7 @@ compare_ids(const void *a, const void *b)
 
 /* What is in memory, and from where on there is more on disk. */
 static void
-list_tasks(Match * match)
+list_tasks(Match *match)
 {
 	bool		gone;
 
@@ -281,7 +281,7 @@ list_tasks(Match * match)
 
 /* How many changes of tasks have been committed. */
 static int64
-changes_so_far(const Match * match)
+changes_so_far(const Match *match)
 {
 	int64		changes;
 
@@ -314,7 +314,7 @@ still_matches(int64 task, void *arg)
 
 /* Cancel these tasks, up to as many as may be. */
 static void
-cancel_tasks(Match * match, const int64 *tasks, uint64 count)
+cancel_tasks(Match *match, const int64 *tasks, uint64 count)
 {
 	CancelFilter filter = {match->ref.id, still_matches, match};
 	bool		isnull = false;
@@ -335,7 +335,7 @@ cancel_tasks(Match * match, const int64 *tasks, uint64 count)
  * statements of their own; the key of the last one goes to "last_key".
  */
 static uint64
-read_ids(Match * match, SpiStatement *statement, int64 *ids, int64 *last_key)
+read_ids(Match *match, SpiStatement *statement, int64 *ids, int64 *last_key)
 {
 	SpiScope	scope;
 	uint64		rows;
@@ -359,7 +359,7 @@ read_ids(Match * match, SpiStatement *statement, int64 *ids, int64 *last_key)
 
 /* Cancel what matches of those that are in memory. */
 static void
-cancel_listed(Match * match)
+cancel_listed(Match *match)
 {
 	for (int64 done = 0; done < match->count && match->left > 0; done += MATCH_CHUNK)
 	{
@@ -383,7 +383,7 @@ cancel_listed(Match * match)
 
 /* Cancel what matches of one order of tasks on disk, from a place on. */
 static void
-cancel_in_order(Match * match, SpiStatement *statement, int64 key, int64 id)
+cancel_in_order(Match *match, SpiStatement *statement, int64 key, int64 id)
 {
 	uint64		rows = MATCH_CHUNK;
 
@@ -407,7 +407,7 @@ cancel_in_order(Match * match, SpiStatement *statement, int64 key, int64 id)
 }
 
 static void
-cancel_on_disk(Match * match)
+cancel_on_disk(Match *match)
 {
 	int			segments[FANOUT_SEGMENTS];
 	int			count;
