@@ -509,6 +509,7 @@ fanout_violations(PG_FUNCTION_ARGS)
 Datum
 fanout_violations(PG_FUNCTION_ARGS)
 {
+	require_preload();
 	(void) result_set_begin(fcinfo);
 	return (Datum) 0;
 }
