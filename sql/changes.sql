@@ -131,6 +131,26 @@ SELECT fanout.move(1::bigint, 'q', unset => ARRAY[NULL::text]);
 SELECT fanout.move(0::bigint, 'q');
 SELECT fanout.move(NULL::bigint, 'q');
 
+-- One that is moved on and on: the partitions that it was the first of are even, and none loses its turns
+SELECT fanout.create_queue('even');
+SELECT fanout.enqueue('even', 'moved') > 0, fanout.enqueue('even', 'main') > 0, fanout.enqueue('even', 'main') > 0;
+CREATE PROCEDURE test.move_on() LANGUAGE plpgsql AS $$
+BEGIN
+	FOR n IN 1 .. 8 LOOP
+		PERFORM fanout.move(test.task('moved'), partition_key => 'p' || n);
+		COMMIT;
+		PERFORM count(*) FROM fanout.enqueue_many('even', 'p' || n, '{1,2}', partition_key => 'p' || n);
+		COMMIT;
+	END LOOP;
+END $$;
+CALL test.move_on();
+DROP PROCEDURE test.move_on;
+SELECT string_agg(name, ' ') FROM fanout.dequeue('even', 'w', max_tasks => 12);
+SELECT string_agg(name, ' ') FROM fanout.dequeue('even', 'w', max_tasks => 12);
+SELECT count(fanout.complete(lease)) FROM fanout.leases;
+SELECT * FROM test.counts;
+SELECT fanout.drop_queue('even');
+
 --
 -- Several changes in one transaction, and savepoints
 --

@@ -120,6 +120,15 @@ CALL test.go_back_and_forth();
 SELECT name, count(*) FROM fanout.tasks WHERE queue = 'move' AND state = 'succeeded' GROUP BY 1 ORDER BY 1;
 DROP PROCEDURE test.go_back_and_forth;
 
+-- a partition that leaves the group that it has brought is even with that, and both have their turns
+SELECT fanout.create_queue('even');
+SELECT fanout.enqueue('even', 'a1', partition_key => 'a', fair_group => 'g') > 0 AS enqueued;
+SELECT fanout.enqueue('even', 'b1', partition_key => 'b', fair_group => 'g') > 0 AS enqueued;
+SELECT fanout.enqueue('even', 'a2', partition_key => 'a') > 0 AS enqueued;
+SELECT fanout.enqueue('even', 'c1', partition_key => 'c') > 0 AS enqueued;
+SELECT name FROM fanout.dequeue('even', 'w', 9);
+SELECT fanout.drop_queue('even', force => true);
+
 -- a task that is moved to another partition takes its group along, and has none where it has no partition
 SELECT fanout.enqueue('move', 'm', partition_key => 'here', fair_group => 'group') > 0 AS enqueued;
 BEGIN;

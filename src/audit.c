@@ -226,7 +226,7 @@ count_set(const OrderedSet *set, const char *what, int32 queue_id)
 
 	for (OrderNode *node = set->first; node != NULL && count <= set->count; node = order_next(node))
 	{
-		if ((last != NULL && !order_less(last->key, last->id, node->key, node->id)) ||
+		if ((last != NULL && order_less(node->key, node->id, last->key, last->id)) ||
 			(node->left != NULL && node->left->parent != node) || (node->right != NULL && node->right->parent != node))
 			found(AUDIT_ORDER, "%s of queue %d: out of order at " INT64_FORMAT, what, queue_id, node->id);
 		last = node;

@@ -14,6 +14,10 @@
  * that it needs no room.  New tasks mostly come last in their order, and a
  * worker takes the first: both ends are remembered, which makes an append
  * and a pop O(1) in expectation.
+ *
+ * Nodes may be even, with the same key and id: two lanes whose turns are at one
+ * time, and whose first task was the same when they came back, as it was moved
+ * from one to the other.  They keep the order in which they were inserted.
  */
 #include "postgres.h"
 
@@ -127,8 +131,8 @@ order_insert(OrderedSet *set, OrderNode *node)
 		return;
 	}
 
-	if (node_less(set->last, node))
-		parent = set->last;
+	if (!node_less(node, set->last))
+		parent = set->last;		/* after those that are even with it, as below */
 	else
 	{
 		OrderNode  *next = set->root;
@@ -143,14 +147,17 @@ order_insert(OrderedSet *set, OrderNode *node)
 
 	node->parent = parent;
 	if (goes_left)
+	{
 		parent->left = node;
+		if (parent == set->first)
+			set->first = node;
+	}
 	else
+	{
 		parent->right = node;
-
-	if (node_less(node, set->first))
-		set->first = node;
-	if (node_less(set->last, node))
-		set->last = node;
+		if (parent == set->last)
+			set->last = node;
+	}
 
 	while (node->parent != NULL && rank_of(node) < rank_of(node->parent))
 		rotate_up(set, node);

@@ -5,7 +5,7 @@
 #ifndef FANOUT_ORDER_H
 #define FANOUT_ORDER_H
 
-/* Embedded in what is ordered.  Sorted by key, then id; the pair is unique in a set. */
+/* Embedded in what is ordered.  Sorted by key, then id; those that are even, in the order of their insertion. */
 typedef struct OrderNode
 {
 	struct OrderNode *left;
