@@ -1,5 +1,5 @@
 #!/bin/bash
-# Runs the programs named (fair_queue, rate_limited_queue), or both, on a private server.
+# Runs the programs named (fair_queue, rate_limited_queue, debounced_queue), or all three, on a private server.
 #
 #     SCALE=NUMBER   of all times: with 0.1, what says ten seconds takes one
 set -euo pipefail
@@ -9,7 +9,7 @@ here=$(cd "$(dirname "$0")" && pwd)
 
 need_packages python3-psycopg
 [ -e "$("$PG_CONFIG" --pkglibdir)/pg_fanout.so" ] || die "install the extension first: make && make install"
-[ $# -gt 0 ] || set -- fair_queue rate_limited_queue
+[ $# -gt 0 ] || set -- fair_queue rate_limited_queue debounced_queue
 
 dir=$(scratch_dir patterns)
 trap 'server_remove "$dir"' EXIT

@@ -41,6 +41,17 @@ report $? 'the rate-limited queue: two in ten seconds, as far as lines can tell 
 awk '/ starts/ { last = $1 } END { exit !(last > 19 && last < 40) }' <<<"$rated"
 report $? 'the rate-limited queue: and no fewer'
 
+debounced=$(of debounced_queue)
+grep -q 'index: "Once upon a time"' <<<"$debounced" &&
+	! grep -qE 'index: "(Once|Once upon)"' <<<"$debounced"
+report $? 'the debounced queue: the last edit is indexed, and none before'
+awk '/edit: +"Once upon a time"/ { edit = $1 } /index: +"Once upon a time"/ { run = $1 } END { exit !(run - edit >= 1.9 && run - edit < 5) }' <<<"$debounced"
+report $? 'the debounced queue: two seconds after it'
+awk '/edit: +"Version 1"/ { edit = $1 } /index: +"Version/ && !run { run = $1 } END { exit !(run - edit >= 6.4 && run - edit < 9) }' <<<"$debounced"
+report $? 'the debounced queue: 6.5 seconds after the first one, though edits go on'
+grep -q 'index: "Version 8"' <<<"$debounced"
+report $? 'the debounced queue: and the last version in the end'
+
 [ $failed = 0 ] || sed 's/^/# /' <<<"$output"
 echo "$passed passed, $failed failed"
 [ $failed = 0 ]
