@@ -168,6 +168,13 @@ count_task(Task *task, void *arg)
 	lane->recount.tasks++;
 	lane->recount.ready += task->state == TASK_READY;
 	lane->recount.leases += task->state == TASK_RUNNING;
+	lane->recount.spare += task->state == TASK_READY && ready_task_is_spare(task);
+	if (task->state == TASK_SCHEDULED && lane->key.partition != 0 &&
+		(task->flags & (TASK_FLAG_UNTOUCHED | TASK_FLAG_CANCELLED)) == TASK_FLAG_UNTOUCHED)
+	{
+		lane->recount.spare++;
+		lane->recount.delayed++;
+	}
 }
 
 static void
@@ -251,17 +258,39 @@ startable_of(Lane *lane)
 	return limit > 0 ? Max(Min(count, limit - lane->running), 0) : count;
 }
 
+/* How many are in the lane's list of tasks that are delayed. */
+static int64
+count_delayed(const Lane *lane)
+{
+	int64		count = 0;
+	dlist_iter	iter;
+
+	dlist_foreach(iter, unconstify(dlist_head *, &lane->delayed))
+	{
+		const Task *task = dlist_container(Task, link, iter.cur);
+
+		if (task->lane != lane || task->state != TASK_SCHEDULED || (task->flags & TASK_FLAG_DELAYED) == 0)
+			found(AUDIT_ORDER, "task " INT64_FORMAT " is in the wrong list of delayed ones", task->key.task);
+		count++;
+	}
+	return count;
+}
+
 static void
 compare_lane(Queue *queue, Lane *lane)
 {
 	int64		partition = lane->key.partition;
 	int64		startable = startable_of(lane);
+	int64		delayed = count_delayed(lane);
 
 	queue->recount.lanes += partition != 0;
 	expect("tasks", queue->id, partition, lane->tasks, lane->recount.tasks);
 	expect("permits", queue->id, partition, lane->running, lane->recount.leases);
 	expect("unjournaled units", queue->id, partition, lane->unjournaled, lane->recount.unjournaled);
 	expect("ready tasks", queue->id, partition, count_set(&lane->ready.set, "a lane", queue->id), lane->recount.ready);
+	expect("tasks that may be left on disk", queue->id, partition, lane->spare, lane->recount.spare);
+	expect("delayed tasks", queue->id, partition, delayed, lane->recount.delayed);
+	queue->recount.delayed += delayed;
 	if (startable >= 0)
 		expect("startable tasks", queue->id, partition, lane->startable, startable);
 	if (partition != 0 && lane->tasks == 0 && lane->backlog == 0 && !lane->named && lane->setters == 0 && !lane->ready.bounded &&
@@ -391,6 +420,7 @@ compare_queue(Queue *queue)
 	expect("ready tasks", queue->id, -1, queue->ready_count, recount->ready);
 	expect("reserved entries", queue->id, -1, queue->reserved, recount->reserved);
 	expect("unjournaled units", queue->id, -1, queue->unjournaled, recount->unjournaled);
+	expect("delayed tasks", queue->id, -1, queue->delayed, recount->delayed);
 	expect("scheduled tasks", queue->id, -1, count_set(&queue->scheduled.set, "the schedule", queue->id),
 		   recount->scheduled);
 	if (recount->ended > 0 && queue->refilling == 0)

@@ -57,6 +57,8 @@ typedef struct Recount
 	int64		permits;		/* leases whose permits were not passed on */
 	int64		unjournaled;	/* units */
 	int64		lanes;
+	int64		spare;
+	int64		delayed;
 } Recount;
 
 /* To be called before the dispatcher lock is let go. */

@@ -94,7 +94,7 @@ insert_scheduled(Queue *queue, Task *task, TimestampTz due)
 	note_deadline(task);
 	task->state = TASK_SCHEDULED;
 	task->node.key = due;
-	order_insert(&queue->scheduled.set, &task->node);
+	lane_schedule(task->lane, task);
 	if ((task->flags & (TASK_FLAG_UNTOUCHED | TASK_FLAG_CANCELLED)) == 0)
 		lane_await_retry(task);
 	keeper_wake_by(database_of(queue), due);
@@ -142,7 +142,7 @@ Task *
 task_reserve(Queue *queue, const TaskSeed *seed, TimestampTz now)
 {
 	bool		due = seed_is_due(seed, now);
-	Lane	   *lane = lane_for(queue, seed->partition);
+	Lane	   *lane = lane_for_task(queue, seed->partition, due);
 	Task	   *task = NULL;
 
 	if (lane == NULL)
@@ -275,7 +275,7 @@ queue_leave_on_disk(Queue *queue, const TaskSeed *first, int64 count)
 Task *
 task_load(Queue *queue, const TaskSeed *seed, ItemPointer tid, bool urgent, TimestampTz now)
 {
-	Lane	   *lane = lane_for(queue, seed->partition);
+	Lane	   *lane = lane_for_task(queue, seed->partition, seed_is_due(seed, now));
 	int64		key = seed->timed ? seed->run_at : seed->rank;
 	Task	   *task = NULL;
 
@@ -334,7 +334,7 @@ task_rebuild(Queue *queue, const TaskSeed *seed, ItemPointer tid, int attempts, 
 {
 	bool		due = seed_is_due(seed, now);
 	bool		scheduled = !due || (!own_due && seed->timed);
-	Lane	   *lane = lane_for(queue, seed->partition);
+	Lane	   *lane = lane_for_task(queue, seed->partition, due);
 	Task	   *task = NULL;
 
 	if (lane == NULL && own_due && evict_any_lane())
@@ -397,7 +397,7 @@ queue_promote_due(Queue *queue, TimestampTz now)
 
 		task = order_container(Task, node, first);
 		Assert(task->state == TASK_SCHEDULED);
-		order_remove(&queue->scheduled.set, first);
+		lane_unschedule(task->lane, task);
 		if (queue->timed > 0)
 			queue->timed--;
 		lane_await_retry_no_more(task);
@@ -826,18 +826,18 @@ void
 task_request_cancel(Task *task)
 {
 	Queue	   *queue = queue_of(task);
+	bool		waits = task->state == TASK_READY || task->state == TASK_SCHEDULED;
 
-	task->flags |= TASK_FLAG_CANCELLED;
 	if (task->state == TASK_READY)
 		lane_take(task->lane, task);
 	else if (task->state == TASK_SCHEDULED)
 	{
-		order_remove(&queue->scheduled.set, &task->node);
+		lane_unschedule(task->lane, task);
 		queue->timed -= queue->timed > 0;
 	}
-	else
-		return;					/* it ends, or will be seen when its attempt ends */
-	insert_cancelled(queue, task);
+	task->flags |= TASK_FLAG_CANCELLED;
+	if (waits)					/* else it ends, or will be seen when its attempt ends */
+		insert_cancelled(queue, task);
 }
 
 /* RUNNING -> READY, or SCHEDULED if it is due later than now. */
@@ -860,13 +860,11 @@ task_requeue(Task *task, TimestampTz due, bool counts, TimestampTz now)
 void
 task_withdraw(Task *task, TransactionId ender)
 {
-	Queue	   *queue = queue_of(task);
-
 	Assert(task->state == TASK_READY || task->state == TASK_SCHEDULED || task->state == TASK_ENQUEUED);
 	task->flags &= ~TASK_FLAG_WAS_SCHEDULED;
 	if (task->state == TASK_SCHEDULED)
 	{
-		order_remove(&queue->scheduled.set, &task->node);
+		lane_unschedule(task->lane, task);
 		task->flags |= TASK_FLAG_WAS_SCHEDULED;
 	}
 	else if (task->state == TASK_READY)

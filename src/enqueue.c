@@ -66,7 +66,8 @@ count_chunk(Request *request, Backlog *backlog)
 	{
 		int64		partition = request->partitions != NULL ? request->partitions[request->counted] : request->seed.partition;
 
-		admitted = queue_take_backlog(queue, partition, at_a_time, partition == request->freed_partition ? request->freed : 0,
+		admitted = queue_take_backlog(queue, partition, !request->seed.timed || request->seed.run_at <= request->now, at_a_time,
+									  partition == request->freed_partition ? request->freed : 0,
 									  &backlog->partition_waiting, &backlog->partition_most);
 		if (admitted)
 			request->counted += at_a_time;

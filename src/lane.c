@@ -78,13 +78,13 @@ lane_remember_unknown_starts(Lane *lane, TimestampTz at)
 }
 
 Lane *
-lane_for(Queue *queue, int64 partition)
+lane_for_task(Queue *queue, int64 partition, bool due)
 {
 	Lane	   *lane = lane_find(queue, partition);
 
 	if (lane != NULL)
 		return lane;
-	if (fanout_shared->free_lanes == 0)
+	if (due && fanout_shared->free_lanes == 0)
 		evict_lane_for(queue);
 	lane = lane_enter(queue, partition);
 	if (lane == NULL)
@@ -98,6 +98,12 @@ lane_for(Queue *queue, int64 partition)
 	if (queue->loaded_at != 0)
 		lane_remember_unknown_starts(lane, queue->loaded_at);
 	return lane;
+}
+
+Lane *
+lane_for(Queue *queue, int64 partition)
+{
+	return lane_for_task(queue, partition, true);
 }
 
 void
@@ -200,9 +206,9 @@ queue_count_backlog(Queue *queue, int64 partition, int64 tasks)
 }
 
 bool
-queue_take_backlog(Queue *queue, int64 partition, int64 tasks, int64 freed, int32 *backlog, int32 *most)
+queue_take_backlog(Queue *queue, int64 partition, bool due, int64 tasks, int64 freed, int32 *backlog, int32 *most)
 {
-	Lane	   *lane = partition != 0 ? lane_for(queue, partition) : NULL;
+	Lane	   *lane = partition != 0 ? lane_for_task(queue, partition, due) : NULL;
 
 	if (lane == NULL)
 		return true;
@@ -220,7 +226,7 @@ queue_take_backlog(Queue *queue, int64 partition, int64 tasks, int64 freed, int3
 bool
 queue_has_backlog_room(Queue *queue, int64 partition, int32 *backlog, int32 *most)
 {
-	if (!queue_take_backlog(queue, partition, 1, 0, backlog, most))
+	if (!queue_take_backlog(queue, partition, true, 1, 0, backlog, most))
 		return false;
 	queue_count_backlog(queue, partition, -1);
 	return true;
@@ -576,6 +582,7 @@ lane_add(Lane *lane, Task *task)
 {
 	order_insert(&lane->ready.set, &task->node);
 	queue_of_lane(lane)->ready_count++;
+	lane->spare += ready_task_is_spare(task);
 	lane_settle(lane);
 }
 
@@ -584,7 +591,39 @@ lane_take(Lane *lane, Task *task)
 {
 	order_remove(&lane->ready.set, &task->node);
 	queue_of_lane(lane)->ready_count--;
+	lane->spare -= ready_task_is_spare(task);
 	lane_settle(lane);
+}
+
+/* Into the schedule.  The lane knows those that may leave memory, as it can leave when all of its tasks can. */
+void
+lane_schedule(Lane *lane, Task *task)
+{
+	Queue	   *queue = queue_of_lane(lane);
+
+	order_insert(&queue->scheduled.set, &task->node);
+	if (lane->key.partition == 0 ||
+		(task->flags & (TASK_FLAG_UNTOUCHED | TASK_FLAG_CANCELLED)) != TASK_FLAG_UNTOUCHED)
+		return;
+	Assert((task->flags & TASK_FLAG_RETRIED) == 0);
+	task->flags |= TASK_FLAG_DELAYED;
+	dlist_push_tail(&lane->delayed, &task->link);
+	lane->spare++;
+	queue->delayed++;
+}
+
+void
+lane_unschedule(Lane *lane, Task *task)
+{
+	Queue	   *queue = queue_of_lane(lane);
+
+	order_remove(&queue->scheduled.set, &task->node);
+	if ((task->flags & TASK_FLAG_DELAYED) == 0)
+		return;
+	task->flags &= ~TASK_FLAG_DELAYED;
+	dlist_delete(&task->link);
+	lane->spare--;
+	queue->delayed--;
 }
 
 /* A ready task at this place is, from now on, on disk only. */
@@ -637,6 +676,7 @@ lane_serve(Lane *lane, Task *task)
 	lane_take_turn(lane);
 	order_remove(&lane->ready.set, &task->node);
 	queue_of_lane(lane)->ready_count--;
+	lane->spare -= ready_task_is_spare(task);
 	lane->running++;
 	lane_settle(lane);
 }

@@ -18,8 +18,12 @@ queue_of_lane(const Lane *lane)
 /* A lane of a partition that has fewer tasks in memory than this asks for a refill, if there are more on disk. */
 #define LANE_LOW	8
 
-/* The lane of a partition, entered if it is not known yet; NULL if there is no room for one. */
+/*
+ * The lane of a partition, entered if it is not known yet; NULL if there is no
+ * room for one.  For a task that is not due no other lane has to go.
+ */
 extern Lane *lane_for(Queue *queue, int64 partition);
+extern Lane *lane_for_task(Queue *queue, int64 partition, bool due);
 
 /* Give it settings of its own, or take them away; false if there is no room for the lane. */
 extern bool lane_set(Queue *queue, int64 partition, const LaneSettings *settings);
@@ -45,7 +49,8 @@ extern void queue_count_backlog(Queue *queue, int64 partition, int64 tasks);
  * The same for tasks that are to be enqueued, unless the partition has no room
  * for them once "freed" ones have gone: false, with the lane as it is.
  */
-extern bool queue_take_backlog(Queue *queue, int64 partition, int64 tasks, int64 freed, int32 *backlog, int32 *most);
+extern bool queue_take_backlog(Queue *queue, int64 partition, bool due, int64 tasks, int64 freed, int32 *backlog,
+							   int32 *most);
 
 /* Would that succeed for one task? */
 extern bool queue_has_backlog_room(Queue *queue, int64 partition, int32 *backlog, int32 *most);
@@ -64,6 +69,17 @@ extern void lane_add(Lane *lane, Task *task);
 extern void lane_take(Lane *lane, Task *task);
 extern void lane_leave_on_disk(Lane *lane, int64 key, int64 id);
 extern Task *lane_first(const Lane *lane);
+
+/* Does the row of a READY task alone say what it is, and that it is READY? */
+static inline bool
+ready_task_is_spare(const Task *task)
+{
+	return (task->flags & (TASK_FLAG_UNTOUCHED | TASK_FLAG_CANCELLED | TASK_FLAG_TIMED)) == TASK_FLAG_UNTOUCHED;
+}
+
+/* Its scheduled ones, which stand in the queue's schedule. */
+extern void lane_schedule(Lane *lane, Task *task);
+extern void lane_unschedule(Lane *lane, Task *task);
 
 /* Those that wait for another attempt, and hold up the others if it runs one at a time. */
 extern void lane_await_retry(Task *task);

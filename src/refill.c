@@ -112,6 +112,8 @@ typedef struct Refill
 	int64		row_count;
 	int64		loaded;
 	bool		headway;
+	bool		only_due;		/* the schedule, while lanes are short */
+	bool		enough;			/* all that is due was read */
 	bool		urgent;			/* nothing can be given out before it is done */
 	bool		room;			/* the queue has room for more than what is urgent */
 	int			segments[FANOUT_SEGMENTS];	/* those in use, in the order of their tasks */
@@ -244,6 +246,11 @@ load_row(Refill *refill, const RefillRow *row, TimestampTz now)
 	}
 	if (task_find(MyDatabaseId, row->seed.task) != NULL)
 		return true;
+	if (refill->only_due && row->seed.partition != 0 && row->seed.run_at > now)
+	{
+		refill->enough = true;
+		return false;
+	}
 	if (task_load(refill->queue, &row->seed, (ItemPointer) &row->tid, urgent, now) == NULL)
 		return false;
 	refill->loaded++;
@@ -278,7 +285,7 @@ end_refill(Refill *refill, int64 done)
 	Window	   *window = refill->window;
 	bool		full = done < refill->row_count;
 
-	refill->headway = !full || done > 0;
+	refill->headway = !full || done > 0 || refill->enough;
 	if (refill_is_void(refill))
 		window_end_refill(window, true, refill->key, refill->id);
 	else if (full)
@@ -351,6 +358,11 @@ begin_refill(Refill *refill)
 
 	if (queue->state != QUEUE_OPEN || queue->db != MyDatabaseId || !refill->window->bounded)
 		return false;
+
+	/* what is not due needs no lane yet, and would have to leave it to the next stray */
+	refill->only_due = refill->kind == REFILL_SCHEDULED && (fanout_shared->free_lanes == 0 || fanout_shared->has_strays);
+	if (refill->only_due && refill->window->bound_key > GetCurrentTimestamp())
+		return false;
 	refill->urgent = window_first(refill->window) == NULL;
 	refill->room = queue_room(queue);
 	if (refill->kind != REFILL_STRAYS && !refill->urgent && !refill->room)
@@ -378,6 +390,8 @@ run_refill(Refill *refill)
 		most = Min(most, REFILL_PARTITION);
 	if (refill->kind != REFILL_STRAYS && !refill->room)
 		most = Min(most, REFILL_LEAST);
+	if (refill->only_due)
+		most = Min(most, REFILL_LEAST); /* its end is probably near */
 	refill->limit = most;
 	refill->rows = palloc(refill->limit * refill->segment_count * sizeof(RefillRow));
 	read_from_bound(refill);
@@ -452,10 +466,10 @@ refill_queue(Queue *queue)
 	strays = queue_may_have_lane(queue);
 	dispatcher_unlock();
 
-	headway = refill_window(queue, REFILL_SCHEDULED, NULL, &queue->scheduled);
+	/* strays first: what is ready needs a lane more than what is not due */
+	headway = !strays || refill_window(queue, REFILL_STRAYS, NULL, &queue->strays);
+	headway &= refill_window(queue, REFILL_SCHEDULED, NULL, &queue->scheduled);
 	headway &= refill_window(queue, REFILL_LANE, &queue->main, &queue->main.ready);
-	if (strays)
-		headway &= refill_window(queue, REFILL_STRAYS, NULL, &queue->strays);
 	headway &= refill_partitions(queue);
 	return headway;
 }

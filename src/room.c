@@ -82,7 +82,7 @@ task_evict(Task *task)
 	else
 	{
 		window_leave_on_disk(&queue->scheduled, task->node.key, task->node.id);
-		order_remove(&queue->scheduled.set, &task->node);
+		lane_unschedule(lane, task);
 	}
 	task_drop(task);
 }
@@ -160,44 +160,66 @@ evict_any(void)
 	return false;
 }
 
-/* May the lane be forgotten, as rows alone say all of it? */
+/*
+ * May the lane be forgotten, as rows alone say all of it?  Its ready tasks are
+ * strays then, and scheduled ones are where the schedule's bound says.
+ */
 static bool
 lane_is_evictable(const Lane *lane)
 {
-	OrderNode  *node = lane->ready.set.first;
-
-	if (lane->named || lane->setters > 0 || lane->running > 0 || lane->throttled_until != 0 ||
-		lane->rate_log.newest != 0 || lane->ready.refilling || lane->tasks != lane->ready.set.count)
-		return false;
-	for (int looked = 0; node != NULL; looked++, node = order_next(node))
-	{
-		if (looked == EVICT_LOOK || !task_is_evictable(order_container(Task, node, node)))
-			return false;
-	}
-	return true;
+	return !lane->named && lane->setters == 0 && lane->running == 0 && lane->throttled_until == 0 &&
+		lane->rate_log.newest == 0 && !lane->ready.refilling && lane->tasks == lane->spare;
 }
 
-/* All of the lane's tasks are strays from now on. */
-static void
+/*
+ * Is it there for tasks that are not due, and for nothing else?  One without
+ * tasks may be counting those that a transaction is about to enqueue.
+ */
+static bool
+lane_is_delayed(const Lane *lane)
+{
+	return lane_is_evictable(lane) && lane->ready.set.count == 0 && !lane->ready.bounded &&
+		(lane->tasks > 0 || queue_of_lane(lane)->pending == 0);
+}
+
+/* The next one of the lane's tasks to leave; NULL: none, or one that a refill may still read as it was. */
+static Task *
+next_to_evict(Lane *lane)
+{
+	Task	   *task = NULL;
+
+	if (lane->ready.set.last != NULL)
+		task = order_container(Task, node, lane->ready.set.last);
+	else if (!dlist_is_empty(&lane->delayed))
+		task = dlist_tail_element(Task, link, &lane->delayed);
+	return task != NULL && task_is_evictable(task) ? task : NULL;
+}
+
+/*
+ * What the lane has is on disk only from now on.  One that has many tasks gives
+ * up some of them and stays: there will be another attempt.
+ */
+static bool
 lane_evict(Lane *lane)
 {
 	Queue	   *queue = queue_of_lane(lane);
-	int64		first = PG_INT64_MAX;
+	Task	   *task = NULL;
 
 	lane->tasks++;				/* it is not to go away before we are done */
-	while (lane->ready.set.first != NULL)
-		task_evict(order_container(Task, node, lane->ready.set.first));
+	for (int i = 0; i < EVICT_LOOK && (task = next_to_evict(lane)) != NULL; i++)
+		task_evict(task);
 	lane->tasks--;
+	if (lane->tasks > 0)
+		return false;
 	lane->backlog = 0;			/* it is not known any more */
 	if (lane->ready.bounded)
-		first = lane->disk_first;
-	lane->ready.bounded = false;
-	if (first != PG_INT64_MAX)
 	{
-		window_leave_on_disk(&queue->strays, 0, first);
+		lane->ready.bounded = false;
+		window_leave_on_disk(&queue->strays, 0, lane->disk_first);
 		fanout_shared->has_strays = true;
 	}
 	lane_release(lane);
+	return true;
 }
 
 /* The queue that has most lanes, if these are more than "queue" has, by so many that one may go over. */
@@ -220,37 +242,55 @@ queue_with_most_lanes(const Queue *queue)
 	return most;
 }
 
+/* May the queue have lanes that are there for tasks that are not due?  These may have been left on disk, one by one. */
+static bool
+queue_may_have_delayed_lane(const Queue *queue)
+{
+	return queue->lane_count > 0 && (queue->delayed > 0 || queue->scheduled.bounded);
+}
+
 /* Might the queue get room for one more lane? */
 bool
 queue_may_have_lane(const Queue *queue)
 {
-	return fanout_shared->free_lanes > 0 || queue_with_most_lanes(queue) != NULL;
+	return fanout_shared->free_lanes > 0 || queue_may_have_delayed_lane(queue) || queue_with_most_lanes(queue) != NULL;
 }
 
+/* Make room for a lane at the cost of this queue, as far as a short look tells. */
 static bool
-queue_evict_lane(Queue *queue)
+queue_evict_lane(Queue *queue, bool (*may_go) (const Lane *lane))
 {
+	Lane	   *smallest = NULL;
+
 	for (int i = 0; i < Min(EVICT_LOOK, queue->lane_count); i++)
 	{
 		Lane	   *lane = queue_walk_lanes(queue);
 
-		if (lane_is_evictable(lane))
+		if (may_go(lane) && (smallest == NULL || lane->tasks < smallest->tasks))
 		{
-			lane_evict(lane);
-			return true;
+			smallest = lane;
+			if (lane->tasks <= EVICT_LOOK)
+				break;
 		}
 	}
-	return false;
+	return smallest != NULL && lane_evict(smallest);
 }
 
-/* Make room for a lane at the cost of the queue that has most, so that none starves another. */
+/*
+ * Make room for a lane whose task is due: at the cost of the queue's own tasks
+ * that are not, or at that of the queue that has most, so that none starves
+ * another.
+ */
 void
-evict_lane_for(const Queue *queue)
+evict_lane_for(Queue *queue)
 {
-	Queue	   *most = queue_with_most_lanes(queue);
+	Queue	   *most;
 
+	if (queue_may_have_delayed_lane(queue) && queue_evict_lane(queue, lane_is_delayed))
+		return;
+	most = queue_with_most_lanes(queue);
 	if (most != NULL)
-		(void) queue_evict_lane(most);
+		(void) queue_evict_lane(most, lane_is_evictable);
 }
 
 /* Make room for a lane at anybody's cost. */
@@ -259,7 +299,7 @@ evict_any_lane(void)
 {
 	for (int i = 0; i < fanout_shared->queue_high; i++)
 	{
-		if (fanout_queues[i].state == QUEUE_OPEN && queue_evict_lane(&fanout_queues[i]))
+		if (fanout_queues[i].state == QUEUE_OPEN && queue_evict_lane(&fanout_queues[i], lane_is_evictable))
 			return true;
 	}
 	return false;

@@ -24,7 +24,7 @@ extern bool queue_is_within_share(const Queue *queue);
 
 /* The same for lanes: might the queue get room for one more, at the cost of the queue that has most, or at anybody's? */
 extern bool queue_may_have_lane(const Queue *queue);
-extern void evict_lane_for(const Queue *queue);
+extern void evict_lane_for(Queue *queue);
 extern bool evict_any_lane(void);
 
 #endif							/* FANOUT_ROOM_H */

@@ -483,7 +483,7 @@ lane_free(Lane *lane)
 
 	Assert(key.partition != 0);
 	if (queue->walk == &lane->link)
-		queue->walk = NULL;
+		queue->walk = dlist_has_prev(&queue->lanes, &lane->link) ? dlist_prev_node(&queue->lanes, &lane->link) : NULL;
 	dlist_delete(&lane->link);
 	queue->lane_count--;
 	rate_log_free(&lane->rate_log);

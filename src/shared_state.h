@@ -116,10 +116,12 @@ typedef struct Lane
 	dlist_node	link;			/* in Queue.lanes */
 	Window		ready;			/* ordered by (rank, id) */
 	dlist_head	retries;		/* tasks that are SCHEDULED for another attempt: Task.link */
+	dlist_head	delayed;		/* SCHEDULED ones that may be left on disk: Task.link; not of the main lane */
 	int64		disk_first;		/* bounded: no task that is on disk only has a smaller id */
 	int64		sample_task;	/* one of its tasks, maybe ended, or not committed if it is the first: its row tells
 								 * the partition's key */
 	int32		tasks;			/* pool entries that belong to it */
+	int32		spare;			/* those that may be left on disk: the delayed ones, and READY ones of that kind */
 	int32		backlog;		/* its waiting tasks, those on disk and of open transactions too; not of the main
 								 * lane */
 	int32		running;		/* permits held, uncommitted claims included */
@@ -171,6 +173,7 @@ typedef struct Queue
 	bool		starts_lost;	/* by that rebuild, of partitions whose lane had no place in memory */
 	int64		startable;		/* tasks that may start as far as their lanes go */
 	int64		ready_count;	/* ready tasks that are in memory */
+	int64		delayed;		/* tasks in Lane.delayed of its lanes */
 
 	int64		waiting;		/* ready and scheduled ones, on disk too */
 	int64		timed;			/* those of them that are scheduled */
@@ -221,6 +224,7 @@ typedef struct TaskKey
 #define TASK_FLAG_NEW			0x40	/* ENDING: its enqueuer is the same transaction, and it counts as pending */
 #define TASK_FLAG_UNPLACED		0x80	/* and it had no place in memory */
 #define TASK_FLAG_RETRIED		0x100	/* in Lane.retries */
+#define TASK_FLAG_DELAYED		0x200	/* in Lane.delayed */
 
 /* An unfinished task that is in memory: an element of the pool. */
 typedef struct Task
@@ -244,7 +248,8 @@ typedef struct Task
 	uint16		flags;
 	uint8		state;
 	uint16		kept_for;		/* the refill that may still read its row as it was before a change; 0: none */
-	dlist_node	link;			/* in Database.ended, if ENDED; in Lane.retries, if TASK_FLAG_RETRIED */
+	dlist_node	link;			/* in Database.ended, if ENDED; in Lane.retries, if TASK_FLAG_RETRIED; in
+								 * Lane.delayed, if TASK_FLAG_DELAYED */
 } Task;
 
 typedef struct WorkerKey

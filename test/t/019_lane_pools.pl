@@ -86,13 +86,58 @@ is($node->safe_psql('postgres', "SELECT count(*) FROM fanout.complete((SELECT ar
 $node->safe_psql('postgres', "CALL work_off('other', 16)");
 is($node->safe_psql('postgres', "SELECT ready + running FROM fanout.queues WHERE queue = 'other'"), 0, 'nothing is left over');
 
-# While all lanes are taken by delayed tasks, none can be taken from the queue that has most: the keeper looks now and
-# then, and not all the time
+# Delayed tasks leave their lanes to those that are ready, of another queue and of their own, one or many of a partition
+for my $each (1, 100)
+{
+	$node->safe_psql('postgres', <<"EOS");
+SELECT fanout.create_queue('full'), fanout.create_queue('strays');
+SELECT count(*) FROM fanout.enqueue_many('full', 'later', array_fill('{}'::jsonb, '{@{[16 * $each]}}'), delay => '1 hour',
+	partition_keys => ARRAY(SELECT 'key' || n % 16 FROM generate_series(1, 16 * $each) n));
+EOS
+	is($node->safe_psql('postgres', 'SELECT count(*) FROM fanout._live_lanes()'), 16, "$each delayed tasks in each of 16 partitions have all lanes");
+	$node->safe_psql('postgres', <<'EOS');
+SELECT count(*) FROM fanout.enqueue_many('strays', 'x', array_fill('{}'::jsonb, '{40}'), partition_keys => ARRAY(SELECT 'key' || n FROM generate_series(1, 40) n));
+EOS
+	$node->safe_psql('postgres', "CALL work_off('strays', 40)");
+	is($node->safe_psql('postgres', "SELECT succeeded FROM fanout.queues WHERE queue = 'strays'"), 40, 'tasks of another queue run');
+	$node->safe_psql('postgres', <<'EOS');
+SELECT count(*) FROM fanout.enqueue_many('full', 'now', array_fill('{}'::jsonb, '{40}'), partition_keys => ARRAY(SELECT 'new' || n FROM generate_series(1, 40) n));
+EOS
+	$node->safe_psql('postgres', "CALL work_off('full', 40)");
+	is($node->safe_psql('postgres', "SELECT succeeded FROM fanout.queues WHERE queue = 'full'"), 40, 'and so do those of new partitions of the same queue');
+
+	# what has left memory runs when its time has come
+	is($node->safe_psql('postgres', "SELECT scheduled FROM fanout.queues WHERE queue = 'full'"), 16 * $each, 'the delayed ones wait');
+	$node->safe_psql('postgres', <<'EOS');
+SELECT count(*) FILTER (WHERE fanout.reschedule(task, delay => '1 s')) FROM fanout.tasks WHERE queue = 'full' AND state = 'scheduled';
+EOS
+	$node->safe_psql('postgres', "CALL work_off('full', @{[16 * $each]})");
+	is($node->safe_psql('postgres', "SELECT succeeded FROM fanout.queues WHERE queue = 'full'"), 40 + 16 * $each, 'and run when they are due');
+	$node->safe_psql('postgres', "SELECT fanout.drop_queue(q) FROM unnest('{full,strays}'::text[]) q");
+}
+
+# Their own time comes, too, although others have taken the lanes meanwhile, and after a restart
 $node->safe_psql('postgres', <<'EOS');
 SELECT fanout.create_queue('full'), fanout.create_queue('strays');
-SELECT count(*) FROM fanout.enqueue_many('full', 'x', array_fill('{}'::jsonb, '{16}'), delay => '1 hour', partition_keys => ARRAY(SELECT 'key' || n FROM generate_series(1, 16) n));
+SELECT count(*) FROM fanout.enqueue_many('full', 'later', array_fill('{}'::jsonb, '{40}'), delay => '5 s', partition_keys => ARRAY(SELECT 'key' || n FROM generate_series(1, 40) n));
+SELECT fanout.pause_queue('strays');
+SELECT count(*) FROM fanout.enqueue_many('strays', 'x', array_fill('{}'::jsonb, '{40}'), partition_keys => ARRAY(SELECT 'key' || n FROM generate_series(1, 40) n));
+EOS
+$node->restart;
+wait_for_memory($node);
+$node->safe_psql('postgres', "CALL work_off('full', 40)");
+is($node->safe_psql('postgres', "SELECT succeeded FROM fanout.queues WHERE queue = 'full'"), 40, 'delayed tasks take lanes when they are due');
+
+# While no lane can go, as all wait for another attempt of a task, the keeper looks now and then, and not all the time
+$node->safe_psql('postgres', <<'EOS');
+SELECT fanout.purge_queue('strays'), fanout.drop_queue('full');
+SELECT fanout.resume_queue('strays');
+SELECT fanout.create_queue('full', backoff => '1 hour');
+SELECT count(*) FROM fanout.enqueue_many('full', 'x', array_fill('{}'::jsonb, '{16}'), partition_keys => ARRAY(SELECT 'key' || n FROM generate_series(1, 16) n));
+SELECT count(*) FROM fanout.fail((SELECT array_agg(lease) FROM fanout.dequeue('full', max_tasks => 16)), 'not yet');
 SELECT count(*) FROM fanout.enqueue_many('strays', 'x', array_fill('{}'::jsonb, '{5}'), partition_keys => ARRAY(SELECT 'key' || n FROM generate_series(1, 5) n));
 EOS
+is($node->safe_psql('postgres', "SELECT count(*) FROM fanout._live_lanes()"), 16, 'retries stay in memory, and so do their lanes');
 $before = $node->safe_psql('postgres', $refills);
 $node->safe_psql('postgres', 'SELECT pg_sleep(1)');
 cmp_ok($node->safe_psql('postgres', $refills) - $before, '<', 100, 'refills that find no lane have pauses');
