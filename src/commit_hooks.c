@@ -653,8 +653,13 @@ end_without_lease(const Pending *op)
 {
 	Task	   *task = task_find(MyDatabaseId, op->u.lease.task);
 
-	if (task != NULL && (task->state == TASK_READY || task->state == TASK_SCHEDULED))
-		task_end_unforeseen(task, op->u.lease.outcome);
+	Queue	   *queue;
+
+	if (task == NULL || (task->state != TASK_READY && task->state != TASK_SCHEDULED))
+		return;
+	queue = &fanout_queues[task->queue];
+	task_end_unforeseen(task, op->u.lease.outcome);
+	queue_wake(queue);
 }
 
 /* The task of a note, if it is still withdrawn for this transaction. */
@@ -672,9 +677,13 @@ static void
 apply_withdraw(const Pending *op)
 {
 	Task	   *task = withdrawn_task(op);
+	Queue	   *queue;
 
-	if (task != NULL)
-		task_end(task, OUTCOME_CANCELLED);
+	if (task == NULL)
+		return;
+	queue = &fanout_queues[task->queue];
+	task_end(task, OUTCOME_CANCELLED);
+	queue_wake(queue);			/* those behind it may have waited for its next attempt */
 }
 
 /* The queue that the note's task was in, unless it has gone. */
@@ -726,12 +735,15 @@ static void
 apply_change(const Pending *op, TimestampTz now)
 {
 	Queue	   *target = queue_of_note(op);
+	Queue	   *from = queue_before_change(op);
 
 	if (!op->u.task.superseded)
 		carry_out_change(op, target, now);
 	release_reservation(op, target);
 	if (target != NULL)
 		queue_wake(target);
+	if (from != NULL && from != target)
+		queue_wake(from);		/* those behind it may have waited for its next attempt */
 }
 
 /* This transaction, or a savepoint of it, has not ended or changed the task after all. */
@@ -861,7 +873,10 @@ apply(const Pending *op, TimestampTz now)
 		case PENDING_CANCEL_REQUEST:
 			task = task_find(MyDatabaseId, op->u.task.task);
 			if (task != NULL)
+			{
 				task_request_cancel(task);
+				queue_wake(&fanout_queues[task->queue]);
+			}
 			break;
 		case PENDING_BATCH_CHANGE:
 			database = database_find(MyDatabaseId);
