@@ -252,15 +252,21 @@ load_row(Refill *refill, const RefillRow *row, TimestampTz now)
 		return false;
 	}
 	if (task_load(refill->queue, &row->seed, (ItemPointer) &row->tid, urgent, now) == NULL)
-		return false;
+	{
+		/* rather than have nothing to give out in this lane, give up what is last in another one of the queue */
+		if (refill->kind != REFILL_LANE || !urgent || refill->loaded > 0 || !queue_evict_last(refill->queue) ||
+			task_load(refill->queue, &row->seed, (ItemPointer) &row->tid, urgent, now) == NULL)
+			return false;
+	}
 	refill->loaded++;
 	return true;
 }
 
 /*
  * A lane found no memory and has nothing to give out.  It asks again at once,
- * and so is first again: others that have something, but something on disk
- * before it, would never come to find that there is no memory, either.
+ * and so is first again: others that have something that cannot leave memory,
+ * but something on disk before it, would never come to find that there is no
+ * memory, either.
  */
 static void
 have_others_give(Queue *queue)
@@ -269,7 +275,8 @@ have_others_give(Queue *queue)
 	{
 		Lane	   *lane = queue_walk_lanes(queue);
 
-		if (lane->ready.set.first != NULL && window_first(&lane->ready) == NULL)
+		if (lane->ready.set.first != NULL && window_first(&lane->ready) == NULL &&
+			!task_is_evictable(order_container(Task, node, lane->ready.set.first)))
 		{
 			lane->starved = true;
 			lane_settle(lane);

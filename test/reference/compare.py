@@ -59,6 +59,7 @@ class Comparison:
             session.connect()
         pool, lanes = (int(self.watch.value(f"SHOW pg_fanout.{name}")) for name in ("max_tracked_tasks", "max_lanes"))
         self.reference.exact_order = self.roomy = pool > 1000 and lanes > 1000
+        self.reference.pool = pool
         self.few_lanes = lanes < 30
         self.keys = [None, *(f"k{n}" for n in range(6 if self.roomy else 24))]
         for name, settings in (("plain", {}), ("limited", {"concurrency": 6, "worker_concurrency": 3,

@@ -160,6 +160,8 @@ class Reference:
         self.completed = {}         # by lease
         self.rebuilds = 0
         self.exact_order = True     # everything has a place in memory
+        self.pool = 0               # if not, so many tasks have
+        self.short = 0              # claims for which memory may be taken by what cannot leave it
 
     # -- what may start
 
@@ -229,7 +231,8 @@ class Reference:
             raise Wrong(f"{task} started, but its queue lets none")
         if task.state != "ready" or task.key not in candidates:
             raise Wrong(f"{task} started, but its partition lets none")
-        if first is not task:
+        self.note_shortage()
+        if first is not task and (self.exact_order or self.short == 0):
             raise Wrong(f"{task} started before {first}")
         if self.queue_admits(queue, task) is False:
             raise Wrong(f"{task} started beyond the rate limit of its queue")
@@ -250,6 +253,12 @@ class Reference:
         queue.rate.start(task.cost, bool(queue.rate_limits))
         queue.lane(task.key).rate.start(task.cost, bool(queue.lane_rates(task.key)))
         self.settle(queue)
+
+    def note_shortage(self):
+        """With no memory left a partition gives out what it has before what is on disk, and does until it finds some."""
+        kept = sum(task.attempts > 0 or task.lease is not None or task.busy is not None or (task.timed and task.state == "ready")
+                   for task in self.tasks.values() if task.state not in ENDED)
+        self.short = 50 if kept > self.pool * 3 // 4 else max(self.short - 1, 0)
 
     def must_start(self, queue, worker, session):
         """Is there something that the worker surely should have been given?"""
