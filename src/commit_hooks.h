@@ -92,7 +92,4 @@ extern int	pending_ends(Queue *queue, const char *worker, Lease **leases);
 
 extern void commit_hooks_init(void);
 
-/* Leases of this backend end with it. */
-extern void end_bound_leases_at_exit(void);
-
 #endif							/* FANOUT_COMMIT_HOOKS_H */

@@ -14,7 +14,7 @@
  * task that was ever leased has to be in memory, and retry() takes the deadline
  * off the row of one that has ended.
  *
- * Claims do not rely on the keeper: next_lane_in_time() of dispatch.c gives out
+ * Claims do not rely on the keeper: next_lane_in_time() of dispatch_leases.c gives out
  * no task after its deadline.
  */
 #include "postgres.h"

@@ -21,6 +21,7 @@
 #include "arguments.h"
 #include "commit_hooks.h"
 #include "finish.h"
+#include "lease.h"
 #include "snapshot.h"
 #include "starts.h"
 #include "storage.h"

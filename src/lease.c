@@ -12,6 +12,7 @@
 #include "access/xact.h"
 #include "catalog/pg_type.h"
 #include "miscadmin.h"
+#include "storage/ipc.h"
 #include "storage/lmgr.h"
 #include "utils/builtins.h"
 #include "utils/timestamp.h"
@@ -352,4 +353,39 @@ fanout_heartbeat(PG_FUNCTION_ARGS)
 		throw_not_held(cancelled, &held);
 	}
 	PG_RETURN_INT32(extended);
+}
+
+static void
+end_if_bound_to_me(Lease *lease, void *arg)
+{
+	if (!lease->bound || lease->task == NULL || lease->holder != MyProc || !lease->committed)
+		return;
+	lease->bound = false;
+	lease->holder = NULL;
+	lease_extend(lease, *(TimestampTz *) arg);
+}
+
+/*
+ * The session ends: so do its leases, by the keeper's hand, at once, or as
+ * soon as no open transaction writes under them.
+ */
+static void
+exit_callback(int code, Datum arg)
+{
+	TimestampTz now = GetCurrentTimestamp();
+
+	dispatcher_lock();
+	lease_iterate(end_if_bound_to_me, &now);
+	dispatcher_unlock();
+}
+
+/* To be called before a claim that binds a lease to the session. */
+void
+end_bound_leases_at_exit(void)
+{
+	static bool registered = false;
+
+	if (!registered)
+		before_shmem_exit(exit_callback, (Datum) 0);
+	registered = true;
 }

@@ -58,4 +58,7 @@ extern void lease_hold_many(const Datum *leases, int count, LeaseUse use, HeldLe
 
 pg_noreturn extern void throw_lease_lost(int64 lease);
 
+/* Leases of this backend end with it. */
+extern void end_bound_leases_at_exit(void);
+
 #endif							/* FANOUT_LEASE_H */

@@ -243,7 +243,7 @@ typedef struct Task
 	int16		max_attempts;	/* 0: the queue's */
 	TransactionId ender;		/* ENDING: the transaction that ends or changes it; ENQUEUED: that enqueues it;
 								 * RUNNING: the last one that was to cancel it */
-	int32		note;			/* ENDING: the ender's last note about it, of commit_hooks.c */
+	int32		note;			/* ENDING: the ender's last note about it, of pending.c */
 	ItemPointerData tid;
 	uint16		flags;
 	uint8		state;
