@@ -16,7 +16,7 @@ use Test::More;
 my $node = new_node('main', conf => "pg_fanout.max_tracked_tasks = 64\npg_fanout.max_lanes = 16");
 
 $node->safe_psql('postgres', <<'EOS');
-SELECT fanout.create_queue('plain', backoff => '0', max_attempts => 1000), fanout.create_queue('aged', aging => '10 ms', backoff => '0', max_attempts => 1000);
+SELECT fanout.create_queue('plain', backoff => '0', max_attempts => 1000), fanout.create_queue('aged', aging => '1 ms', backoff => '0', max_attempts => 1000);
 CREATE TABLE delivered (n bigserial, task bigint);
 
 -- Priorities of all kinds, as far as they go, in the main lane and in partitions
