@@ -264,9 +264,8 @@ load_row(Refill *refill, const RefillRow *row, TimestampTz now)
 
 /*
  * A lane found no memory and has nothing to give out.  It asks again at once,
- * and so is first again: others that have something that cannot leave memory,
- * but something on disk before it, would never come to find that there is no
- * memory, either.
+ * and so is first again: others that have something, but something on disk
+ * before it, would never come to find that there is no memory, either.
  */
 static void
 have_others_give(Queue *queue)
@@ -275,8 +274,7 @@ have_others_give(Queue *queue)
 	{
 		Lane	   *lane = queue_walk_lanes(queue);
 
-		if (lane->ready.set.first != NULL && window_first(&lane->ready) == NULL &&
-			!task_is_evictable(order_container(Task, node, lane->ready.set.first)))
+		if (lane->ready.set.first != NULL && window_first(&lane->ready) == NULL)
 		{
 			lane->starved = true;
 			lane_settle(lane);

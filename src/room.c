@@ -39,7 +39,7 @@ queue_in_memory(const Queue *queue)
  * reads that may see the row as it was before a change: not finding the task
  * in memory, it would load it as it was.
  */
-bool
+static bool
 task_is_evictable(const Task *task)
 {
 	return (task->flags & TASK_FLAG_UNTOUCHED) != 0 && (task->flags & TASK_FLAG_CANCELLED) == 0 &&

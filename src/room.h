@@ -20,9 +20,8 @@ extern bool window_evict_after(Window *window, int64 key, int64 id);
 extern bool evict_for(const Queue *queue);
 extern bool evict_any(void);
 
-/* The same at the cost of this queue; may the task be left on disk? */
+/* The same at the cost of this queue. */
 extern bool queue_evict_last(Queue *queue);
-extern bool task_is_evictable(const Task *task);
 
 extern bool queue_is_within_share(const Queue *queue);
 
