@@ -2,7 +2,7 @@
 # Compares the server with the reference of what it promises, by random operations: with memory for everything, with
 # memory for few tasks, and for few partitions. Uses a checked build.
 #
-#     SEED=NUMBER         repeats a run; without it, a fixed seed and a random one
+#     SEED=NUMBER         other choices, SEED=$RANDOM for ones that nobody has seen; without it, two that are always the same
 #     OPERATIONS=NUMBER   of each run
 #     SMALL=1             with memory for few tasks and room for many partitions as well. Not one of the tests yet: in one of
 #                         four runs or so with SEED=4711, a queue gives out nothing for 10 seconds although it has tasks
@@ -13,7 +13,7 @@ here=$(cd "$(dirname "$0")" && pwd)
 
 need_packages python3-psycopg
 operations=${OPERATIONS:-1200}
-seeds=(${SEED:-4711 $RANDOM})
+seeds=(${SEED:-4711 14480})
 passed=0 failed=0
 
 dir=$(scratch_dir reference)
