@@ -384,13 +384,89 @@ undo_lease(const Pending *op)
 	}
 }
 
+static void
+apply_cancel_request(const Pending *op)
+{
+	Task	   *task = task_find(MyDatabaseId, op->u.task.task);
+
+	if (task == NULL)
+		return;
+	task_request_cancel(task);
+	queue_wake(&fanout_queues[task->queue]);
+}
+
+/* Carry out a note about a queue that is there. */
+static void
+apply_to_queue(const Pending *op, Queue *queue)
+{
+	switch (op->kind)
+	{
+		case PENDING_QUEUE_CREATE:
+			queue->was_new = false;
+			if (queue->state == QUEUE_NEW)
+				queue->state = QUEUE_OPEN;
+			break;
+		case PENDING_QUEUE_ALTER:
+			queue_set(queue, &op->u.settings);
+			queue_wake(queue);
+			break;
+		case PENDING_LANE_SET:
+			(void) lane_set(queue, op->u.lane.partition, &op->u.lane.settings);
+			let_lane_go(op, queue);
+			queue_wake(queue);
+			break;
+		case PENDING_QUEUE_DROP:
+			queue_remove(queue);
+			break;
+		default:
+			Assert(op->kind == PENDING_QUEUE_PURGE);
+			queue_purged_on_disk(queue, op->u.on_disk);
+			queue_reopen(queue);
+			database_of(queue)->dirty_join_overflow |= op->u.on_disk > 0;
+			break;
+	}
+}
+
+/* The database wants a keeper, or to be looked at by the one it has. */
+static void
+apply_register(const Pending *op)
+{
+	Database   *database = database_enter(op->u.db);
+
+	if (database != NULL)
+	{
+		database->keeper_wanted = true;
+		keeper_wake(database);
+	}
+	if (fanout_shared->launcher != NULL)
+		SetLatch(&fanout_shared->launcher->procLatch);
+}
+
+static void
+apply_reload(void)
+{
+	Database   *database = database_find(MyDatabaseId);
+
+	if (database == NULL)
+		return;
+	database->reload = true;
+	keeper_wake(database);
+}
+
+static void
+apply_batch_change(const Pending *op)
+{
+	Database   *database = database_find(MyDatabaseId);
+
+	if (database != NULL)
+		results_wake_batch(database, op->u.batch);
+}
+
 /* Carry out one note. */
 static void
 apply(const Pending *op, TimestampTz now)
 {
 	Queue	   *queue;
-	Task	   *task;
-	Database   *database;
 
 	switch (op->kind)
 	{
@@ -410,76 +486,25 @@ apply(const Pending *op, TimestampTz now)
 			apply_change(op, now);
 			break;
 		case PENDING_CANCEL_REQUEST:
-			task = task_find(MyDatabaseId, op->u.task.task);
-			if (task != NULL)
-			{
-				task_request_cancel(task);
-				queue_wake(&fanout_queues[task->queue]);
-			}
-			break;
-		case PENDING_BATCH_CHANGE:
-			database = database_find(MyDatabaseId);
-			if (database != NULL)
-				results_wake_batch(database, op->u.batch);
+			apply_cancel_request(op);
 			break;
 		case PENDING_QUEUE_CREATE:
-			queue = queue_of_note(op);
-			if (queue != NULL)
-			{
-				queue->was_new = false;
-				if (queue->state == QUEUE_NEW)
-					queue->state = QUEUE_OPEN;
-			}
-			break;
 		case PENDING_QUEUE_ALTER:
-			queue = queue_of_note(op);
-			if (queue != NULL)
-			{
-				queue_set(queue, &op->u.settings);
-				queue_wake(queue);
-			}
-			break;
 		case PENDING_LANE_SET:
-			queue = queue_of_note(op);
-			if (queue != NULL)
-			{
-				(void) lane_set(queue, op->u.lane.partition, &op->u.lane.settings);
-				let_lane_go(op, queue);
-				queue_wake(queue);
-			}
-			break;
 		case PENDING_QUEUE_DROP:
-			queue = queue_of_note(op);
-			if (queue != NULL)
-				queue_remove(queue);
-			break;
 		case PENDING_QUEUE_PURGE:
 			queue = queue_of_note(op);
 			if (queue != NULL)
-			{
-				queue_purged_on_disk(queue, op->u.on_disk);
-				queue_reopen(queue);
-				database = database_find(MyDatabaseId);
-				database->dirty_join_overflow |= op->u.on_disk > 0;
-			}
+				apply_to_queue(op, queue);
+			break;
+		case PENDING_BATCH_CHANGE:
+			apply_batch_change(op);
 			break;
 		case PENDING_REGISTER:
-			database = database_enter(op->u.db);
-			if (database != NULL)
-			{
-				database->keeper_wanted = true;
-				keeper_wake(database);
-			}
-			if (fanout_shared->launcher != NULL)
-				SetLatch(&fanout_shared->launcher->procLatch);
+			apply_register(op);
 			break;
 		case PENDING_RELOAD:
-			database = database_find(MyDatabaseId);
-			if (database != NULL)
-			{
-				database->reload = true;
-				keeper_wake(database);
-			}
+			apply_reload();
 			break;
 	}
 }
