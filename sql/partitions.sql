@@ -54,6 +54,39 @@ SELECT partition_concurrency FROM fanout.queues WHERE queue = 'q';
 SELECT count(*) FROM fanout.complete((SELECT array_agg(lease) FROM fanout.leases));
 
 --
+-- a transaction that ends a task passes its permits on to the next one of the partition
+--
+SELECT fanout.create_queue('chain', partition_concurrency => 1, backoff => '1 hour');
+SELECT test.put('chain', 'a', 'a1', 'a2', 'a3', 'a4', 'a5'), test.put('chain', 'b', 'b1', 'b2', 'b3');
+SELECT test.take('chain');
+SELECT name FROM fanout.complete_and_dequeue(test.lease('a1'), NULL, 'chain', 'w', 10);
+-- Nobody else gets in between, and what is rolled back passes nothing on.
+BEGIN;
+SELECT name FROM fanout.complete_and_dequeue(test.lease('a2'), NULL, 'chain', 'w', 10);
+SAVEPOINT s;
+SELECT name FROM fanout.complete_and_dequeue(test.lease('a3'), NULL, 'chain', 'w', 10);
+ROLLBACK TO s;
+SELECT test.take('chain'), test.lanes('chain');
+ROLLBACK;
+SELECT test.take('chain'), test.lanes('chain');
+-- Several at once, of more than one partition; only those of the queue that is asked.
+SELECT name FROM fanout.complete_and_dequeue(ARRAY[test.lease('a2'), test.lease('b1')], NULL, 'chain', 'w', 10) ORDER BY name;
+-- One that has another attempt goes back to its place, which is not given away.
+BEGIN;
+SELECT fanout.release(test.lease('a3')), fanout.fail(test.lease('b2')) IS NOT NULL AS will_be_retried;
+SELECT test.take('chain');
+COMMIT;
+SELECT test.take('chain'), test.lanes('chain');
+-- With a limit that was lowered, the count has to be below it first.
+SELECT fanout.alter_queue('chain', partition_concurrency => 3);
+SELECT test.take('chain');
+SELECT fanout.alter_queue('chain', partition_concurrency => 2);
+SELECT name FROM fanout.complete_and_dequeue(test.lease('a3'), NULL, 'chain', 'w', 10);
+SELECT test.put('chain', 'a', 'a6');
+SELECT name FROM fanout.complete_and_dequeue(test.lease('a4'), NULL, 'chain', 'w', 10);
+SELECT fanout.drop_queue('chain', force => true);
+
+--
 -- all limits together: a task starts only if the queue, the worker and the partition admit it
 --
 SELECT fanout.create_queue('all', concurrency => 4, worker_concurrency => 3, partition_concurrency => 2);

@@ -169,12 +169,17 @@ count_task(Task *task, void *arg)
 	lane->recount.tasks++;
 	lane->recount.ready += task->state == TASK_READY;
 	lane->recount.leases += task->state == TASK_RUNNING;
-	lane->recount.spare += task->state == TASK_READY && ready_task_is_spare(task);
-	if (task->state == TASK_SCHEDULED && lane->key.partition != 0 &&
-		(task->flags & (TASK_FLAG_UNTOUCHED | TASK_FLAG_CANCELLED)) == TASK_FLAG_UNTOUCHED)
+	if (task->state == TASK_READY && ready_task_is_spare(task))
 	{
 		lane->recount.spare++;
+		queue->recount.spare++;
+	}
+	if (task->state == TASK_SCHEDULED &&
+		(task->flags & (TASK_FLAG_UNTOUCHED | TASK_FLAG_CANCELLED)) == TASK_FLAG_UNTOUCHED)
+	{
+		lane->recount.spare += lane->key.partition != 0;
 		lane->recount.delayed++;
+		queue->recount.spare++;
 	}
 }
 
@@ -198,6 +203,7 @@ count_lease(Lease *lease, void *arg)
 	queue = queue_of_lane(lane);
 	database->recount.committed += lease->committed;
 	queue->recount.permits += !lease->passed_on;
+	lane->recount.leases -= lease->lane_passed_on;
 	lease->use->recount.leases++;
 	lease->use->recount.permits += !lease->passed_on;
 	lease->worker->recount.leases++;
@@ -282,7 +288,7 @@ compare_lane(Queue *queue, Lane *lane)
 {
 	int64		partition = lane->key.partition;
 	int64		startable = startable_of(lane);
-	int64		delayed = count_delayed(lane);
+	int64		delayed = partition != 0 ? count_delayed(lane) : queue->main_delayed;
 
 	queue->recount.lanes += partition != 0;
 	expect("tasks", queue->id, partition, lane->tasks, lane->recount.tasks);
@@ -291,7 +297,7 @@ compare_lane(Queue *queue, Lane *lane)
 	expect("ready tasks", queue->id, partition, count_set(&lane->ready.set, "a lane", queue->id), lane->recount.ready);
 	expect("tasks that may be left on disk", queue->id, partition, lane->spare, lane->recount.spare);
 	expect("delayed tasks", queue->id, partition, delayed, lane->recount.delayed);
-	queue->recount.delayed += delayed;
+	queue->recount.delayed += partition != 0 ? delayed : 0;
 	if (startable >= 0)
 		expect("startable tasks", queue->id, partition, lane->startable, startable);
 	if (partition != 0 && lane->tasks == 0 && lane->backlog == 0 && !lane->named && lane->setters == 0 && !lane->ready.bounded &&
@@ -428,6 +434,7 @@ compare_queue(Queue *queue)
 	expect("reserved entries", queue->id, -1, queue->reserved, recount->reserved);
 	expect("unjournaled units", queue->id, -1, queue->unjournaled, recount->unjournaled);
 	expect("delayed tasks", queue->id, -1, queue->delayed, recount->delayed);
+	expect("tasks that may be left on disk", queue->id, -1, queue->spare, recount->spare);
 	expect("scheduled tasks", queue->id, -1, count_set(&queue->scheduled.set, "the schedule", queue->id),
 		   recount->scheduled);
 	/* a task that was changed leaves one for whichever queue refills */

@@ -84,11 +84,11 @@ extern int64 pending_leave(const Queue *queue);
 extern int	pending_notes(void);
 
 /*
- * The leases of the queue that this transaction ends and whose permits it has
- * not passed on; only the worker's if there is a limit for each.  Under the
- * lock; there must be room for pending_notes().
+ * Tell the claimant the leases of the queue that this transaction ends and
+ * whose permits it has not passed on; only the worker's if there is a limit
+ * for each.  Under the lock; there must be room for pending_notes().
  */
-extern int	pending_ends(Queue *queue, const char *worker, Lease **leases);
+extern void pending_ends(Queue *queue, Claimant *claimant);
 
 extern void commit_hooks_init(void);
 

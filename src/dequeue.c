@@ -145,15 +145,15 @@ static int
 claim(const QueueList *list, const DequeueOptions *options, Claim *claims)
 {
 	TimestampTz now = GetCurrentTimestamp();
-	Claimant	claimant = {.worker = options->worker, .lease = options->lease, .bound = options->bound};
+	Claimant	claimant = {.worker = options->worker, .lease = options->lease, .bound = options->bound,
+	.ending = options->ending};
 	int			count = 0;
 
 	for (int i = 0; i < list->count && count < options->max_tasks; i++)
 	{
 		Queue	   *queue = list->refs[i].queue;
 
-		claimant.ending = options->ending;
-		claimant.ending_count = pending_ends(queue, options->worker, options->ending);
+		pending_ends(queue, &claimant);
 		count += queue_claim(queue, &claimant, options->max_tasks - count, now, &claims[count]);
 	}
 	for (int i = 0; i < count; i++)

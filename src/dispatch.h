@@ -75,6 +75,7 @@ typedef struct Claimant
 	bool		bound;
 	Lease	  **ending;			/* leases of this queue whose permits its transaction gives back at commit */
 	int			ending_count;
+	int			ended_count;	/* the first so many of them end their tasks */
 } Claimant;
 
 /* enqueue */

@@ -24,25 +24,102 @@ permits_left(const Queue *queue, const WorkerUse *use, int more)
 		 use->running - more < settings->worker_concurrency);
 }
 
+/* How many of the leases that a transaction ends lend it the permits of their lanes: each claim looks at them. */
+#define LENDERS_MOST	64
+
+/*
+ * A lane at its limit is in no set, and nobody would find it.  So for as long
+ * as the claimant looks, with the lock held, the leases that its transaction
+ * ends are without their lane's permit.  Only those that end their tasks: a
+ * task that has another attempt goes back to its place, which its lane's next
+ * one is not to take meanwhile.
+ */
+static void
+lend_lane_permits(const Claimant *claimant)
+{
+	int			count = Min(claimant->ended_count, LENDERS_MOST);
+
+	for (int i = 0; i < count; i++)
+	{
+		Lane	   *lane = claimant->ending[i]->task->lane;
+
+		claimant->ending[i]->lane_lent = lane_limit(lane) > 0 && lane->running >= lane_limit(lane);
+	}
+	for (int i = 0; i < count; i++)
+	{
+		if (claimant->ending[i]->lane_lent)
+			lane_give_permit(claimant->ending[i]->task->lane);
+	}
+}
+
+static void
+take_back_lane_permits(const Claimant *claimant)
+{
+	for (int i = 0; i < Min(claimant->ended_count, LENDERS_MOST); i++)
+	{
+		Lease	   *lease = claimant->ending[i];
+
+		if (lease->lane_lent && !lease->lane_passed_on)
+			lane_take_permit(lease->task->lane);
+		lease->lane_lent = false;
+	}
+}
+
+/* One of the leases that lend the lane's permit, or NULL. */
+static Lease *
+find_lender(const Claimant *claimant, const Lane *lane)
+{
+	for (int i = 0; i < Min(claimant->ended_count, LENDERS_MOST); i++)
+	{
+		Lease	   *lease = claimant->ending[i];
+
+		if (lease->lane_lent && !lease->passed_on && lease->task->lane == lane)
+			return lease;
+	}
+	return NULL;
+}
+
+/* One of the leases that have not passed their permits on, or NULL; "next" is where to look first. */
+static Lease *
+find_ending(const Claimant *claimant, int *next)
+{
+	while (*next < claimant->ending_count && claimant->ending[*next]->passed_on)
+		(*next)++;
+	return *next < claimant->ending_count ? claimant->ending[*next] : NULL;
+}
+
 /*
  * Take a permit for the claimant; false if there is none.  In a transaction
- * that ends a task and claims another one, the permit of the first goes to the
- * second: at no time are there more than the limit, and if the transaction
- * aborts, the claim is undone before the end is, so the permit goes back.
+ * that ends a task and claims another one, the permits of the first go to the
+ * second, where it could not start without: that of the queue and the worker,
+ * and that of the lane if both are of it.  At no time are there more than the
+ * limit, and if the transaction aborts, the claim is undone before the end is,
+ * so the permits go back.
  */
 static bool
-find_permit(Queue *queue, WorkerUse *use, const Claimant *claimant, int *passed, int64 *permit_of)
+find_permit(Queue *queue, Lane *lane, WorkerUse *use, const Claimant *claimant, int *next, int64 *permit_of)
 {
-	Lease	   *lease;
+	Lease	   *lease = lane_limit(lane) > 0 ? find_lender(claimant, lane) : NULL;
+	bool		lent = lease != NULL;
 
 	*permit_of = 0;
-	if (permits_left(queue, use, 0))
-		return true;
-	if (*passed == claimant->ending_count || !permits_left(queue, use, 1))
+	if (!lent)
+	{
+		if (permits_left(queue, use, 0))
+			return true;
+		lease = find_ending(claimant, next);
+	}
+	if (lease == NULL || !permits_left(queue, use, 1))
 		return false;
 
-	lease = claimant->ending[(*passed)++];
 	lease->passed_on = true;
+	lease->lane_passed_on = lent;
+	if (lease->lane_lent && !lent)
+	{
+		/* a claim of its own lane would have to pass the others on as well */
+		lease->lane_lent = false;
+		lane_take_permit(lease->task->lane);
+	}
 	*permit_of = lease->key.lease;
 	queue->running--;
 	lease->use->running--;
@@ -55,7 +132,9 @@ lease_take_back_permit(Lease *lease)
 {
 	if (!lease->passed_on)
 		return;
-	lease->passed_on = false;
+	if (lease->lane_passed_on)
+		lane_take_permit(lease->task->lane);
+	lease->passed_on = lease->lane_passed_on = false;
 	queue_of(lease->task)->running++;
 	lease->use->running++;
 }
@@ -143,7 +222,8 @@ lease_end(Lease *lease)
 		use->running--;
 		queue->running--;
 	}
-	lane_give_permit(task->lane);
+	if (!lease->lane_passed_on)
+		lane_give_permit(task->lane);
 	worker_release(worker, use);
 
 	task->lease = NULL;
@@ -171,14 +251,14 @@ lease_end(Lease *lease)
  */
 static bool
 claim_one(Queue *queue, Task *task, Database *database, Worker *worker, WorkerUse *use, const Claimant *claimant,
-		  TimestampTz now, int *passed, Claim *claim)
+		  TimestampTz now, int *next, Claim *claim)
 {
 	TimestampTz until = now + (claimant->lease > 0 ? claimant->lease : queue->settings.lease);
 	int64		permit_of;
 	Lease	   *lease;
 
 	Assert(task->state == TASK_READY);
-	if (fanout_shared->free_leases == 0 || !find_permit(queue, use, claimant, passed, &permit_of))
+	if (fanout_shared->free_leases == 0 || !find_permit(queue, task->lane, use, claimant, next, &permit_of))
 		return false;
 	lease = lease_begin(task, database->next_lease, worker, use, now, until);
 	if (lease == NULL)
@@ -255,16 +335,17 @@ queue_claim(Queue *queue, const Claimant *claimant, int max, TimestampTz now, Cl
 	/* a burst that is due is the keeper's to go on with */
 	if (!queue_promote_due(queue, now))
 		keeper_wake(database);
+	lend_lane_permits(claimant);
 	lane = next_lane_in_time(queue, now, &late);
 	if (lane != NULL)
 	{
 		Worker	   *worker = worker_enter(queue->db, claimant->worker);
 		WorkerUse  *use = worker != NULL ? worker_use_enter(worker, queue_index(queue)) : NULL;
-		int			passed = 0;
+		int			next = 0;
 
 		while (use != NULL && lane != NULL && count < max && database->next_lease < database->lease_ceiling &&
 			   queue_admits_start(queue, now) == 0 &&
-			   claim_one(queue, lane_first(lane), database, worker, use, claimant, now, &passed, &claims[count]))
+			   claim_one(queue, lane_first(lane), database, worker, use, claimant, now, &next, &claims[count]))
 		{
 			lane = next_lane_in_time(queue, now, &late);
 			count++;
@@ -272,6 +353,7 @@ queue_claim(Queue *queue, const Claimant *claimant, int max, TimestampTz now, Cl
 		if (worker != NULL)
 			worker_release(worker, use);
 	}
+	take_back_lane_permits(claimant);
 	if (queue->wants_refill)
 		keeper_wake(database);
 	return count;

@@ -41,7 +41,7 @@
 #include "wait.h"
 #include "worker.h"
 
-#define RETRY_REFILL	(50 * INT64CONST(1000)) /* microseconds, when the pool had no room */
+#define RETRY_REFILL	(500 * INT64CONST(1000))	/* microseconds, when the pool had no room and none comes free */
 #define JOIN_PAUSE		4		/* times as long as a look took, which grows with the batch */
 #define RETRY_JOIN		(200 * INT64CONST(1000))	/* microseconds, when another transaction or the pool was in the
 													 * way */

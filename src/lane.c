@@ -374,8 +374,10 @@ throttled_until(Lane *lane, const RateView *rate, const Task *first)
 		return lane->settings.held_until;
 	if (rate->count == 0)
 		return 0;
-	if (first != NULL)
-		return rate_admits(rate, first->cost, now);
+
+	/* what is on disk is known once there is a unit to start it with */
+	if (first != NULL || lane->ready.bounded)
+		return rate_admits(rate, first != NULL ? first->cost : 1, now);
 	return rate_left(rate, now) < rate->limits->units ? rate_empty_at(rate) : 0;
 }
 
@@ -405,26 +407,42 @@ startable_of(Lane *lane, TimestampTz *until)
 	return Max(count, 0);
 }
 
-/* Ask for a refill when the window runs low, unless the lane could not use it. */
+/*
+ * Would nothing of the lane start, whatever it has in memory?  It is settled
+ * when that changes.
+ */
+bool
+lane_is_blocked(const Lane *lane)
+{
+	int32		limit = lane_limit(lane);
+
+	return lane->settings.paused || lane->throttled_until != 0 || (limit > 0 && lane->running >= limit) ||
+		lane_awaits_retry(lane);
+}
+
+/*
+ * Ask for a refill when the window runs low.  A lane that is blocked only asks
+ * when it has nothing at all, and not for more memory than its queue's share:
+ * it could not use it.
+ */
 static void
 check_refill(Lane *lane)
 {
 	Queue	   *queue = queue_of_lane(lane);
-	int32		limit;
 	int64		low;
 
-	if (!lane->ready.bounded)
+	if (!lane->ready.bounded || lane->wants_refill || lane->ready.refilling)
 		return;
-	limit = lane_limit(lane);
 	low = lane->key.partition == 0 ? queue_window_limit() / 2 : LANE_LOW;
-	if (lane->wants_refill || lane->ready.refilling ||
-		(lane->ready.set.count > 0 && ((limit > 0 && lane->running >= limit) || lane_awaits_retry(lane))) ||
-		(window_first(&lane->ready) != NULL && (lane->ready.set.count >= low || !queue_is_within_share(queue))))
+	if (lane_is_blocked(lane) ?
+		lane->ready.set.count > 0 || !queue_is_within_share(queue) :
+		window_first(&lane->ready) != NULL && (lane->ready.set.count >= low || !queue_is_within_share(queue)))
 		return;
-	lane->wants_refill = true;
-	queue->wants_refill = true;
 	if (lane->key.partition != 0)
-		dlist_move_head(&queue->lanes, &lane->link);
+		lane_ask_for_refill(lane);
+	else
+		lane->wants_refill = true;
+	queue->wants_refill = true;
 	keeper_wake(database_of(queue));
 }
 
@@ -566,7 +584,7 @@ queue_settle_lanes(Queue *queue)
 {
 	dlist_mutable_iter iter;
 
-	/* a lane that asks for a refill moves to the head of the list, where we have been */
+	/* a lane that asks for a refill moves forward in the list, to where we have been */
 	dlist_foreach_modify(iter, &queue->lanes)
 	{
 		Lane	   *lane = dlist_container(Lane, link, iter.cur);
@@ -577,12 +595,24 @@ queue_settle_lanes(Queue *queue)
 	}
 }
 
+static void
+count_ready(Lane *lane, const Task *task, int change)
+{
+	Queue	   *queue = queue_of_lane(lane);
+
+	queue->ready_count += change;
+	if (ready_task_is_spare(task))
+	{
+		lane->spare += change;
+		queue->spare += change;
+	}
+}
+
 void
 lane_add(Lane *lane, Task *task)
 {
 	order_insert(&lane->ready.set, &task->node);
-	queue_of_lane(lane)->ready_count++;
-	lane->spare += ready_task_is_spare(task);
+	count_ready(lane, task, 1);
 	lane_settle(lane);
 }
 
@@ -590,8 +620,7 @@ void
 lane_take(Lane *lane, Task *task)
 {
 	order_remove(&lane->ready.set, &task->node);
-	queue_of_lane(lane)->ready_count--;
-	lane->spare -= ready_task_is_spare(task);
+	count_ready(lane, task, -1);
 	lane_settle(lane);
 }
 
@@ -602,11 +631,16 @@ lane_schedule(Lane *lane, Task *task)
 	Queue	   *queue = queue_of_lane(lane);
 
 	order_insert(&queue->scheduled.set, &task->node);
-	if (lane->key.partition == 0 ||
-		(task->flags & (TASK_FLAG_UNTOUCHED | TASK_FLAG_CANCELLED)) != TASK_FLAG_UNTOUCHED)
+	if ((task->flags & (TASK_FLAG_UNTOUCHED | TASK_FLAG_CANCELLED)) != TASK_FLAG_UNTOUCHED)
 		return;
 	Assert((task->flags & TASK_FLAG_RETRIED) == 0);
 	task->flags |= TASK_FLAG_DELAYED;
+	queue->spare++;
+	if (lane->key.partition == 0)
+	{
+		queue->main_delayed++;
+		return;
+	}
 	dlist_push_tail(&lane->delayed, &task->link);
 	lane->spare++;
 	queue->delayed++;
@@ -621,6 +655,12 @@ lane_unschedule(Lane *lane, Task *task)
 	if ((task->flags & TASK_FLAG_DELAYED) == 0)
 		return;
 	task->flags &= ~TASK_FLAG_DELAYED;
+	queue->spare--;
+	if (lane->key.partition == 0)
+	{
+		queue->main_delayed--;
+		return;
+	}
 	dlist_delete(&task->link);
 	lane->spare--;
 	queue->delayed--;
@@ -631,6 +671,8 @@ void
 lane_leave_on_disk(Lane *lane, int64 key, int64 id)
 {
 	lane->disk_first = lane->ready.bounded ? Min(lane->disk_first, id) : id;
+	if (!window_is_beyond(&lane->ready, key, id))
+		lane->starved = false;	/* it comes before others: there may be memory for it */
 	window_leave_on_disk(&lane->ready, key, id);
 	lane_settle(lane);
 }
@@ -675,8 +717,7 @@ lane_serve(Lane *lane, Task *task)
 {
 	lane_take_turn(lane);
 	order_remove(&lane->ready.set, &task->node);
-	queue_of_lane(lane)->ready_count--;
-	lane->spare -= ready_task_is_spare(task);
+	count_ready(lane, task, -1);
 	lane->running++;
 	lane_settle(lane);
 }

@@ -69,6 +69,7 @@ extern void lane_add(Lane *lane, Task *task);
 extern void lane_take(Lane *lane, Task *task);
 extern void lane_leave_on_disk(Lane *lane, int64 key, int64 id);
 extern Task *lane_first(const Lane *lane);
+extern bool lane_is_blocked(const Lane *lane);
 
 /* Does the row of a READY task alone say what it is, and that it is READY? */
 static inline bool

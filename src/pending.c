@@ -362,8 +362,9 @@ pending_notes(void)
 	return pending_used;
 }
 
-int
-pending_ends(Queue *queue, const char *worker, Lease **leases)
+/* Collect the leases of the queue with such a note; their number. */
+static int
+collect_ending(Queue *queue, const char *worker, PendingKind kind, Lease **leases)
 {
 	int			count = 0;
 
@@ -371,7 +372,7 @@ pending_ends(Queue *queue, const char *worker, Lease **leases)
 	{
 		Lease	   *lease;
 
-		if (pending[i].kind != PENDING_END && pending[i].kind != PENDING_REQUEUE)
+		if (pending[i].kind != kind)
 			continue;
 		lease = lease_of_note(&pending[i]);
 		if (lease != NULL && !lease->passed_on &&
@@ -380,6 +381,14 @@ pending_ends(Queue *queue, const char *worker, Lease **leases)
 			leases[count++] = lease;
 	}
 	return count;
+}
+
+void
+pending_ends(Queue *queue, Claimant *claimant)
+{
+	claimant->ended_count = collect_ending(queue, claimant->worker, PENDING_END, claimant->ending);
+	claimant->ending_count = claimant->ended_count +
+		collect_ending(queue, claimant->worker, PENDING_REQUEUE, &claimant->ending[claimant->ended_count]);
 }
 
 Pending *

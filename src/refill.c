@@ -227,6 +227,20 @@ refill_is_void(const Refill *refill)
 		queue->epoch != refill->epoch || refill->database->refill_void;
 }
 
+/*
+ * Rather than have nothing to give out in this lane, or only what comes after
+ * something on disk, give up what is last in another one of the queue.  But
+ * no two lanes may take the only task from each other for ever.  So who has
+ * nothing does not take the last one of a lane that could start it; and who
+ * has some that cannot leave memory, and may start them out of order if this
+ * fails, takes it from lanes that have none such, and can take none back.
+ */
+static bool
+take_from_queue(const Refill *refill)
+{
+	return queue_evict_last(refill->queue, refill->lane->ready.set.first != NULL ? KEEP_LAST_IF_MIXED : KEEP_LAST);
+}
+
 /* Put one row that was read into memory; false if there is no room.  Under the lock. */
 static bool
 load_row(Refill *refill, const RefillRow *row, TimestampTz now)
@@ -251,35 +265,12 @@ load_row(Refill *refill, const RefillRow *row, TimestampTz now)
 		refill->enough = true;
 		return false;
 	}
-	if (task_load(refill->queue, &row->seed, (ItemPointer) &row->tid, urgent, now) == NULL)
-	{
-		/* rather than have nothing to give out in this lane, give up what is last in another one of the queue */
-		if (refill->kind != REFILL_LANE || !urgent || refill->loaded > 0 || !queue_evict_last(refill->queue) ||
-			task_load(refill->queue, &row->seed, (ItemPointer) &row->tid, urgent, now) == NULL)
-			return false;
-	}
+	if (task_load(refill->queue, &row->seed, (ItemPointer) &row->tid, urgent, now) == NULL &&
+		!(refill->kind == REFILL_LANE && urgent && refill->loaded == 0 && take_from_queue(refill) &&
+		  task_load(refill->queue, &row->seed, (ItemPointer) &row->tid, urgent, now) != NULL))
+		return false;
 	refill->loaded++;
 	return true;
-}
-
-/*
- * A lane found no memory and has nothing to give out.  It asks again at once,
- * and so is first again: others that have something, but something on disk
- * before it, would never come to find that there is no memory, either.
- */
-static void
-have_others_give(Queue *queue)
-{
-	for (int i = 0; i < Min(REFILL_PARTITIONS, queue->lane_count); i++)
-	{
-		Lane	   *lane = queue_walk_lanes(queue);
-
-		if (lane->ready.set.first != NULL && window_first(&lane->ready) == NULL)
-		{
-			lane->starved = true;
-			lane_settle(lane);
-		}
-	}
 }
 
 /* The refill is done with the first "done" rows.  Under the lock. */
@@ -291,6 +282,7 @@ end_refill(Refill *refill, int64 done)
 	bool		full = done < refill->row_count;
 
 	refill->headway = !full || done > 0 || refill->enough;
+	fanout_shared->task_wanted |= !refill->headway && refill->kind != REFILL_STRAYS;
 	if (refill_is_void(refill))
 		window_end_refill(window, true, refill->key, refill->id);
 	else if (full)
@@ -315,8 +307,6 @@ end_refill(Refill *refill, int64 done)
 	if (refill->kind == REFILL_LANE)
 	{
 		refill->lane->starved = full && window_first(window) == NULL;
-		if (refill->lane->starved && window->set.first == NULL)
-			have_others_give(queue);
 		lane_settle(refill->lane);
 		lane_release(refill->lane);
 	}
@@ -368,7 +358,8 @@ begin_refill(Refill *refill)
 	refill->only_due = refill->kind == REFILL_SCHEDULED && (fanout_shared->free_lanes == 0 || fanout_shared->has_strays);
 	if (refill->only_due && refill->window->bound_key > GetCurrentTimestamp())
 		return false;
-	refill->urgent = window_first(refill->window) == NULL;
+	refill->urgent = window_first(refill->window) == NULL &&
+		(refill->kind != REFILL_LANE || !lane_is_blocked(refill->lane));
 	refill->room = queue_room(queue);
 	if (refill->kind != REFILL_STRAYS && !refill->urgent && !refill->room)
 		return false;			/* it asks again when it gives out what it has */
@@ -418,45 +409,39 @@ refill_window(Queue *queue, RefillKind kind, Lane *lane, Window *window)
 }
 
 /*
- * Refill some of the partitions that ask for it, which stand first in the
- * list; the next look goes on with others.  False if one made no headway.
+ * Refill some of the partitions that ask for it, in the order they asked in;
+ * the next look goes on with others.  One that makes no headway asks again,
+ * behind them, and is not tried twice.  False if there was such a one.
  */
 static bool
 refill_partitions(Queue *queue)
 {
-	bool		headway = true;
+	Lane	   *first_failed = NULL;
 
-	for (int i = 0; i < REFILL_PARTITIONS && headway; i++)
+	for (int i = 0; i < REFILL_PARTITIONS; i++)
 	{
 		Refill		refill = {.kind = REFILL_LANE, .queue = queue, .headway = true};
 		bool		begun = false;
 
 		dispatcher_lock();
-		if (queue->state == QUEUE_OPEN && queue->db == MyDatabaseId && !dlist_is_empty(&queue->lanes))
+		if (queue->state == QUEUE_OPEN && queue->db == MyDatabaseId)
+			refill.lane = queue_take_asker(queue, first_failed);
+		if (refill.lane != NULL)
 		{
-			Lane	   *lane = dlist_head_element(Lane, link, &queue->lanes);
-
-			if (lane->wants_refill)
-			{
-				lane->wants_refill = false;
-				dlist_delete(&lane->link);
-				dlist_push_tail(&queue->lanes, &lane->link);
-				refill.lane = lane;
-				refill.window = &lane->ready;
-				begun = begin_refill(&refill);
-			}
+			refill.window = &refill.lane->ready;
+			begun = begin_refill(&refill);
 		}
 		dispatcher_unlock();
 		if (refill.lane == NULL)
-			return true;
-		if (begun)
-			headway = run_refill(&refill);
+			break;
+		if (begun && !run_refill(&refill) && first_failed == NULL)
+			first_failed = refill.lane;
 		CHECK_FOR_INTERRUPTS();
 	}
 	dispatcher_lock();
-	queue->wants_refill = true;
+	queue->wants_refill |= queue->last_asker != NULL;
 	dispatcher_unlock();
-	return headway;
+	return first_failed == NULL;
 }
 
 bool

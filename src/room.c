@@ -11,11 +11,11 @@
 
 #include "lane.h"
 #include "room.h"
+#include "wait.h"
 #include "window.h"
 
 /* How far to look for a lane that can leave something on disk. */
 #define EVICT_LOOK		32
-#define EVICT_TRIES		4
 
 /*
  * How many waiting tasks a queue may have in memory before further ones stay
@@ -97,37 +97,83 @@ window_evict_after(Window *window, int64 key, int64 id)
 	return task != NULL;
 }
 
-/* The one of the queue's windows that has most, as far as a short look tells; each time it looks at other lanes. */
+/* How many ready tasks the lane can spare, at most. */
+static int64
+lane_spare_ready(const Lane *lane, KeepLast keep)
+{
+	bool		keeps_last = lane->startable > 0 &&
+		(keep == KEEP_LAST || (keep == KEEP_LAST_IF_MIXED && lane->ready.set.count > lane->spare));
+
+	/* it counts its delayed tasks as well, which stand in the schedule */
+	return Min(lane->spare, lane->ready.set.count - keeps_last);
+}
+
+static int64
+schedule_spare(const Queue *queue)
+{
+	return queue->delayed + queue->main_delayed;
+}
+
+/*
+ * The one of the queue's windows that can spare most tasks, as far as a short
+ * look tells; each time it looks at other lanes.
+ */
 static Window *
-largest_window(Queue *queue)
+largest_window(Queue *queue, KeepLast keep)
 {
 	Window	   *largest = &queue->main.ready;
+	int64		most = lane_spare_ready(&queue->main, keep);
 
-	if (queue->scheduled.set.count > largest->set.count)
+	if (schedule_spare(queue) > most)
+	{
 		largest = &queue->scheduled;
+		most = schedule_spare(queue);
+	}
 	for (int i = 0; i < Min(EVICT_LOOK, queue->lane_count); i++)
 	{
 		Lane	   *lane = queue_walk_lanes(queue);
 
-		if (lane->ready.set.count > largest->set.count)
+		if (lane_spare_ready(lane, keep) > most)
+		{
 			largest = &lane->ready;
+			most = lane_spare_ready(lane, keep);
+		}
 	}
-	return largest;
+	return most > 0 ? largest : NULL;
 }
 
-bool
-queue_evict_last(Queue *queue)
+static bool
+window_evict_last(Window *window)
 {
-	for (int i = 0; i < EVICT_TRIES; i++)
+	return window_evict_after(window, PG_INT64_MIN, 0);
+}
+
+static bool
+lane_evict_last(Lane *lane, KeepLast keep)
+{
+	return lane_spare_ready(lane, keep) > 0 && window_evict_last(&lane->ready);
+}
+
+/* What a window can spare may stand before many that have to stay, or be kept for a refill: then others are tried. */
+bool
+queue_evict_last(Queue *queue, KeepLast keep)
+{
+	Window	   *largest = queue->spare > 0 ? largest_window(queue, keep) : NULL;
+
+	if (largest == NULL)
+		return false;
+	if (window_evict_last(largest) || lane_evict_last(&queue->main, keep) ||
+		(schedule_spare(queue) > 0 && window_evict_last(&queue->scheduled)))
+		return true;
+	for (int i = 0; i < Min(EVICT_LOOK, queue->lane_count); i++)
 	{
-		if (window_evict_after(largest_window(queue), PG_INT64_MIN, 0))
+		if (lane_evict_last(queue_walk_lanes(queue), keep))
 			return true;
 	}
-	return window_evict_after(&queue->main.ready, PG_INT64_MIN, 0) ||
-		window_evict_after(&queue->scheduled, PG_INT64_MIN, 0);
+	return false;
 }
 
-/* Make room in the pool at the cost of the queue that has most; false if that has no more than "queue". */
+/* Make room in the pool at the cost of the queue that has most and some to spare; false if that has no more than "queue". */
 bool
 evict_for(const Queue *queue)
 {
@@ -138,14 +184,14 @@ evict_for(const Queue *queue)
 	{
 		Queue	   *candidate = &fanout_queues[i];
 
-		if (candidate->state != QUEUE_FREE &&
+		if (candidate->state != QUEUE_FREE && candidate->spare > 0 &&
 			candidate->ready_count + candidate->scheduled.set.count > largest_count)
 		{
 			largest = candidate;
 			largest_count = candidate->ready_count + candidate->scheduled.set.count;
 		}
 	}
-	return largest != NULL && queue_evict_last(largest);
+	return largest != NULL && queue_evict_last(largest, KEEP_NONE);
 }
 
 /* Make room in the pool at anybody's cost. */
@@ -154,7 +200,7 @@ evict_any(void)
 {
 	for (int i = 0; i < fanout_shared->queue_high; i++)
 	{
-		if (fanout_queues[i].state != QUEUE_FREE && queue_evict_last(&fanout_queues[i]))
+		if (fanout_queues[i].state != QUEUE_FREE && queue_evict_last(&fanout_queues[i], KEEP_NONE))
 			return true;
 	}
 	return false;
@@ -303,6 +349,17 @@ evict_any_lane(void)
 			return true;
 	}
 	return false;
+}
+
+void
+tasks_freed(void)
+{
+	fanout_shared->task_wanted = false;
+	for (int i = 0; i < fanout_shared->database_high; i++)
+	{
+		if (fanout_databases[i].state == DATABASE_READY)
+			keeper_wake(&fanout_databases[i]);
+	}
 }
 
 bool

@@ -20,10 +20,21 @@ extern bool window_evict_after(Window *window, int64 key, int64 id);
 extern bool evict_for(const Queue *queue);
 extern bool evict_any(void);
 
-/* The same at the cost of this queue. */
-extern bool queue_evict_last(Queue *queue);
+/* Who keeps the last ready task that it has in memory?  Only lanes that may start something. */
+typedef enum KeepLast
+{
+	KEEP_NONE,
+	KEEP_LAST_IF_MIXED,			/* those that have ready tasks as well which cannot leave */
+	KEEP_LAST
+} KeepLast;
+
+/* Leave a task of this queue on disk. */
+extern bool queue_evict_last(Queue *queue, KeepLast keep);
 
 extern bool queue_is_within_share(const Queue *queue);
+
+/* A refill that has found no memory goes on now: a task has left the pool. */
+extern void tasks_freed(void);
 
 /* The same for lanes: might the queue get room for one more, at the cost of the queue that has most, or at anybody's? */
 extern bool queue_may_have_lane(const Queue *queue);

@@ -17,6 +17,7 @@
 #include "utils/hsearch.h"
 
 #include "lane.h"
+#include "room.h"
 #include "shared_state.h"
 
 SharedState *fanout_shared = NULL;
@@ -370,6 +371,8 @@ task_free(Task *task)
 	hash_search(task_pool, &key, HASH_REMOVE, NULL);
 	task->key.task = 0;			/* for task_is() */
 	fanout_shared->free_tasks++;
+	if (fanout_shared->task_wanted)
+		tasks_freed();
 }
 
 /* Call "visit" for every task in memory; it may free the task that it is given. */
@@ -475,6 +478,57 @@ lane_enter(Queue *queue, int64 partition)
 	return lane;
 }
 
+static dlist_node *
+lane_before(Queue *queue, dlist_node *node)
+{
+	return dlist_has_prev(&queue->lanes, node) ? dlist_prev_node(&queue->lanes, node) : NULL;
+}
+
+/* Take the lane from the list of its queue, and what points into that with it. */
+static void
+leave_list(Queue *queue, Lane *lane)
+{
+	if (queue->walk == &lane->link)
+		queue->walk = lane_before(queue, &lane->link);
+	if (queue->last_asker == &lane->link)
+		queue->last_asker = lane_before(queue, &lane->link);
+	dlist_delete(&lane->link);
+}
+
+/* The lane asks for a refill, and stands behind those that do already. */
+void
+lane_ask_for_refill(Lane *lane)
+{
+	Queue	   *queue = &fanout_queues[lane->key.queue];
+
+	Assert(lane->key.partition != 0 && !lane->wants_refill);
+	lane->wants_refill = true;
+	leave_list(queue, lane);
+	if (queue->last_asker != NULL)
+		dlist_insert_after(queue->last_asker, &lane->link);
+	else
+		dlist_push_head(&queue->lanes, &lane->link);
+	queue->last_asker = &lane->link;
+}
+
+/* The lane that has asked for a refill first, and asks no more; NULL: none does, or it is "but_not". */
+Lane *
+queue_take_asker(Queue *queue, const Lane *but_not)
+{
+	Lane	   *lane;
+
+	if (queue->last_asker == NULL)
+		return NULL;
+	lane = dlist_head_element(Lane, link, &queue->lanes);
+	if (lane == but_not)
+		return NULL;
+	Assert(lane->wants_refill);
+	lane->wants_refill = false;
+	leave_list(queue, lane);
+	dlist_push_tail(&queue->lanes, &lane->link);
+	return lane;
+}
+
 void
 lane_free(Lane *lane)
 {
@@ -482,9 +536,7 @@ lane_free(Lane *lane)
 	Queue	   *queue = &fanout_queues[key.queue];
 
 	Assert(key.partition != 0);
-	if (queue->walk == &lane->link)
-		queue->walk = dlist_has_prev(&queue->lanes, &lane->link) ? dlist_prev_node(&queue->lanes, &lane->link) : NULL;
-	dlist_delete(&lane->link);
+	leave_list(queue, lane);
 	queue->lane_count--;
 	rate_log_free(&lane->rate_log);
 	hash_search(lane_pool, &key, HASH_REMOVE, NULL);

@@ -158,7 +158,8 @@ typedef struct Queue
 	QueueSettings settings;
 
 	Lane		main;			/* tasks without a partition key */
-	dlist_head	lanes;			/* all others; those that want a refill come first */
+	dlist_head	lanes;			/* all others; those that ask for a refill come first, in the order they asked in */
+	dlist_node *last_asker;		/* the last of these; NULL: there is none */
 	int32		lane_count;
 	dlist_node *walk;			/* where queue_walk_lanes() goes on; NULL: at the head */
 	Window		strays;			/* by (0, id): on disk, and their lanes have no place in memory; its set is empty */
@@ -174,6 +175,8 @@ typedef struct Queue
 	int64		startable;		/* tasks that may start as far as their lanes go */
 	int64		ready_count;	/* ready tasks that are in memory */
 	int64		delayed;		/* tasks in Lane.delayed of its lanes */
+	int64		main_delayed;	/* such of the main lane */
+	int64		spare;			/* tasks that may be left on disk: those that its lanes count, and these of the main lane */
 
 	int64		waiting;		/* ready and scheduled ones, on disk too */
 	int64		timed;			/* those of them that are scheduled */
@@ -224,7 +227,7 @@ typedef struct TaskKey
 #define TASK_FLAG_NEW			0x40	/* ENDING: its enqueuer is the same transaction, and it counts as pending */
 #define TASK_FLAG_UNPLACED		0x80	/* and it had no place in memory */
 #define TASK_FLAG_RETRIED		0x100	/* in Lane.retries */
-#define TASK_FLAG_DELAYED		0x200	/* in Lane.delayed */
+#define TASK_FLAG_DELAYED		0x200	/* SCHEDULED, and may be left on disk: in Lane.delayed, unless of the main lane */
 
 /* An unfinished task that is in memory: an element of the pool. */
 typedef struct Task
@@ -322,6 +325,8 @@ typedef struct Lease
 	bool		committed;
 	bool		bound;			/* ends with the holder's session */
 	bool		passed_on;		/* the transaction that ends it has given its permit to a claim of its own */
+	bool		lane_lent;		/* its permit of the lane is free for a claim of that transaction, for one hold of the lock */
+	bool		lane_passed_on; /* and that claim has taken it */
 	int64		permit_of;		/* the lease whose permit was passed on to this claim, or 0 */
 	char		worker_name[FANOUT_NAME_LEN];
 } Lease;
@@ -421,6 +426,7 @@ typedef struct SharedState
 	int64		free_lanes;
 	int64		free_groups;
 	bool		has_strays;		/* a queue may have strays */
+	bool		task_wanted;	/* a refill has found no memory for a task */
 	int32		free_rate_entry;
 	int64		queue_generations;
 	int64		free_workers;
@@ -516,6 +522,8 @@ extern void lease_iterate(void (*visit) (Lease *lease, void *arg), void *arg);
 extern Lane *lane_find(Queue *queue, int64 partition);
 extern Lane *lane_enter(Queue *queue, int64 partition);
 extern void lane_free(Lane *lane);
+extern void lane_ask_for_refill(Lane *lane);
+extern Lane *queue_take_asker(Queue *queue, const Lane *but_not);
 extern Lane *queue_walk_lanes(Queue *queue);
 extern void queue_clear_lanes(Queue *queue);
 

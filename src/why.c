@@ -131,7 +131,7 @@ look_at_lane(Queue *queue, Lane *lane, const Task *task, TimestampTz now, Facts 
 		facts->other = retry->key.task;
 		return note_time(facts, REASON_PARTITION_RETRY, retry->node.key);
 	}
-	if (lane != NULL && lane->throttled_until > now && lane->ready.set.count > 0)
+	if (lane != NULL && lane->throttled_until > now && (lane_first(lane) != NULL || lane->ready.bounded))
 		return note_time(facts, REASON_PARTITION_RATE_LIMIT, lane->throttled_until);
 	at = queue_admits_start(queue, now);
 	if (at != 0)

@@ -54,6 +54,7 @@ class Comparison:
         self.history = []
         self.counts = {}
         self.touched = set()
+        self.ended = 0
         self.watch = Session("watch")
         for session in [*self.sessions, self.watch]:
             session.connect()
@@ -192,7 +193,7 @@ class Comparison:
                 self.reference.undo_claim(thing)
                 self.wait_for_keeper(thing.task)
             elif kind in ("end", "requeue"):
-                thing.ender, thing.permit_passed, thing.task.busy = None, False, None
+                thing.ender, thing.permit_passed, thing.lane_passed, thing.task.busy = None, False, False, None
             elif kind == "cancel":
                 thing.state, thing.busy = more[0], None
                 self.reference.settle(thing.queue)
@@ -298,6 +299,15 @@ class Comparison:
             rows = session.execute("SELECT lease, task, queue, attempt FROM fanout.dequeue(%s::text[], %s, max_tasks => %s)",
                                    [queue.name for queue in queues], session.name, limit)
 
+    def show_memory(self):
+        for query in ("SELECT item, value FROM fanout.status() WHERE item LIKE '%%memory%%' OR item IN ('refills', 'evictions')",
+                      "SELECT queue, ready, scheduled, running, in_memory FROM fanout.queues",
+                      "SELECT * FROM fanout.partitions"):
+            for row in self.watch.execute(query):
+                print(*row, sep="\t")
+        for session in self.sessions:
+            print(session.name, "open" if session.notes is not None else "idle", session.notes)
+
     def all_lanes_taken(self, queues):
         """Is there no lane for those partitions of the queues that could start something?"""
         used, all_ = self.watch.value("SELECT value FROM fanout.status() WHERE item = 'lanes in memory'").split(" of ")
@@ -313,8 +323,10 @@ class Comparison:
         self.take(session, queues, limit, "SELECT lease, task, queue, attempt FROM fanout.dequeue(%s::text[], %s, max_tasks => %s)",
                   [queue.name for queue in queues], session.name, limit)
 
-    def ending(self, session, lease):
+    def ending(self, session, lease, ends=True):
         lease.ender = lease.task.busy = session
+        lease.ends = ends
+        lease.ended = self.ended = self.ended + 1
 
     def complete(self, session):
         lease = self.lease(session)
@@ -351,7 +363,7 @@ class Comparison:
         last = "final" in way or task.attempts >= task.max_attempts
         if (due is None) != (last or task.cancel_asked):
             raise Wrong(f"fail of {task}, attempt {task.attempts}, {way}: {due}")
-        self.ending(session, lease)
+        self.ending(session, lease, last or task.cancel_asked)
         if task.cancel_asked:
             self.note(session, "end", lease, "cancelled")
         elif last:
@@ -364,7 +376,7 @@ class Comparison:
         if lease is None:
             return
         session.execute("SELECT fanout.release(%s::bigint, %s)", lease.number, FAR if far else None)
-        self.ending(session, lease)
+        self.ending(session, lease, lease.task.cancel_asked)
         if lease.task.cancel_asked:
             self.note(session, "end", lease, "cancelled")
         else:
@@ -606,6 +618,7 @@ class Comparison:
             except (Wrong, psycopg.Error) as error:
                 print(*self.history[-12:], f"operation {done + 1}: {error}", sep="\n")
                 if isinstance(error, Wrong):
+                    self.show_memory()
                     sys.exit(1)
                 raise
         for session in self.sessions:

@@ -38,7 +38,10 @@ class Lease:
         self.number, self.task, self.worker = number, task, worker
         self.claimer = session      # its transaction is open; None: committed
         self.ender = None           # the session whose open transaction ends it
+        self.ends = False           # its task, rather than give it back for another attempt
+        self.ended = 0              # counts ends, in their order
         self.permit_passed = False  # to a claim of that transaction
+        self.lane_passed = False    # and that of the partition
         self.permit_of = None       # the lease whose permit this claim got
 
 
@@ -108,7 +111,7 @@ class Turns:
         for other in sure:
             if self.time.setdefault(key, self.clock) > self.time[other] + 1 + 1e-9:
                 raise Wrong(f"partition {key} has its turn at {self.time[key]:.2f}, before {other} at {self.time[other]:.2f}")
-        self.clock = max(self.time.setdefault(key, self.clock), self.clock)
+        self.clock = self.time.setdefault(key, self.clock)      # back, too: after turns that were given back
         self.time[key] += 1 / weight
 
     def unserve(self, key, weight):
@@ -160,22 +163,26 @@ class Reference:
         self.completed = {}         # by lease
         self.rebuilds = 0
         self.exact_order = True     # everything has a place in memory
+        self.lent = []              # leases that lend their permits while a session dequeues
         self.pool = 0               # if not, so many tasks have
         self.short = 0              # claims for which memory may be taken by what cannot leave it
 
     # -- what may start
 
     @staticmethod
-    def permits(queue, worker, session):
+    def permits(queue, worker, session, lender=None):
         """May the worker have a permit, and of which lease that its transaction ends; (False, None) if not."""
         held = [lease for lease in queue.leases if not lease.permit_passed]
         mine = [lease for lease in held if lease.worker == worker]
-        passing = [lease for lease in held if session is not None and lease.ender is session and
-                   (queue.worker_concurrency is None or lease.worker == worker)]
+        passing = sorted((lease for lease in held if session is not None and lease.ender is session and
+                          (queue.worker_concurrency is None or lease.worker == worker)),
+                         key=lambda lease: (not lease.ends, lease.ended))
 
         def left(more):
             return ((queue.concurrency is None or len(held) - more < queue.concurrency) and
                     (queue.worker_concurrency is None or len(mine) - more < queue.worker_concurrency))
+        if lender is not None:
+            return left(1), lender
         if left(0):
             return True, None
         return (True, passing[0]) if passing and left(1) else (False, None)
@@ -193,12 +200,25 @@ class Reference:
         """A partition that runs one at a time keeps its order over retries."""
         return queue.lane_concurrency(key) == 1 and any(task.key == key and task.retried for task in queue.tasks)
 
+    @staticmethod
+    def lane_running(queue, key):
+        return sum(lease.task.key == key and not lease.lane_passed for lease in queue.leases)
+
+    def lend(self, queue, worker, session):
+        """Partitions at their limit: the leases whose permits of these may go to claims of the session."""
+        self.lent = [lease for lease in queue.leases if lease.ender is session and lease.ends and not lease.permit_passed and
+                     (queue.worker_concurrency is None or lease.worker == worker) and
+                     self.lane_running(queue, lease.task.key) >= (queue.lane_concurrency(lease.task.key) or 1000)]
+
+    def lenders(self, queue, key):
+        return [lease for lease in self.lent if lease.task.queue is queue and lease.task.key == key and not lease.permit_passed]
+
     def lane_admits(self, queue, task):
         """Do the limits of the task's partition admit it?  True, False, or None if it is left open."""
         lane, limit = queue.lane(task.key), queue.lane_concurrency(task.key)
         if lane.paused or lane.held or self.awaits_retry(queue, task.key):
             return False
-        if limit and sum(lease.task.key == task.key for lease in queue.leases) >= limit:
+        if limit and self.lane_running(queue, task.key) - len(self.lenders(queue, task.key)) >= limit:
             return False
         return lane.rate.fits(task.cost, queue.lane_rates(task.key), self.rebuilds)
 
@@ -219,13 +239,20 @@ class Reference:
 
     def dequeue(self, queue, worker, session, limit, rows):
         """The server gave these (lease, task, attempt) of the queue, of at most so many; True if that is all it had to."""
+        if not queue.paused:
+            self.lend(queue, worker, session)
+            self.settle(queue)
         for number, task_number, attempt in rows:
             self.claim(queue, worker, session, number, self.tasks[task_number], attempt)
-        return len(rows) == limit or not self.must_start(queue, worker, session)
+        complete = len(rows) == limit or not self.must_start(queue, worker, session)
+        self.lent = []
+        self.settle(queue)
+        return complete
 
     def claim(self, queue, worker, session, number, task, attempt):
         candidates = self.look(queue)
-        admitted, passes = self.permits(queue, worker, session)
+        lender = next(iter(self.lenders(queue, task.key)), None)
+        admitted, passes = self.permits(queue, worker, session, lender)
         first = candidates.get(task.key, (None, None))[0]
         if queue.paused or queue.held or not admitted:
             raise Wrong(f"{task} started, but its queue lets none")
@@ -241,11 +268,11 @@ class Reference:
         if number in self.leases or number in self.completed:
             raise Wrong(f"lease {number} was given before")
         if self.exact_order:
-            self.settle(queue)
+            queue.turns.settle(key for key, (_, sure) in candidates.items() if sure)
             queue.turns.serve(task.key, queue.lane(task.key).weight, [key for key, (_, sure) in candidates.items() if sure])
         lease = Lease(number, task, worker, session)
         if passes is not None:
-            passes.permit_passed = True
+            passes.permit_passed, passes.lane_passed = True, passes is lender
             lease.permit_of = passes
         self.leases[number] = task.lease = lease
         queue.leases.add(lease)
@@ -281,7 +308,7 @@ class Reference:
         task.queue.lane(task.key).rate.undo(task.cost)
         self.drop_lease(lease)
         if lease.permit_of is not None:
-            lease.permit_of.permit_passed = False
+            lease.permit_of.permit_passed = lease.permit_of.lane_passed = False
         self.settle(task.queue)
         task.queue.turns.unserve(task.key, task.queue.lane(task.key).weight)
         task.attempts -= 1
@@ -327,7 +354,7 @@ class Reference:
                             ("concurrency", queue.concurrency and
                              sum(not lease.permit_passed for lease in queue.leases) >= queue.concurrency),
                             ("partition_concurrency", limit and
-                             sum(lease.task.key == task.key for lease in queue.leases) >= limit),
+                             self.lane_running(queue, task.key) >= limit),
                             ("partition_retry", self.awaits_retry(queue, task.key))):
             if holds:
                 return {code}
