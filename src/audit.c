@@ -27,6 +27,7 @@
 #include "audit.h"
 #include "dispatch.h"
 #include "lane.h"
+#include "lane_limits.h"
 #include "wait.h"
 #include "window.h"
 
@@ -83,10 +84,10 @@ audit_claim(const Lease *lease)
 		found(AUDIT_CONCURRENCY, "queue %d, worker \"%s\": %d of %d", queue->id, lease->worker_name,
 			  lease->use->running, settings->worker_concurrency);
 	if (lane_limit(lane) > 0 && lane->running > lane_limit(lane))
-		found(AUDIT_CONCURRENCY, "queue %d, lane " INT64_FORMAT ": %d of %d", queue->id, lane->key.partition,
+		found(AUDIT_CONCURRENCY, "queue %d, lane " INT64_FORMAT ": %d of %d", queue->id, lane->partition,
 			  lane->running, lane_limit(lane));
-	if (settings->paused || lane->settings.paused)
-		found(AUDIT_CONCURRENCY, "queue %d, lane " INT64_FORMAT " is paused", queue->id, lane->key.partition);
+	if (settings->paused || lane_settings(lane)->paused)
+		found(AUDIT_CONCURRENCY, "queue %d, lane " INT64_FORMAT " is paused", queue->id, lane->partition);
 }
 
 /* The log has the start by now; a start that is larger than the window may take all of it, and be alone in it. */
@@ -133,14 +134,13 @@ reset_recounts(void)
 	for (int i = 0; i < fanout_shared->queue_high; i++)
 	{
 		Queue	   *queue = &fanout_queues[i];
-		dlist_iter	iter;
 
 		memset(&queue->recount, 0, sizeof(Recount));
 		memset(&queue->main.recount, 0, sizeof(Recount));
 		if (queue->state == QUEUE_FREE)
 			continue;
-		dlist_foreach(iter, &queue->lanes)
-			memset(&dlist_container(Lane, link, iter.cur)->recount, 0, sizeof(Recount));
+		short_list_foreach(node, &queue->lanes)
+			memset(&link_container(Lane, link, node)->recount, 0, sizeof(Recount));
 	}
 }
 
@@ -170,7 +170,7 @@ count_task(Task *task, void *arg)
 	lane->recount.ready += task->state == TASK_READY;
 	lane->recount.leases += task->state == TASK_RUNNING;
 	lane->recount.spare += task->state == TASK_READY && ready_task_is_spare(task);
-	if (task->state == TASK_SCHEDULED && lane->key.partition != 0 &&
+	if (task->state == TASK_SCHEDULED && lane->partition != 0 &&
 		(task->flags & (TASK_FLAG_UNTOUCHED | TASK_FLAG_CANCELLED)) == TASK_FLAG_UNTOUCHED)
 	{
 		lane->recount.spare++;
@@ -204,7 +204,8 @@ count_lease(Lease *lease, void *arg)
 	if (lease->unjournaled)
 	{
 		queue->recount.unjournaled += lease->cost;
-		lane->recount.unjournaled += lease->cost;
+		if (lease->lane_unjournaled)
+			lane->recount.unjournaled += lease->cost;
 	}
 }
 
@@ -232,15 +233,18 @@ count_set(const OrderedSet *set, const char *what, int32 queue_id)
 	OrderNode  *last = NULL;
 	int64		count = 0;
 
-	for (OrderNode *node = set->first; node != NULL && count <= set->count; node = order_next(node))
+	for (OrderNode *node = order_first(set); node != NULL && count <= set->count; node = order_next(node))
 	{
+		OrderNode  *left = link_target(node->left);
+		OrderNode  *right = link_target(node->right);
+
 		if ((last != NULL && order_less(node->key, node->id, last->key, last->id)) ||
-			(node->left != NULL && node->left->parent != node) || (node->right != NULL && node->right->parent != node))
+			(left != NULL && left->parent != link_to(node)) || (right != NULL && right->parent != link_to(node)))
 			found(AUDIT_ORDER, "%s of queue %d: out of order at " INT64_FORMAT, what, queue_id, node->id);
 		last = node;
 		count++;
 	}
-	if (last != set->last || count != set->count)
+	if (last != order_last(set) || count != set->count)
 		found(AUDIT_ORDER, "%s of queue %d: its end or its count is wrong", what, queue_id);
 	return count;
 }
@@ -252,27 +256,28 @@ startable_of(Lane *lane)
 	int32		limit = lane_limit(lane);
 	int64		count = lane->ready.set.count;
 
-	if (lane_has_rate(lane) || lane->settings.held_until != 0 || lane->throttled_until != 0)
+	if (lane_has_rate(lane) || lane_settings(lane)->held_until != 0 || lane->turn.aside)
 		return -1;
-	if (lane_first(lane) == NULL || lane->settings.paused || lane_awaited_retry(lane) != NULL)
+	if (lane_first(lane) == NULL || lane_settings(lane)->paused || lane_awaited_retry(lane) != NULL)
 		return 0;
 	return limit > 0 ? Max(Min(count, limit - lane->running), 0) : count;
 }
 
-/* How many are in the lane's list of tasks that are delayed. */
+/* How many are delayed in the lane's list of scheduled tasks; before them are those that are to be tried again. */
 static int64
 count_delayed(const Lane *lane)
 {
 	int64		count = 0;
-	dlist_iter	iter;
 
-	dlist_foreach(iter, unconstify(dlist_head *, &lane->delayed))
+	short_list_foreach(node, &lane->scheduled)
 	{
-		const Task *task = dlist_container(Task, link, iter.cur);
+		const Task *task = link_container(Task, link, node);
+		bool		delayed = (task->flags & TASK_FLAG_DELAYED) != 0;
 
-		if (task->lane != lane || task->state != TASK_SCHEDULED || (task->flags & TASK_FLAG_DELAYED) == 0)
-			found(AUDIT_ORDER, "task " INT64_FORMAT " is in the wrong list of delayed ones", task->key.task);
-		count++;
+		if (task->lane != lane || (delayed && task->state != TASK_SCHEDULED) ||
+			delayed == ((task->flags & TASK_FLAG_RETRIED) != 0) || (count > 0 && !delayed))
+			found(AUDIT_ORDER, "task " INT64_FORMAT " is in the wrong list or place of scheduled ones", task->key.task);
+		count += delayed;
 	}
 	return count;
 }
@@ -280,22 +285,25 @@ count_delayed(const Lane *lane)
 static void
 compare_lane(Queue *queue, Lane *lane)
 {
-	int64		partition = lane->key.partition;
+	int64		partition = lane->partition;
 	int64		startable = startable_of(lane);
 	int64		delayed = count_delayed(lane);
+	LaneLimits *limits = lane_limits(lane);
 
+	queue->recount.limited += limits != NULL;
 	queue->recount.lanes += partition != 0;
 	expect("tasks", queue->id, partition, lane->tasks, lane->recount.tasks);
 	expect("permits", queue->id, partition, lane->running, lane->recount.leases);
-	expect("unjournaled units", queue->id, partition, lane->unjournaled, lane->recount.unjournaled);
+	expect("unjournaled units", queue->id, partition, limits != NULL ? limits->unjournaled : 0,
+		   lane->recount.unjournaled);
 	expect("ready tasks", queue->id, partition, count_set(&lane->ready.set, "a lane", queue->id), lane->recount.ready);
 	expect("tasks that may be left on disk", queue->id, partition, lane->spare, lane->recount.spare);
 	expect("delayed tasks", queue->id, partition, delayed, lane->recount.delayed);
 	queue->recount.delayed += delayed;
 	if (startable >= 0)
 		expect("startable tasks", queue->id, partition, lane->startable, startable);
-	if (partition != 0 && lane->tasks == 0 && lane->backlog == 0 && !lane->named && lane->setters == 0 && !lane->ready.bounded &&
-		!lane->ready.refilling && lane->throttled_until == 0)
+	if (partition != 0 && lane->tasks == 0 && lane->backlog == 0 && limits == NULL && !lane->turn.aside &&
+		!window_is_bounded(&lane->ready) && !window_is_refilling(database_of(queue), &lane->ready))
 		found(AUDIT_ORDER, "lane " INT64_FORMAT " of queue %d has no reason to be", partition, queue->id);
 }
 
@@ -306,7 +314,7 @@ count_turns(Queue *queue)
 	int64		lanes = 0;
 
 	(void) count_set(&queue->turns.set, "turns", queue->id);
-	for (OrderNode *node = queue->turns.set.first; node != NULL; node = order_next(node))
+	for (OrderNode *node = order_first(&queue->turns.set); node != NULL; node = order_next(node))
 	{
 		Turn	   *turn = order_container(Turn, node, node);
 		FairGroup  *group = order_container(FairGroup, turn, turn);
@@ -330,19 +338,18 @@ compare_turns(Queue *queue)
 	int64		turns = queue->main.startable > 0;
 	int64		throttled = 0;
 	int64		startable = queue->main.startable;
-	dlist_iter	iter;
 
-	dlist_foreach(iter, &queue->lanes)
+	short_list_foreach(node, &queue->lanes)
 	{
-		Lane	   *lane = dlist_container(Lane, link, iter.cur);
+		Lane	   *lane = link_container(Lane, link, node);
 
 		turns += lane->startable > 0;
-		throttled += lane->startable == 0 && lane->throttled_until != 0;
+		throttled += lane->turn.aside;
 		startable += lane->startable;
 		if (lane->turn.waits != (lane->startable > 0) || (lane->startable > 0 && lane_first(lane) == NULL) ||
-			(lane->group != NULL && lane->turn.waits && !lane->group->turn.waits))
+			(lane->turn.waits && (lane->turn.aside || (lane->group != 0 && !group_of(lane)->turn.waits))))
 			found(AUDIT_ORDER, "lane " INT64_FORMAT " of queue %d waits for its turn wrongly, or does not",
-				  lane->key.partition, queue->id);
+				  lane->partition, queue->id);
 	}
 	expect("startable tasks", queue->id, -1, queue->startable, startable);
 	expect("lanes that wait for their turn", queue->id, -1, count_turns(queue), turns);
@@ -355,16 +362,18 @@ compare_waiting(Queue *queue)
 {
 	int64		ready = queue->recount.ready + queue->recount.scheduled;
 	int64		in_memory = ready + queue->recount.ending;
-	bool		on_disk = queue->main.ready.bounded || queue->scheduled.bounded || queue->strays.bounded;
-	int64		refilling = queue->main.ready.refilling + queue->scheduled.refilling + queue->strays.refilling;
-	dlist_iter	iter;
+	Database   *database = database_of(queue);
+	bool		on_disk = window_is_bounded(&queue->main.ready) || window_is_bounded(&queue->scheduled) ||
+	window_is_bounded(&queue->strays);
+	int64		refilling = window_is_refilling(database, &queue->main.ready) +
+		window_is_refilling(database, &queue->scheduled) + window_is_refilling(database, &queue->strays);
 
-	dlist_foreach(iter, &queue->lanes)
+	short_list_foreach(node, &queue->lanes)
 	{
-		Lane	   *lane = dlist_container(Lane, link, iter.cur);
+		Lane	   *lane = link_container(Lane, link, node);
 
-		on_disk |= lane->ready.bounded;
-		refilling += lane->ready.refilling;
+		on_disk |= window_is_bounded(&lane->ready);
+		refilling += window_is_refilling(database, &lane->ready);
 	}
 	expect("windows that refill", queue->id, -1, queue->refilling, refilling);
 	fanout_shared->audit.looked[AUDIT_WAITING]++;
@@ -417,11 +426,10 @@ static void
 compare_queue(Queue *queue)
 {
 	const Recount *recount = &queue->recount;
-	dlist_iter	iter;
 
 	compare_lane(queue, &queue->main);
-	dlist_foreach(iter, &queue->lanes)
-		compare_lane(queue, dlist_container(Lane, link, iter.cur));
+	short_list_foreach(node, &queue->lanes)
+		compare_lane(queue, link_container(Lane, link, node));
 	expect("lanes", queue->id, -1, queue->lane_count, recount->lanes);
 	expect("permits", queue->id, -1, queue->running, recount->permits);
 	expect("ready tasks", queue->id, -1, queue->ready_count, recount->ready);
@@ -463,6 +471,7 @@ audit_memory(void)
 	AuditState *audit = &fanout_shared->audit;
 	int64		tasks = 0;
 	int64		leases = 0;
+	int64		limited = 0;
 
 	if (audit->skipped++ < fanout_max_tracked_tasks / POOL_FOR_EACH_HOLD)
 		return;
@@ -475,9 +484,12 @@ audit_memory(void)
 	compare_pools(tasks, leases);
 	for (int i = 0; i < fanout_shared->queue_high; i++)
 	{
-		if (fanout_queues[i].state != QUEUE_FREE)
-			compare_queue(&fanout_queues[i]);
+		if (fanout_queues[i].state == QUEUE_FREE)
+			continue;
+		compare_queue(&fanout_queues[i]);
+		limited += fanout_queues[i].recount.limited;
 	}
+	expect("free places for limits", 0, 0, fanout_shared->free_limited_lanes, fanout_max_limited_lanes - limited);
 	for (int i = 0; i < fanout_shared->database_high; i++)
 	{
 		Database   *database = &fanout_databases[i];

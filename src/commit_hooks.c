@@ -23,6 +23,7 @@
 #include "utils/timestamp.h"
 
 #include "lane.h"
+#include "lane_limits.h"
 #include "pending.h"
 #include "spi.h"
 #include "starts.h"

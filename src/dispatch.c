@@ -98,7 +98,7 @@ task_end(Task *task, Outcome outcome)
 
 		task->state = TASK_ENDED;
 		task->lane = NULL;
-		dlist_push_tail(&database->ended, &task->link);
+		short_list_push_tail(&database->ended, &task->link);
 		lane->tasks--;
 		lane_release(lane);
 	}
@@ -110,8 +110,11 @@ task_end(Task *task, Outcome outcome)
 void
 database_forget_ended(Database *database)
 {
-	while (!dlist_is_empty(&database->ended))
-		task_free(dlist_container(Task, link, dlist_pop_head_node(&database->ended)));
+	short_list_foreach_modify(node, &database->ended)
+	{
+		short_list_delete(&database->ended, node);
+		task_free(link_container(Task, link, node));
+	}
 }
 
 /* OPEN -> CLOSED: a transaction drops or purges the queue.  False if another one does already. */
@@ -164,7 +167,7 @@ forget_if_of_queue(Task *task, void *arg)
 	if (task->state == TASK_RUNNING)
 		lease_end(task->lease);
 	else if (task->state == TASK_ENDED)
-		dlist_delete(&task->link);
+		short_list_delete(&database_of(queue)->ended, &task->link);
 	task_free(task);			/* the lanes go as a whole */
 }
 

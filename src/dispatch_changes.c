@@ -79,7 +79,7 @@ task_withdraw_from_disk(Queue *queue, const TaskSeed *seed, TransactionId ender,
 		return NULL;
 	}
 	if (!pending || lane->sample_task == 0)
-		lane->sample_task = seed->task;
+		lane_set_sample(lane, seed->task);
 	task->flags |= TASK_FLAG_UNTOUCHED; /* only such are on disk */
 	if (seed->timed)
 		task->flags |= TASK_FLAG_WAS_SCHEDULED;
@@ -155,7 +155,7 @@ task_terms(const Task *task)
 	TaskTerms	terms;
 
 	Assert(task->state == TASK_ENDING);
-	terms.partition = task->lane->key.partition;
+	terms.partition = task->lane->partition;
 	terms.group = 0;
 	terms.rank = task->rank;
 	terms.priority = task->priority;
@@ -173,15 +173,16 @@ static void
 enter_lane(Task *task, Lane *lane)
 {
 	Lane	   *old = task->lane;
+	OrderNode  *first = order_first(&old->ready.set);
 
 	if (old == lane)
 		return;
 	task->lane = lane;
-	task->queue = lane->key.queue;
+	task->queue = lane->turn.queue;
 	lane->tasks++;
-	lane->sample_task = task->key.task;
-	if (old->sample_task == task->key.task)
-		old->sample_task = old->ready.set.first != NULL ? old->ready.set.first->id : 0;
+	lane_set_sample(lane, task->key.task);
+	if (lane_sample(old) == task->key.task)
+		lane_set_sample(old, first != NULL ? first->id : 0);
 	old->tasks--;
 	lane_release(old);
 }

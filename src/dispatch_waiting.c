@@ -132,7 +132,7 @@ task_reserve(Queue *queue, const TaskSeed *seed, TimestampTz now)
 	task->state = TASK_ENQUEUED;
 	task->flags |= TASK_FLAG_UNTOUCHED | TASK_FLAG_FRESH;
 	if (lane->sample_task == 0)
-		lane->sample_task = seed->task; /* better than none; it may be rolled back */
+		lane_set_sample(lane, seed->task);	/* better than none; it may be rolled back */
 	task->ender = GetTopTransactionIdIfAny();	/* for who meets it between its commit and the callback */
 	queue->reserved++;
 	return task;
@@ -155,7 +155,7 @@ task_admit(Task *task, int64 group, TimestampTz now)
 	queue->reserved--;
 	queue->waiting++;
 	queue->enqueued++;
-	task->lane->sample_task = task->key.task;
+	lane_set_sample(task->lane, task->key.task);
 	lane_join_group(task->lane, group, task->key.task);
 
 	if (timed && run_at > now)
@@ -165,7 +165,7 @@ task_admit(Task *task, int64 group, TimestampTz now)
 			insert_scheduled(queue, task, run_at);
 		else
 		{
-			window_leave_on_disk(&queue->scheduled, run_at, task->key.task);
+			window_leave_on_disk(database_of(queue), &queue->scheduled, run_at, task->key.task);
 			task_drop(task);
 		}
 	}
@@ -218,7 +218,7 @@ leave_on_disk(Queue *queue, int64 partition, int64 rank, bool timed, TimestampTz
 
 	if (timed)
 	{
-		window_leave_on_disk(&queue->scheduled, run_at, task);
+		window_leave_on_disk(database_of(queue), &queue->scheduled, run_at, task);
 		keeper_wake_by(database_of(queue), run_at);
 	}
 	else if ((lane = lane_find(queue, partition)) != NULL)
@@ -265,7 +265,7 @@ task_load(Queue *queue, const TaskSeed *seed, ItemPointer tid, bool urgent, Time
 		lane_release(lane);
 		return NULL;
 	}
-	lane->sample_task = seed->task;
+	lane_set_sample(lane, seed->task);
 	task->tid = *tid;
 	task->flags |= TASK_FLAG_UNTOUCHED;
 	lane_join_group(lane, seed->group, seed->task);
@@ -288,7 +288,7 @@ rebuild_on_disk(Queue *queue, Lane *lane, const TaskSeed *seed, bool scheduled)
 	if (scheduled)
 	{
 		queue->timed++;
-		window_leave_on_disk(&queue->scheduled, seed->run_at, seed->task);
+		window_leave_on_disk(database_of(queue), &queue->scheduled, seed->run_at, seed->task);
 	}
 	else if (lane != NULL)
 		lane_leave_on_disk(lane, seed->rank, seed->task);
@@ -333,7 +333,7 @@ task_rebuild(Queue *queue, const TaskSeed *seed, ItemPointer tid, int attempts, 
 		return NULL;
 	}
 	lane_count_backlog(lane, 1);
-	lane->sample_task = seed->task;
+	lane_set_sample(lane, seed->task);
 	task->tid = *tid;
 	task->attempts = attempts;
 	task->flags |= own_due ? 0 : TASK_FLAG_UNTOUCHED;
@@ -360,10 +360,10 @@ queue_promote_due(Queue *queue, TimestampTz now)
 		return false;
 	for (int i = 0; i < FANOUT_WORK_CHUNK; i++)
 	{
-		OrderNode  *first = queue->scheduled.set.first;
+		OrderNode  *first = order_first(&queue->scheduled.set);
 		Task	   *task;
 
-		if (queue->scheduled.bounded && queue->scheduled.bound_key <= now)
+		if (queue->scheduled.bound_key <= now)
 			queue->wants_refill = true;
 		if (first == NULL || first->key > now)
 			return true;

@@ -14,6 +14,7 @@
 #include "utils/memutils.h"
 
 #include "lane.h"
+#include "lane_limits.h"
 #include "pending.h"
 #include "room.h"
 
@@ -178,7 +179,7 @@ pending_change_enters(const Task *task, const Queue *target, int64 partition)
 	const Pending *op = &pending[task->note];
 	const Pending *before = op->u.task.previous >= 0 ? &pending[op->u.task.previous] : NULL;
 
-	if (target == queue_of_lane(task->lane) && partition == task->lane->key.partition)
+	if (target == queue_of_lane(task->lane) && partition == task->lane->partition)
 		return false;
 	return before == NULL || before->queue != target - fanout_queues || before->u.task.terms.partition != partition;
 }
@@ -190,7 +191,7 @@ pending_change_reserve(Task *task, Queue *target, int64 partition)
 	Pending    *before = op->u.task.previous >= 0 ? &pending[op->u.task.previous] : NULL;
 	bool		enters = pending_change_enters(task, target, partition);
 
-	if (target != queue_of_lane(task->lane) || partition != task->lane->key.partition)
+	if (target != queue_of_lane(task->lane) || partition != task->lane->partition)
 	{
 		if (!lane_keep(target, partition) && !(evict_any_lane() && lane_keep(target, partition)))
 			return false;

@@ -132,7 +132,7 @@ read_rows(Refill *refill, SpiStatement *statement, int64 key, int64 id, int64 li
 	values[1] = refill->kind == REFILL_SCHEDULED ? TimestampTzGetDatum(key) : Int64GetDatum(key);
 	values[2] = Int64GetDatum(id);
 	values[3] = Int64GetDatum(limit);
-	values[4] = Int64GetDatum(refill->lane != NULL ? refill->lane->key.partition : 0);
+	values[4] = Int64GetDatum(refill->lane != NULL ? refill->lane->partition : 0);
 	rows = spi_read_latest(statement, values, NULL);
 	for (uint64 i = 0; i < rows; i++)
 	{
@@ -208,7 +208,7 @@ read_from_bound(Refill *refill)
 		read_merged(refill, refill_timed, refill->key, refill->id);
 	else if (refill->kind == REFILL_STRAYS)
 		read_by_id(refill, refill_strays, refill->id);
-	else if (refill->lane->key.partition == 0)
+	else if (refill->lane->partition == 0)
 		read_main_lane(refill);
 	else
 		read_merged(refill, refill_partition, refill->key, refill->id);
@@ -240,7 +240,7 @@ load_row(Refill *refill, const RefillRow *row, TimestampTz now)
 
 		if (lane == NULL)
 			return false;
-		lane->sample_task = row->seed.task;
+		lane_set_sample(lane, row->seed.task);
 		refill->loaded++;
 		return true;
 	}
@@ -274,12 +274,22 @@ have_others_give(Queue *queue)
 	{
 		Lane	   *lane = queue_walk_lanes(queue);
 
-		if (lane->ready.set.first != NULL && window_first(&lane->ready) == NULL)
+		if (lane->ready.set.count > 0 && window_first(&lane->ready) == NULL)
 		{
 			lane->starved = true;
 			lane_settle(lane);
 		}
 	}
+}
+
+static void
+end_window_refill(Queue *queue, Lane *lane, Window *window, int64 key, int64 id)
+{
+	if (lane != NULL)
+		lane_end_refill(lane, key, id);
+	else
+		window_end_refill(database_of(queue), window, key, id);
+	queue->refilling--;
 }
 
 /* The refill is done with the first "done" rows.  Under the lock. */
@@ -292,18 +302,18 @@ end_refill(Refill *refill, int64 done)
 
 	refill->headway = !full || done > 0 || refill->enough;
 	if (refill_is_void(refill))
-		window_end_refill(window, true, refill->key, refill->id);
+		end_window_refill(queue, refill->lane, window, refill->key, refill->id);
 	else if (full)
-		window_end_refill(window, true, place_of(refill, &refill->rows[done].seed), refill->rows[done].seed.task);
+		end_window_refill(queue, refill->lane, window, place_of(refill, &refill->rows[done].seed),
+						  refill->rows[done].seed.task);
 	else if (refill->row_count == refill->limit)
-		window_end_refill(window, true, place_of(refill, &refill->rows[done - 1].seed),
+		end_window_refill(queue, refill->lane, window, place_of(refill, &refill->rows[done - 1].seed),
 						  refill->rows[done - 1].seed.task + 1);
 	else
-		window_end_refill(window, false, 0, 0);
-	queue->refilling--;
+		end_window_refill(queue, refill->lane, window, WINDOW_UNBOUNDED, WINDOW_UNBOUNDED);
 	if (refill->kind == REFILL_STRAYS)
 	{
-		bool		more = window->bounded && (!full || queue_may_have_lane(queue));
+		bool		more = window_is_bounded(window) && (!full || queue_may_have_lane(queue));
 
 		/*
 		 * Without room for a lane there is nothing to retry: lanes_freed() asks for it again.  Where another queue
@@ -315,7 +325,7 @@ end_refill(Refill *refill, int64 done)
 	if (refill->kind == REFILL_LANE)
 	{
 		refill->lane->starved = full && window_first(window) == NULL;
-		if (refill->lane->starved && window->set.first == NULL)
+		if (refill->lane->starved && window->set.count == 0)
 			have_others_give(queue);
 		lane_settle(refill->lane);
 		lane_release(refill->lane);
@@ -328,6 +338,7 @@ static void
 database_end_refill(Database *database)
 {
 	database->refill_serial += database->refill_serial & 1;
+	database->refilling = NULL;
 	database_forget_ended(database);
 }
 
@@ -361,7 +372,7 @@ begin_refill(Refill *refill)
 {
 	Queue	   *queue = refill->queue;
 
-	if (queue->state != QUEUE_OPEN || queue->db != MyDatabaseId || !refill->window->bounded)
+	if (queue->state != QUEUE_OPEN || queue->db != MyDatabaseId || !window_is_bounded(refill->window))
 		return false;
 
 	/* what is not due needs no lane yet, and would have to leave it to the next stray */
@@ -378,7 +389,7 @@ begin_refill(Refill *refill)
 	refill->key = refill->window->bound_key;
 	refill->id = refill->window->bound_id;
 	refill->segment_count = segments_in_use(refill->database, refill->segments);
-	window_begin_refill(refill->window);
+	window_begin_refill(refill->database, refill->window);
 	queue->refilling++;
 	refill->database->refill_serial++;
 	refill->database->refill_void = false;
@@ -391,7 +402,7 @@ run_refill(Refill *refill)
 {
 	int64		most = Max(REFILL_LEAST, Min(REFILL_MOST, queue_window_limit()));
 
-	if (refill->kind == REFILL_LANE && refill->lane->key.partition != 0)
+	if (refill->kind == REFILL_LANE && refill->lane->partition != 0)
 		most = Min(most, REFILL_PARTITION);
 	if (refill->kind != REFILL_STRAYS && !refill->room)
 		most = Min(most, REFILL_LEAST);
@@ -432,15 +443,15 @@ refill_partitions(Queue *queue)
 		bool		begun = false;
 
 		dispatcher_lock();
-		if (queue->state == QUEUE_OPEN && queue->db == MyDatabaseId && !dlist_is_empty(&queue->lanes))
+		if (queue->state == QUEUE_OPEN && queue->db == MyDatabaseId && !short_list_is_empty(&queue->lanes))
 		{
-			Lane	   *lane = dlist_head_element(Lane, link, &queue->lanes);
+			Lane	   *lane = link_container(Lane, link, short_list_first(&queue->lanes));
 
 			if (lane->wants_refill)
 			{
 				lane->wants_refill = false;
-				dlist_delete(&lane->link);
-				dlist_push_tail(&queue->lanes, &lane->link);
+				short_list_delete(&queue->lanes, &lane->link);
+				short_list_push_tail(&queue->lanes, &lane->link);
 				refill.lane = lane;
 				refill.window = &lane->ready;
 				begun = begin_refill(&refill);
@@ -480,12 +491,10 @@ refill_queue(Queue *queue)
 }
 
 static void
-reset_window(Queue *queue, Window *window)
+reset_window(Queue *queue, Lane *lane, Window *window)
 {
-	if (!window->refilling)
-		return;
-	window_end_refill(window, true, window->bound_key, window->bound_id);
-	queue->refilling--;
+	if (window_is_refilling(database_of(queue), window))
+		end_window_refill(queue, lane, window, window->bound_key, window->bound_id);
 }
 
 void
@@ -495,18 +504,17 @@ refill_reset(Database *database)
 	for (int i = 0; i < fanout_shared->queue_high; i++)
 	{
 		Queue	   *queue = &fanout_queues[i];
-		dlist_mutable_iter iter;
 
 		if (queue->state == QUEUE_FREE || queue->db != database->db)
 			continue;
-		reset_window(queue, &queue->scheduled);
-		reset_window(queue, &queue->main.ready);
-		reset_window(queue, &queue->strays);
-		dlist_foreach_modify(iter, &queue->lanes)
+		reset_window(queue, NULL, &queue->scheduled);
+		reset_window(queue, &queue->main, &queue->main.ready);
+		reset_window(queue, NULL, &queue->strays);
+		short_list_foreach_modify(node, &queue->lanes)
 		{
-			Lane	   *lane = dlist_container(Lane, link, iter.cur);
+			Lane	   *lane = link_container(Lane, link, node);
 
-			reset_window(queue, &lane->ready);
+			reset_window(queue, lane, &lane->ready);
 			lane_settle(lane);
 		}
 		lane_settle(&queue->main);

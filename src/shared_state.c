@@ -17,16 +17,20 @@
 #include "utils/hsearch.h"
 
 #include "lane.h"
+#include "pool.h"
 #include "shared_state.h"
+#include "window.h"
 
 SharedState *fanout_shared = NULL;
+char	   *link_base = NULL;
 Queue	   *fanout_queues = NULL;
 Database   *fanout_databases = NULL;
 
 static HTAB *task_pool = NULL;
 static HTAB *lease_pool = NULL;
-static HTAB *lane_pool = NULL;
-static HTAB *group_pool = NULL;
+static Pool lane_pool;
+static Pool limits_pool;
+static Pool group_pool;
 static HTAB *worker_pool = NULL;
 static HTAB *worker_use_pool = NULL;
 static Waiter *waiters = NULL;
@@ -56,7 +60,7 @@ waiters_size(void)
 int
 max_groups(void)
 {
-	return fanout_max_lanes / 4;
+	return Max(fanout_max_lanes / 32, 4);
 }
 
 /* Ask for memory and the lock: for shmem_request_hook. */
@@ -71,10 +75,16 @@ shared_state_request(void)
 	size = add_size(size, rate_pool_size());
 	size = add_size(size, hash_estimate_size(fanout_max_tracked_tasks, sizeof(Task)));
 	size = add_size(size, hash_estimate_size(fanout_max_tracked_tasks, sizeof(Lease)));
-	size = add_size(size, hash_estimate_size(fanout_max_lanes, sizeof(Lane)));
-	size = add_size(size, hash_estimate_size(max_groups(), sizeof(FairGroup)));
+	size = add_size(size, pool_size(fanout_max_lanes, sizeof(Lane)));
+	size = add_size(size, pool_size(fanout_max_limited_lanes, sizeof(LaneLimits)));
+	size = add_size(size, pool_size(max_groups(), sizeof(FairGroup)));
 	size = add_size(size, hash_estimate_size(fanout_max_workers, sizeof(Worker)));
 	size = add_size(size, hash_estimate_size(mul_size(fanout_max_workers, 2), sizeof(WorkerUse)));
+	if (size > LINK_REACH)
+		ereport(FATAL,
+				(errcode(ERRCODE_CONFIGURATION_LIMIT_EXCEEDED),
+				 errmsg("pg_fanout would need more than 16 GB of shared memory"),
+				 errhint("Lower pg_fanout.max_tracked_tasks, pg_fanout.max_lanes or pg_fanout.max_limited_lanes.")));
 	RequestAddinShmemSpace(size);
 	RequestNamedLWLockTranche("pg_fanout", 1);
 }
@@ -126,13 +136,15 @@ shared_state_startup(void)
 	LWLockAcquire(AddinShmemInitLock, LW_EXCLUSIVE);
 
 	fanout_shared = ShmemInitStruct("pg_fanout state", sizeof(SharedState), &found);
+	link_base = (char *) fanout_shared;
 	fanout_queues = ShmemInitStruct("pg_fanout queues", queues_size(), &found);
 	fanout_databases = ShmemInitStruct("pg_fanout databases", databases_size(), &found);
 	waiters = ShmemInitStruct("pg_fanout waiters", waiters_size(), &found);
 	task_pool = create_pool("pg_fanout tasks", fanout_max_tracked_tasks, sizeof(TaskKey), sizeof(Task), hash_task);
 	lease_pool = create_pool("pg_fanout leases", fanout_max_tracked_tasks, sizeof(LeaseKey), sizeof(Lease), hash_lease);
-	lane_pool = create_pool("pg_fanout lanes", fanout_max_lanes, sizeof(LaneKey), sizeof(Lane), NULL);
-	group_pool = create_pool("pg_fanout groups", max_groups(), sizeof(FairGroupKey), sizeof(FairGroup), NULL);
+	pool_attach(&lane_pool, "pg_fanout lanes", fanout_max_lanes, sizeof(Lane));
+	pool_attach(&limits_pool, "pg_fanout limited lanes", fanout_max_limited_lanes, sizeof(LaneLimits));
+	pool_attach(&group_pool, "pg_fanout fair groups", max_groups(), sizeof(FairGroup));
 	worker_pool = create_pool("pg_fanout workers", fanout_max_workers, sizeof(WorkerKey), sizeof(Worker), NULL);
 	worker_use_pool = create_pool("pg_fanout worker uses", (int64) fanout_max_workers * 2,
 								  sizeof(WorkerUseKey), sizeof(WorkerUse), NULL);
@@ -148,6 +160,7 @@ shared_state_startup(void)
 		fanout_shared->free_tasks = fanout_max_tracked_tasks;
 		fanout_shared->free_leases = fanout_max_tracked_tasks;
 		fanout_shared->free_lanes = fanout_max_lanes;
+		fanout_shared->free_limited_lanes = fanout_max_limited_lanes;
 		fanout_shared->free_groups = max_groups();
 		fanout_shared->free_workers = fanout_max_workers;
 		fanout_shared->free_uses = (int64) fanout_max_workers * 2;
@@ -203,7 +216,6 @@ database_enter(Oid db)
 		database->next_deadline = database->deadlines_at_work = DT_NOEND;
 		dlist_init(&database->journal);
 		dlist_init(&database->result_waiters);
-		dlist_init(&database->ended);
 		fanout_shared->database_high = Max(fanout_shared->database_high, i + 1);
 		return database;
 	}
@@ -224,8 +236,9 @@ database_clear(Database *database)
 	order_init(&database->expiry);
 	dlist_init(&database->journal);
 	dlist_init(&database->result_waiters);
-	dlist_init(&database->ended);
+	database->ended.first = 0;
 	database->refill_serial += database->refill_serial & 1; /* whoever was reading is gone */
+	database->refilling = NULL;
 	database->journal_count = 0;
 	database->dirty_join_count = 0;
 	database->dirty_join_overflow = false;
@@ -308,9 +321,10 @@ queue_enter(Oid db, int32 id)
 		queue->db = db;
 		queue->id = id;
 		queue->generation = ++fanout_shared->queue_generations;
-		queue->main.key.queue = i;
-		queue->main.settings.weight = 1;
-		dlist_init(&queue->lanes);
+		queue->main.turn.queue = i;
+		window_init(&queue->main.ready);
+		window_init(&queue->strays);
+		window_init(&queue->scheduled);
 		dlist_init(&queue->waiters);
 		fanout_shared->queue_high = Max(fanout_shared->queue_high, i + 1);
 		return queue;
@@ -441,35 +455,38 @@ lease_iterate(void (*visit) (Lease *lease, void *arg), void *arg)
 		visit(lease, arg);
 }
 
-static LaneKey
-lane_key(const Queue *queue, int64 partition)
+static uint32
+hash_in_queue(const Queue *queue, int64 number)
 {
-	LaneKey		key = {.partition = partition, .queue = queue - fanout_queues, .zero = 0};
-
-	return key;
+	return (uint32) number ^ (uint32) ((uint64) number >> 32) ^ (uint32) (queue - fanout_queues) * 0x9e3779b9U;
 }
 
 Lane *
 lane_find(Queue *queue, int64 partition)
 {
-	LaneKey		key = lane_key(queue, partition);
+	Lane	   *lane;
 
-	return partition == 0 ? &queue->main : hash_search(lane_pool, &key, HASH_FIND, NULL);
+	if (partition == 0)
+		return &queue->main;
+	lane = pool_bucket(&lane_pool, hash_in_queue(queue, partition));
+	while (lane != NULL && (lane->partition != partition || queue_of_lane(lane) != queue))
+		lane = link_target(lane->next);
+	return lane;
 }
 
 /* The lane, entered if it is not known yet; NULL if the pool is used up. */
 Lane *
 lane_enter(Queue *queue, int64 partition)
 {
-	LaneKey		key = lane_key(queue, partition);
 	Lane	   *lane = lane_find(queue, partition);
 
 	if (lane != NULL || fanout_shared->free_lanes == 0)
 		return lane;
-	lane = hash_search(lane_pool, &key, HASH_ENTER_NULL, NULL);
-	memset((char *) lane + sizeof(LaneKey), 0, sizeof(Lane) - sizeof(LaneKey));
-	lane->settings.weight = 1;
-	dlist_push_tail(&queue->lanes, &lane->link);
+	lane = pool_enter(&lane_pool, hash_in_queue(queue, partition));
+	lane->partition = partition;
+	lane->turn.queue = queue - fanout_queues;
+	window_init(&lane->ready);
+	short_list_push_tail(&queue->lanes, &lane->link);
 	queue->lane_count++;
 	fanout_shared->free_lanes--;
 	return lane;
@@ -478,16 +495,17 @@ lane_enter(Queue *queue, int64 partition)
 void
 lane_free(Lane *lane)
 {
-	LaneKey		key = lane->key;
-	Queue	   *queue = &fanout_queues[key.queue];
+	Queue	   *queue = queue_of_lane(lane);
+	LaneLimits *limits = lane_limits(lane);
 
-	Assert(key.partition != 0);
-	if (queue->walk == &lane->link)
-		queue->walk = dlist_has_prev(&queue->lanes, &lane->link) ? dlist_prev_node(&queue->lanes, &lane->link) : NULL;
-	dlist_delete(&lane->link);
+	Assert(lane->partition != 0);
+	if (limits != NULL)
+		lane_limits_free(limits);
+	if (queue->walk == link_to(&lane->link))
+		queue->walk = queue->lanes.first != queue->walk ? lane->link.previous : 0;
+	short_list_delete(&queue->lanes, &lane->link);
 	queue->lane_count--;
-	rate_log_free(&lane->rate_log);
-	hash_search(lane_pool, &key, HASH_REMOVE, NULL);
+	pool_free(&lane_pool, hash_in_queue(queue, lane->partition), lane);
 	fanout_shared->free_lanes++;
 }
 
@@ -495,55 +513,101 @@ lane_free(Lane *lane)
 Lane *
 queue_walk_lanes(Queue *queue)
 {
-	dlist_node *node = queue->walk;
+	ShortNode  *node = link_target(queue->walk);
 
-	node = node != NULL && dlist_has_next(&queue->lanes, node) ?
-		dlist_next_node(&queue->lanes, node) : dlist_head_node(&queue->lanes);
-	queue->walk = node;
-	return dlist_container(Lane, link, node);
+	if (node != NULL)
+		node = short_list_next(&queue->lanes, node);
+	if (node == NULL)
+		node = short_list_first(&queue->lanes);
+	queue->walk = link_to(node);
+	return link_container(Lane, link, node);
 }
 
+/* The queue goes, and nothing reads for it any more. */
 void
 queue_clear_lanes(Queue *queue)
 {
 	rate_log_free(&queue->rate_log);
-	while (!dlist_is_empty(&queue->lanes))
+	if (queue->refilling > 0)
+		database_of(queue)->refilling = NULL;
+	while (!short_list_is_empty(&queue->lanes))
 	{
-		Lane	   *lane = dlist_head_element(Lane, link, &queue->lanes);
+		Lane	   *lane = link_container(Lane, link, short_list_first(&queue->lanes));
+		FairGroup  *group = group_of(lane);
 
-		if (lane->group != NULL && --lane->group->lane_count == 0)
-			group_free(lane->group);
+		if (group != NULL && --group->lane_count == 0)
+			group_free(group);
 		lane_free(lane);
 	}
 }
 
-static FairGroupKey
-group_key(const Queue *queue, int64 number)
+/* Lanes are found by their places: most have no limits, and so no link to them. */
+static uint32
+hash_lane(const Lane *lane)
 {
-	FairGroupKey key = {.group = number, .queue = queue - fanout_queues, .zero = 0};
+	return link_to(lane) / (sizeof(Lane) / LINK_UNIT);
+}
 
-	return key;
+LaneLimits *
+lane_limits(const Lane *lane)
+{
+	LaneLimits *limits;
+
+	if (!lane->limited)
+		return NULL;
+	limits = pool_bucket(&limits_pool, hash_lane(lane));
+	while (limits->lane != link_to(lane))
+		limits = link_target(limits->next);
+	return limits;
+}
+
+/* Those of a lane that has none yet; NULL if the pool is used up. */
+LaneLimits *
+lane_limits_enter(Lane *lane)
+{
+	LaneLimits *limits = pool_enter(&limits_pool, hash_lane(lane));
+
+	Assert(!lane->limited && lane->partition != 0);
+	if (limits == NULL)
+		return NULL;
+	limits->lane = link_to(lane);
+	limits->settings.weight = 1;
+	lane->limited = true;
+	fanout_shared->free_limited_lanes--;
+	return limits;
+}
+
+void
+lane_limits_free(LaneLimits *limits)
+{
+	Lane	   *lane = link_target(limits->lane);
+
+	rate_log_free(&limits->rate_log);
+	lane->limited = false;
+	pool_free(&limits_pool, hash_lane(lane), limits);
+	fanout_shared->free_limited_lanes++;
 }
 
 FairGroup *
 group_find(Queue *queue, int64 number)
 {
-	FairGroupKey key = group_key(queue, number);
+	FairGroup  *group = pool_bucket(&group_pool, hash_in_queue(queue, number));
 
-	return hash_search(group_pool, &key, HASH_FIND, NULL);
+	while (group != NULL && (group->number != number || group->turn.queue != queue - fanout_queues))
+		group = link_target(group->next);
+	return group;
 }
 
 /* A group that is not known yet, without lanes; NULL if the pool is used up. */
 FairGroup *
 group_enter(Queue *queue, int64 number)
 {
-	FairGroupKey key = group_key(queue, number);
-	FairGroup  *group;
+	FairGroup  *group = pool_enter(&group_pool, hash_in_queue(queue, number));
 
-	if (fanout_shared->free_groups == 0)
+	if (group == NULL)
 		return NULL;
-	group = hash_search(group_pool, &key, HASH_ENTER_NULL, NULL);
-	memset((char *) group + sizeof(FairGroupKey), 0, sizeof(FairGroup) - sizeof(FairGroupKey));
+	group->number = number;
+	group->turn.queue = queue - fanout_queues;
 	group->turn.shared = true;
 	fanout_shared->free_groups--;
 	return group;
@@ -552,9 +616,7 @@ group_enter(Queue *queue, int64 number)
 void
 group_free(FairGroup *group)
 {
-	FairGroupKey key = group->key;
-
-	hash_search(group_pool, &key, HASH_REMOVE, NULL);
+	pool_free(&group_pool, hash_in_queue(&fanout_queues[group->turn.queue], group->number), group);
 	fanout_shared->free_groups++;
 }
 

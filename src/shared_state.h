@@ -18,6 +18,7 @@
 #include "audit.h"
 #include "order.h"
 #include "rate.h"
+#include "short_list.h"
 #include "turns.h"
 
 #define FANOUT_NAME_LEN			64	/* of a queue's or a worker's name, with the final NUL */
@@ -35,15 +36,8 @@
 typedef struct Window
 {
 	OrderedSet	set;
-	bool		bounded;
-	int64		bound_key;
+	int64		bound_key;		/* WINDOW_UNBOUNDED, and bound_id, too: none */
 	int64		bound_id;
-
-	/* While the keeper reads from the bound on: the first task left on disk meanwhile. */
-	bool		refilling;
-	bool		missed;
-	int64		missed_key;
-	int64		missed_id;
 } Window;
 
 typedef struct QueueSettings
@@ -67,17 +61,6 @@ typedef struct QueueSettings
 	bool		retries_pass;	/* a partition that runs one at a time does not wait for a task that is tried again */
 } QueueSettings;
 
-/*
- * A lane: the ready tasks of a queue that have the same partition key, with
- * limits and a share of their own.
- */
-typedef struct LaneKey
-{
-	int64		partition;		/* hash of the key; 0: the queue's main lane, of tasks without one */
-	int32		queue;			/* index of its Queue */
-	uint32		zero;			/* keys are compared as bytes */
-} LaneKey;
-
 typedef struct LaneSettings
 {
 	int32		concurrency;	/* 0: the queue's for each partition */
@@ -88,51 +71,59 @@ typedef struct LaneSettings
 	TimestampTz held_until;		/* nothing of it starts before */
 } LaneSettings;
 
-/* A fair group: lanes of a queue that share one turn. */
-typedef struct FairGroupKey
+/* What few lanes have: settings of their own, and starts that a rate limit remembers.  An element of a pool. */
+typedef struct LaneLimits
 {
-	int64		group;			/* hash of its name */
-	int32		queue;			/* index of its Queue */
-	uint32		zero;			/* keys are compared as bytes */
-} FairGroupKey;
+	Link		next;			/* in the pool */
+	Link		lane;
+	LaneSettings settings;
+	RateLog		rate_log;
+	RateUse		rate_use;
+	int32		unjournaled;	/* units that have started and are not on disk yet */
+	int32		keepers;		/* notes of open transactions that are about the lane */
+	bool		named;			/* it has settings of its own: it stays */
+} LaneLimits;
 
+/* A fair group: lanes of a queue that share one turn.  An element of a pool. */
 typedef struct FairGroup
 {
-	FairGroupKey key;
+	Link		next;			/* in the pool */
 	Turn		turn;			/* in Queue.turns, while a lane of it is in "lanes" */
-	Turns		lanes;			/* of its lanes, those that have a task that may start */
 	int32		lane_count;		/* that belong to it; the last one takes it along */
+	int64		number;			/* hash of its name */
+	Turns		lanes;			/* of its lanes, those that have a task that may start */
 	int64		sample_task;	/* a task that named it: its row tells the name */
 } FairGroup;
 
+/*
+ * A lane: the ready tasks of a queue that have the same partition key, with
+ * limits and a share of their own.  An element of a pool, but for the main
+ * lanes.  There may be many, so that each of its bytes counts.
+ */
 typedef struct Lane
 {
-	LaneKey		key;
-	FairGroup  *group;			/* NULL: none */
-	Turn		turn;			/* its node is in Queue.turns or in FairGroup.lanes, or in Queue.throttled */
-	TimestampTz throttled_until;	/* not 0: in Queue.throttled */
-	RateLog		rate_log;
-	RateUse		rate_use;
-	dlist_node	link;			/* in Queue.lanes */
+	Link		next;			/* in the pool */
+	uint32		sample_task;	/* the low half of the id of one of its tasks, maybe ended, or not committed if it is
+								 * the first: its row tells the partition's key */
+	int64		partition;		/* hash of the key; 0: the queue's main lane, of tasks without one */
 	Window		ready;			/* ordered by (rank, id) */
-	dlist_head	retries;		/* tasks that are SCHEDULED for another attempt: Task.link */
-	dlist_head	delayed;		/* SCHEDULED ones that may be left on disk: Task.link; not of the main lane */
-	int64		disk_first;		/* bounded: no task that is on disk only has a smaller id */
-	int64		sample_task;	/* one of its tasks, maybe ended, or not committed if it is the first: its row tells
-								 * the partition's key */
+	Turn		turn;			/* in Queue.turns or in FairGroup.lanes, or aside in Queue.throttled */
+	Link		group;			/* FairGroup; 0: none */
+	ShortList	scheduled;		/* SCHEDULED tasks: first those that wait for another attempt, last those that may be
+								 * left on disk; others are not in it, nor are those of the main lane.  Task.link */
+	ShortNode	link;			/* in Queue.lanes */
 	int32		tasks;			/* pool entries that belong to it */
 	int32		spare;			/* those that may be left on disk: the delayed ones, and READY ones of that kind */
 	int32		backlog;		/* its waiting tasks, those on disk and of open transactions too; not of the main
 								 * lane */
 	int32		running;		/* permits held, uncommitted claims included */
-	int32		unjournaled;	/* units that have started and are not on disk yet */
 	int32		startable;		/* how many of its tasks may start now, as far as the lane goes; not 0: it waits for
 								 * its turn */
-	LaneSettings settings;
-	int32		setters;		/* open transactions that are to change its settings */
-	bool		named;			/* it has settings of its own: it stays */
-	bool		wants_refill;
-	bool		starved;		/* the last refill found no memory */
+	uint32		disk_before:28; /* no task that is on disk only has an id that is further below bound_id */
+	uint32		limited:1;		/* it has LaneLimits */
+	uint32		wants_refill:1;
+	uint32		starved:1;		/* the last refill found no memory */
+	uint32		starts_lost:1;	/* a rebuild found no place for its starts: it waits until none of them counts */
 #ifdef FANOUT_CHECKED
 	Recount		recount;
 #endif
@@ -158,9 +149,9 @@ typedef struct Queue
 	QueueSettings settings;
 
 	Lane		main;			/* tasks without a partition key */
-	dlist_head	lanes;			/* all others; those that want a refill come first */
+	ShortList	lanes;			/* all others; those that want a refill come first */
 	int32		lane_count;
-	dlist_node *walk;			/* where queue_walk_lanes() goes on; NULL: at the head */
+	Link		walk;			/* where queue_walk_lanes() goes on; 0: at the head */
 	Window		strays;			/* by (0, id): on disk, and their lanes have no place in memory; its set is empty */
 	Window		scheduled;		/* timed tasks, ordered by (due, id) */
 
@@ -173,7 +164,7 @@ typedef struct Queue
 	bool		starts_lost;	/* by that rebuild, of partitions whose lane had no place in memory */
 	int64		startable;		/* tasks that may start as far as their lanes go */
 	int64		ready_count;	/* ready tasks that are in memory */
-	int64		delayed;		/* tasks in Lane.delayed of its lanes */
+	int64		delayed;		/* tasks in its lanes' lists with TASK_FLAG_DELAYED */
 
 	int64		waiting;		/* ready and scheduled ones, on disk too */
 	int64		timed;			/* those of them that are scheduled */
@@ -223,8 +214,8 @@ typedef struct TaskKey
 #define TASK_FLAG_CANCELLED		0x20	/* somebody has asked its worker to stop */
 #define TASK_FLAG_NEW			0x40	/* ENDING: its enqueuer is the same transaction, and it counts as pending */
 #define TASK_FLAG_UNPLACED		0x80	/* and it had no place in memory */
-#define TASK_FLAG_RETRIED		0x100	/* in Lane.retries */
-#define TASK_FLAG_DELAYED		0x200	/* in Lane.delayed */
+#define TASK_FLAG_RETRIED		0x100	/* in Lane.scheduled: it waits for another attempt */
+#define TASK_FLAG_DELAYED		0x200	/* in Lane.scheduled: it may be left on disk */
 
 /* An unfinished task that is in memory: an element of the pool. */
 typedef struct Task
@@ -248,8 +239,8 @@ typedef struct Task
 	uint16		flags;
 	uint8		state;
 	uint16		kept_for;		/* the refill that may still read its row as it was before a change; 0: none */
-	dlist_node	link;			/* in Database.ended, if ENDED; in Lane.retries, if TASK_FLAG_RETRIED; in
-								 * Lane.delayed, if TASK_FLAG_DELAYED */
+	ShortNode	link;			/* in Database.ended, if ENDED; in Lane.scheduled, if TASK_FLAG_RETRIED or
+								 * TASK_FLAG_DELAYED */
 } Task;
 
 typedef struct WorkerKey
@@ -316,7 +307,8 @@ typedef struct Lease
 	uint16		pins;			/* transactions that wrote under it: it does not expire under them */
 	int16		attempt;
 	int32		cost;			/* units of rate limits that it has taken */
-	bool		unjournaled;	/* these are not on disk yet, and count so in its queue and lane */
+	bool		unjournaled;	/* these are not on disk yet, and count so in its queue */
+	bool		lane_unjournaled;	/* and in the limits of its lane */
 	bool		synchronous;	/* its claim is to be on disk with its own commit, for the sake of rate limits */
 	uint8		journal;		/* LEASE_JOURNAL_ bits; not 0: in Database.journal */
 	bool		committed;
@@ -370,7 +362,11 @@ typedef struct Database
 
 	uint16		refill_serial;	/* odd while a refill reads: there is one at a time */
 	bool		refill_void;	/* what that has read is not to be relied on */
-	dlist_head	ended;			/* tombstones, kept while a refill reads */
+	Window	   *refilling;		/* the window that it reads for, from its bound on; NULL: none */
+	bool		missed;			/* a task of it was left on disk meanwhile: */
+	int64		missed_key;		/* the first such */
+	int64		missed_id;
+	ShortList	ended;			/* tombstones, kept while a refill reads */
 	int64		changes;		/* of tasks that wait, committed since the server started */
 
 	int64		refills;
@@ -419,6 +415,7 @@ typedef struct SharedState
 	int64		free_tasks;
 	int64		free_leases;
 	int64		free_lanes;
+	int64		free_limited_lanes;
 	int64		free_groups;
 	bool		has_strays;		/* a queue may have strays */
 	int32		free_rate_entry;
@@ -442,6 +439,7 @@ extern int	fanout_max_queues;
 extern int	fanout_max_databases;
 extern int	fanout_max_workers;
 extern int	fanout_max_lanes;
+extern int	fanout_max_limited_lanes;
 extern int	fanout_max_rate_entries;
 extern int	fanout_journal_interval;
 extern int	fanout_max_wait;
@@ -518,6 +516,10 @@ extern Lane *lane_enter(Queue *queue, int64 partition);
 extern void lane_free(Lane *lane);
 extern Lane *queue_walk_lanes(Queue *queue);
 extern void queue_clear_lanes(Queue *queue);
+
+extern LaneLimits *lane_limits(const Lane *lane);
+extern LaneLimits *lane_limits_enter(Lane *lane);
+extern void lane_limits_free(LaneLimits *limits);
 
 extern int	max_groups(void);
 extern FairGroup *group_find(Queue *queue, int64 number);

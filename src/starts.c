@@ -12,6 +12,7 @@
 #include "utils/timestamp.h"
 
 #include "lane.h"
+#include "lane_limits.h"
 #include "starts.h"
 #include "wait.h"
 
@@ -89,7 +90,7 @@ lease_note_start(Lease *lease)
 	Task	   *task = lease->task;
 	Queue	   *queue = queue_of_lane(task->lane);
 	RateView	rate = rate_of(queue);
-	TimestampTz at = Max(lease->claimed_at, Max(queue->rate_log.seen, task->lane->rate_log.seen));
+	TimestampTz at = Max(lease->claimed_at, Max(queue->rate_log.seen, lane_earliest_start(task->lane)));
 
 	if (rate.count == 0 && !lane_has_rate(task->lane))
 		return;
@@ -109,7 +110,7 @@ lease_note_start(Lease *lease)
 		return;
 	lease->unjournaled = true;
 	queue->unjournaled += task->cost;
-	task->lane->unjournaled += task->cost;
+	lease->lane_unjournaled = lane_leave_unjournaled(task->lane, task->cost);
 }
 
 /* What the lease's start has taken of rate limits is on disk by now, or was given back. */
@@ -123,7 +124,9 @@ lease_start_journaled(Lease *lease)
 	queue = queue_of_lane(lease->task->lane);
 	lease->unjournaled = false;
 	queue->unjournaled -= lease->cost;
-	lease->task->lane->unjournaled -= lease->cost;
+	if (lease->lane_unjournaled)
+		lane_journaled(lease->task->lane, lease->cost);
+	lease->lane_unjournaled = false;
 }
 
 /* The claim was undone: give back what its start has taken. */
@@ -168,11 +171,9 @@ queue_remember_unknown_starts(Queue *queue, TimestampTz now)
 {
 	RateView	rate = rate_of(queue);
 
-	dlist_iter	iter;
-
 	if (rate.count > 0)
 		rate_take(&rate, rate_slack(&rate), Max(now, queue->rate_log.seen));
-	dlist_foreach(iter, &queue->lanes)
-		lane_remember_unknown_starts(dlist_container(Lane, link, iter.cur), now);
+	short_list_foreach(node, &queue->lanes)
+		lane_remember_unknown_starts(link_container(Lane, link, node), now);
 	queue->loaded_at = now;
 }

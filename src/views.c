@@ -24,6 +24,7 @@
 #include "spi.h"
 #include "storage.h"
 #include "views.h"
+#include "window.h"
 
 PG_FUNCTION_INFO_V1(fanout_queue_visible);
 PG_FUNCTION_INFO_V1(fanout_role_visible);
@@ -110,6 +111,7 @@ typedef struct Status
 	int64		free_leases;
 	int64		free_workers;
 	int64		free_lanes;
+	int64		free_limited_lanes;
 	int64		free_groups;
 	int32		queues;
 } Status;
@@ -264,7 +266,8 @@ static bool
 queue_is_all_in_memory(const Queue *queue)
 {
 	return queue != NULL && queue->state != QUEUE_FREE && queue->pending == 0 &&
-		!queue->main.ready.bounded && !queue->scheduled.bounded && queue->lane_count == 0 && !queue->strays.bounded;
+		!window_is_bounded(&queue->main.ready) && !window_is_bounded(&queue->scheduled) && queue->lane_count == 0 &&
+		!window_is_bounded(&queue->strays);
 }
 
 /* Look for the task in memory; false if there is no memory to tell. */
@@ -349,17 +352,17 @@ fanout_live_task(PG_FUNCTION_ARGS)
 static OrderNode *
 first_not_before(const OrderedSet *set, int64 key, int64 id)
 {
-	OrderNode  *node = set->root;
+	OrderNode  *node = link_target(set->root);
 	OrderNode  *found = NULL;
 
 	while (node != NULL)
 	{
 		if (order_less(node->key, node->id, key, id))
-			node = node->right;
+			node = link_target(node->right);
 		else
 		{
 			found = node;
-			node = node->left;
+			node = link_target(node->left);
 		}
 	}
 	return found;
@@ -374,7 +377,7 @@ static Task *
 oldest_ready(const Queue *queue)
 {
 	const OrderedSet *set = &queue->main.ready.set;
-	OrderNode  *node = set->first;
+	OrderNode  *node = order_first(set);
 	OrderNode  *oldest = node;
 
 	for (int i = 0; node != NULL && i < OLDEST_MAX_PRIORITIES; i++)
@@ -633,6 +636,7 @@ copy_status(Status *status)
 	status->free_leases = fanout_shared->free_leases;
 	status->free_workers = fanout_shared->free_workers;
 	status->free_lanes = fanout_shared->free_lanes;
+	status->free_limited_lanes = fanout_shared->free_limited_lanes;
 	status->free_groups = fanout_shared->free_groups;
 	status->queues = count_queues();
 	dispatcher_unlock();
@@ -723,6 +727,8 @@ add_pool_items(ResultSet *set, const Status *status)
 			 fanout_max_workers - status->free_workers, fanout_max_workers);
 	add_item(set, "lanes in memory", INT64_FORMAT " of %d",
 			 fanout_max_lanes - status->free_lanes, fanout_max_lanes);
+	add_item(set, "limited lanes in memory", INT64_FORMAT " of %d",
+			 fanout_max_limited_lanes - status->free_limited_lanes, fanout_max_limited_lanes);
 	add_item(set, "fair groups in memory", INT64_FORMAT " of %d", max_groups() - status->free_groups, max_groups());
 }
 

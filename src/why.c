@@ -18,6 +18,7 @@
 #include "arguments.h"
 #include "groups.h"
 #include "lane.h"
+#include "lane_limits.h"
 #include "registry.h"
 #include "starts.h"
 #include "storage.h"
@@ -79,7 +80,7 @@ typedef struct Facts
 static int64
 place_of(const Task *task)
 {
-	OrderNode  *node = task->lane->ready.set.first;
+	OrderNode  *node = order_first(&task->lane->ready.set);
 
 	for (int64 place = 1; place <= PLACES_COUNTED && node != NULL; place++)
 	{
@@ -117,10 +118,10 @@ look_at_lane(Queue *queue, Lane *lane, const Task *task, TimestampTz now, Facts 
 		return REASON_QUEUE_PAUSED;
 	if (settings->held_until > now)
 		return note_time(facts, REASON_QUEUE_HELD, settings->held_until);
-	if (lane != NULL && lane->settings.paused)
+	if (lane != NULL && lane_settings(lane)->paused)
 		return REASON_PARTITION_PAUSED;
-	if (lane != NULL && lane->settings.held_until > now)
-		return note_time(facts, REASON_PARTITION_HELD, lane->settings.held_until);
+	if (lane != NULL && lane_settings(lane)->held_until > now)
+		return note_time(facts, REASON_PARTITION_HELD, lane_settings(lane)->held_until);
 	if (settings->concurrency > 0 && queue->running >= settings->concurrency)
 		return note_concurrency(facts, REASON_QUEUE_CONCURRENCY, queue->running, settings->concurrency);
 	if (lane != NULL && lane_limit(lane) > 0 && lane->running >= lane_limit(lane))
@@ -131,8 +132,8 @@ look_at_lane(Queue *queue, Lane *lane, const Task *task, TimestampTz now, Facts 
 		facts->other = retry->key.task;
 		return note_time(facts, REASON_PARTITION_RETRY, retry->node.key);
 	}
-	if (lane != NULL && lane->throttled_until > now && lane->ready.set.count > 0)
-		return note_time(facts, REASON_PARTITION_RATE_LIMIT, lane->throttled_until);
+	if (lane != NULL && lane_throttled_until(lane) > now && lane->ready.set.count > 0)
+		return note_time(facts, REASON_PARTITION_RATE_LIMIT, lane_throttled_until(lane));
 	at = queue_admits_start(queue, now);
 	if (at != 0)
 		return note_time(facts, REASON_RATE_LIMIT, at);
@@ -141,7 +142,7 @@ look_at_lane(Queue *queue, Lane *lane, const Task *task, TimestampTz now, Facts 
 
 	facts->place = place_of(task);
 	facts->lanes = queue->turns.set.count;
-	facts->group_lanes = lane->group != NULL ? lane->group->lanes.set.count : 0;
+	facts->group_lanes = lane->group != 0 ? group_of(lane)->lanes.set.count : 0;
 	if (facts->place == 1 && queue_lane_in_turn(queue) == lane)
 		return queue->waiter_count == 0 ? REASON_NO_WORKER : REASON_WORKERS;
 	return REASON_TURN;
