@@ -73,16 +73,16 @@ expect(const char *what, int32 queue_id, int64 partition, int64 counter, int64 c
 void
 audit_claim(const Lease *lease)
 {
-	const Lane *lane = lease->task->lane;
+	const Lane *lane = lane_of(task_of(lease));
 	const Queue *queue = queue_of_lane(lane);
 	const QueueSettings *settings = &queue->settings;
 
 	fanout_shared->audit.looked[AUDIT_CONCURRENCY]++;
 	if (settings->concurrency > 0 && queue->running > settings->concurrency)
 		found(AUDIT_CONCURRENCY, "queue %d: " INT64_FORMAT " of %d", queue->id, queue->running, settings->concurrency);
-	if (settings->worker_concurrency > 0 && lease->use->running > settings->worker_concurrency)
-		found(AUDIT_CONCURRENCY, "queue %d, worker \"%s\": %d of %d", queue->id, lease->worker_name,
-			  lease->use->running, settings->worker_concurrency);
+	if (settings->worker_concurrency > 0 && use_of(lease)->running > settings->worker_concurrency)
+		found(AUDIT_CONCURRENCY, "queue %d, worker \"%s\": %d of %d", queue->id, worker_of(lease)->key.name,
+			  use_of(lease)->running, settings->worker_concurrency);
 	if (lane_limit(lane) > 0 && lane->running > lane_limit(lane))
 		found(AUDIT_CONCURRENCY, "queue %d, lane " INT64_FORMAT ": %d of %d", queue->id, lane->partition,
 			  lane->running, lane_limit(lane));
@@ -148,14 +148,14 @@ static void
 count_task(Task *task, void *arg)
 {
 	Queue	   *queue = &fanout_queues[task->queue];
-	Lane	   *lane = task->lane;
+	Lane	   *lane = lane_of(task);
 
 	(*(int64 *) arg)++;
 	if ((lane == NULL) != (task->state == TASK_ENDED) || (lane != NULL && queue_of_lane(lane) != queue) ||
-		(task->lease != NULL) != (task->state == TASK_RUNNING) ||
-		(task->lease != NULL && task->lease->task != task))
+		(task->lease != 0) != (task->state == TASK_RUNNING) ||
+		(task->lease != 0 && task_of(lease_of(task)) != task))
 	{
-		found(AUDIT_ORDER, "task " INT64_FORMAT " in state %d has the wrong lane or lease", task->key.task, task->state);
+		found(AUDIT_ORDER, "task " INT64_FORMAT " in state %d has the wrong lane or lease", task->node.id, task->state);
 		return;
 	}
 	queue->recount.ready += task->state == TASK_READY;
@@ -181,26 +181,29 @@ count_task(Task *task, void *arg)
 static void
 count_lease(Lease *lease, void *arg)
 {
-	Database   *database = database_find(lease->key.db);
+	Database   *database = database_find(lease->db);
 	Queue	   *queue;
 	Lane	   *lane;
 
 	(*(int64 *) arg)++;
 	database->recount.journal += lease->journal != 0;
-	if (lease->task == NULL)
-		return;
-	if (lease->task->lease != lease)
+	if (lease->task == 0)
 	{
-		found(AUDIT_ORDER, "lease " INT64_FORMAT " is not that of its task", lease->key.lease);
+		worker_of(lease)->recount.ended++;
 		return;
 	}
-	lane = lease->task->lane;
+	if (task_of(lease)->lease != link_to(lease))
+	{
+		found(AUDIT_ORDER, "lease " INT64_FORMAT " is not that of its task", lease->node.id);
+		return;
+	}
+	lane = lane_of(task_of(lease));
 	queue = queue_of_lane(lane);
 	database->recount.committed += lease->committed;
 	queue->recount.permits += !lease->passed_on;
-	lease->use->recount.leases++;
-	lease->use->recount.permits += !lease->passed_on;
-	lease->worker->recount.leases++;
+	use_of(lease)->recount.leases++;
+	use_of(lease)->recount.permits += !lease->passed_on;
+	worker_of(lease)->recount.leases++;
 	if (lease->unjournaled)
 	{
 		queue->recount.unjournaled += lease->cost;
@@ -224,6 +227,7 @@ compare_worker(Worker *worker, void *arg)
 {
 	(*(int64 *) arg)++;
 	expect("leases of a worker in all", 0, 0, worker->lease_count, worker->recount.leases);
+	expect("ended leases of a worker", 0, 0, worker->ended_count, worker->recount.ended);
 }
 
 /* Is the set in order, and linked from both sides?  Its size. */
@@ -274,9 +278,9 @@ count_delayed(const Lane *lane)
 		const Task *task = link_container(Task, link, node);
 		bool		delayed = (task->flags & TASK_FLAG_DELAYED) != 0;
 
-		if (task->lane != lane || (delayed && task->state != TASK_SCHEDULED) ||
+		if (task->lane != link_to(lane) || (delayed && task->state != TASK_SCHEDULED) ||
 			delayed == ((task->flags & TASK_FLAG_RETRIED) != 0) || (count > 0 && !delayed))
-			found(AUDIT_ORDER, "task " INT64_FORMAT " is in the wrong list or place of scheduled ones", task->key.task);
+			found(AUDIT_ORDER, "task " INT64_FORMAT " is in the wrong list or place of scheduled ones", task->node.id);
 		count += delayed;
 	}
 	return count;
@@ -356,25 +360,27 @@ compare_turns(Queue *queue)
 	expect("throttled lanes", queue->id, -1, count_set(&queue->throttled, "throttled", queue->id), throttled);
 }
 
+static void
+look_at_window(Queue *queue, const Window *window, bool *on_disk, int64 *refilling)
+{
+	*on_disk |= window_is_bounded(window);
+	*refilling += window_is_refilling(database_of(queue), window);
+}
+
 /* What waits is in memory, unless a window says that there may be some on disk. */
 static void
 compare_waiting(Queue *queue)
 {
 	int64		ready = queue->recount.ready + queue->recount.scheduled;
 	int64		in_memory = ready + queue->recount.ending;
-	Database   *database = database_of(queue);
-	bool		on_disk = window_is_bounded(&queue->main.ready) || window_is_bounded(&queue->scheduled) ||
-	window_is_bounded(&queue->strays);
-	int64		refilling = window_is_refilling(database, &queue->main.ready) +
-		window_is_refilling(database, &queue->scheduled) + window_is_refilling(database, &queue->strays);
+	bool		on_disk = false;
+	int64		refilling = 0;
 
+	look_at_window(queue, &queue->main.ready, &on_disk, &refilling);
+	look_at_window(queue, &queue->scheduled, &on_disk, &refilling);
+	look_at_window(queue, &queue->strays, &on_disk, &refilling);
 	short_list_foreach(node, &queue->lanes)
-	{
-		Lane	   *lane = link_container(Lane, link, node);
-
-		on_disk |= window_is_bounded(&lane->ready);
-		refilling += window_is_refilling(database, &lane->ready);
-	}
+		look_at_window(queue, &link_container(Lane, link, node)->ready, &on_disk, &refilling);
 	expect("windows that refill", queue->id, -1, queue->refilling, refilling);
 	fanout_shared->audit.looked[AUDIT_WAITING]++;
 

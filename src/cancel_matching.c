@@ -243,11 +243,11 @@ list_if_in_queue(Task *task, void *arg)
 	Match	   *match = arg;
 	Queue	   *queue = match->ref.queue;
 
-	if (task->key.db != MyDatabaseId || task->state == TASK_ENDED || match->count == match->room ||
+	if (fanout_queues[task->queue].db != MyDatabaseId || task->state == TASK_ENDED || match->count == match->room ||
 		(pending_is_change(task) ? pending_queue(task) : &fanout_queues[task->queue]) != queue ||
-		(match->partition != 0 && !pending_is_change(task) && task->lane->partition != match->partition))
+		(match->partition != 0 && !pending_is_change(task) && lane_of(task)->partition != match->partition))
 		return;
-	match->tasks[match->count++] = task->key.task;
+	match->tasks[match->count++] = task->node.id;
 }
 
 static int

@@ -23,13 +23,12 @@ seed_is_due(const TaskSeed *seed, TimestampTz now)
 Task *
 enter_from_seed(Queue *queue, Lane *lane, const TaskSeed *seed)
 {
-	Task	   *task = task_enter(queue->db, seed->task);
+	Task	   *task = task_enter(queue, seed->task);
 
 	if (task == NULL)
 		return NULL;
-	task->lane = lane;
+	task->lane = link_to(lane);
 	lane->tasks++;
-	task->queue = queue_index(queue);
 	task->batch = seed->batch;
 	task->rank = seed->rank;
 	task->priority = seed->priority;
@@ -58,7 +57,7 @@ insert_ready(Task *task)
 	note_deadline(task);
 	task->state = TASK_READY;
 	task->node.key = task->rank;
-	lane_add(task->lane, task);
+	lane_add(lane_of(task), task);
 }
 
 void
@@ -67,7 +66,7 @@ insert_scheduled(Queue *queue, Task *task, TimestampTz due)
 	note_deadline(task);
 	task->state = TASK_SCHEDULED;
 	task->node.key = due;
-	lane_schedule(task->lane, task);
+	lane_schedule(lane_of(task), task);
 	if ((task->flags & (TASK_FLAG_UNTOUCHED | TASK_FLAG_CANCELLED)) == 0)
 		lane_await_retry(task);
 	keeper_wake_by(database_of(queue), due);
@@ -95,7 +94,7 @@ void
 insert_again(Queue *queue, Task *task, TimestampTz due, TimestampTz now)
 {
 	queue->waiting++;
-	lane_count_backlog(task->lane, 1);
+	lane_count_backlog(lane_of(task), 1);
 	if (task->flags & TASK_FLAG_CANCELLED)
 		insert_cancelled(queue, task);
 	else if (due > now)
@@ -155,25 +154,25 @@ task_admit(Task *task, int64 group, TimestampTz now)
 	queue->reserved--;
 	queue->waiting++;
 	queue->enqueued++;
-	lane_set_sample(task->lane, task->key.task);
-	lane_join_group(task->lane, group, task->key.task);
+	lane_set_sample(lane_of(task), task->node.id);
+	lane_join_group(lane_of(task), group, task->node.id);
 
 	if (timed && run_at > now)
 	{
 		queue->timed++;
-		if (!window_is_beyond(&queue->scheduled, run_at, task->key.task))
+		if (!window_is_beyond(&queue->scheduled, run_at, task->node.id))
 			insert_scheduled(queue, task, run_at);
 		else
 		{
-			window_leave_on_disk(database_of(queue), &queue->scheduled, run_at, task->key.task);
+			window_leave_on_disk(database_of(queue), &queue->scheduled, run_at, task->node.id);
 			task_drop(task);
 		}
 	}
-	else if (timed || !window_is_beyond(&task->lane->ready, task->rank, task->key.task))
+	else if (timed || !window_is_beyond(&lane_of(task)->ready, task->rank, task->node.id))
 		insert_ready(task);
 	else
 	{
-		lane_leave_on_disk(task->lane, task->rank, task->key.task);
+		lane_leave_on_disk(lane_of(task), task->rank, task->node.id);
 		task_drop(task);
 	}
 }
@@ -370,7 +369,7 @@ queue_promote_due(Queue *queue, TimestampTz now)
 
 		task = order_container(Task, node, first);
 		Assert(task->state == TASK_SCHEDULED);
-		lane_unschedule(task->lane, task);
+		lane_unschedule(lane_of(task), task);
 		if (queue->timed > 0)
 			queue->timed--;
 		lane_await_retry_no_more(task);

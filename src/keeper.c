@@ -202,7 +202,7 @@ max_attempts_of(const Task *task)
 static bool
 is_decided_elsewhere(const Lease *lease)
 {
-	const Queue *queue = &fanout_queues[lease->task->queue];
+	const Queue *queue = &fanout_queues[task_of(lease)->queue];
 
 	return lease->pins > 0 || (queue->state == QUEUE_CLOSED && queue->dropping);
 }
@@ -227,12 +227,12 @@ expire_leases(TimestampTz now, int64 *exhausted, int *exhausted_count)
 		if (is_decided_elsewhere(lease))
 			continue;
 		looked++;
-		if (lease->task->attempts >= max_attempts_of(lease->task) ||
-			(lease->task->flags & TASK_FLAG_CANCELLED) != 0)
-			exhausted[(*exhausted_count)++] = lease->key.lease;
+		if (task_of(lease)->attempts >= max_attempts_of(task_of(lease)) ||
+			(task_of(lease)->flags & TASK_FLAG_CANCELLED) != 0)
+			exhausted[(*exhausted_count)++] = lease->node.id;
 		else
 		{
-			Queue	   *queue = &fanout_queues[lease->task->queue];
+			Queue	   *queue = &fanout_queues[task_of(lease)->queue];
 
 			lease_expire(lease, now);
 			queue_wake(queue);
@@ -308,11 +308,11 @@ list_cancelled(Task *task, void *arg)
 {
 	CancelList *list = arg;
 
-	if (task->key.db == MyDatabaseId && (task->flags & TASK_FLAG_CANCELLED) != 0 &&
+	if (fanout_queues[task->queue].db == MyDatabaseId && (task->flags & TASK_FLAG_CANCELLED) != 0 &&
 		task->state == TASK_SCHEDULED && list->count < FANOUT_WORK_CHUNK)
 	{
 		list->late[list->count] = task->deadline != 0 && task->deadline <= list->now;
-		list->tasks[list->count++] = task->key.task;
+		list->tasks[list->count++] = task->node.id;
 	}
 }
 

@@ -88,7 +88,7 @@ lane_sample(const Lane *lane)
 void
 task_drop(Task *task)
 {
-	Lane	   *lane = task->lane;
+	Lane	   *lane = lane_of(task);
 
 	lane_await_retry_no_more(task);
 	task_free(task);
@@ -258,7 +258,7 @@ lane_awaited_retry(const Lane *lane)
 void
 lane_await_retry(Task *task)
 {
-	Lane	   *lane = task->lane;
+	Lane	   *lane = lane_of(task);
 
 	if (lane->partition == 0 || (task->flags & TASK_FLAG_RETRIED) != 0)
 		return;
@@ -274,8 +274,8 @@ lane_await_retry_no_more(Task *task)
 	if ((task->flags & TASK_FLAG_RETRIED) == 0)
 		return;
 	task->flags &= ~TASK_FLAG_RETRIED;
-	short_list_delete(&task->lane->scheduled, &task->link);
-	lane_settle(task->lane);
+	short_list_delete(&lane_of(task)->scheduled, &task->link);
+	lane_settle(lane_of(task));
 }
 
 /* How many tasks may start now; if none, when time will change that is told, if it will. */
@@ -347,7 +347,7 @@ enter_set(Lane *lane, TimestampTz until)
 	if (lane->startable > 0)
 	{
 		/* of lanes that are even, the one whose task has waited longest is first */
-		lane_wait_for_turn(lane, lane_first(lane)->key.task);
+		lane_wait_for_turn(lane, lane_first(lane)->node.id);
 	}
 	else if (until != 0)
 	{

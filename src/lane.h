@@ -7,7 +7,7 @@
 #ifndef FANOUT_LANE_H
 #define FANOUT_LANE_H
 
-#include "shared_state.h"
+#include "lane_pools.h"
 
 #define DISK_BEFORE_MOST	((INT64CONST(1) << 28) - 1) /* of Lane.disk_before: at least so far */
 

@@ -8,7 +8,7 @@
 #ifndef FANOUT_LANE_LIMITS_H
 #define FANOUT_LANE_LIMITS_H
 
-#include "shared_state.h"
+#include "lane_pools.h"
 
 extern const LaneSettings lane_no_settings;
 

@@ -380,7 +380,7 @@ copy_lanes(LiveLane **lanes)
 			live->next_start = lane->ready.set.count > 0 ? lane_throttled_until(lane) : 0;
 			live->group_task = lane->group != 0 ? group_of(lane)->sample_task : 0;
 			retry = lane_awaited_retry(lane);
-			live->awaits_task = retry != NULL ? retry->key.task : 0;
+			live->awaits_task = retry != NULL ? retry->node.id : 0;
 			if (retry != NULL)
 				live->next_start = Max(live->next_start, retry->node.key);
 		}

@@ -43,7 +43,7 @@ static bool
 task_is_evictable(const Task *task)
 {
 	return (task->flags & TASK_FLAG_UNTOUCHED) != 0 && (task->flags & TASK_FLAG_CANCELLED) == 0 &&
-		!task_is_kept(task, database_of(queue_of_lane(task->lane))) &&
+		!task_is_kept(task, database_of(queue_of_lane(lane_of(task)))) &&
 		(task->state == TASK_SCHEDULED ||
 		 (task->state == TASK_READY && (task->flags & TASK_FLAG_TIMED) == 0));
 }
@@ -70,8 +70,8 @@ last_evictable(const Window *window, int64 key, int64 id)
 static void
 task_evict(Task *task)
 {
-	Queue	   *queue = queue_of_lane(task->lane);
-	Lane	   *lane = task->lane;
+	Queue	   *queue = queue_of_lane(lane_of(task));
+	Lane	   *lane = lane_of(task);
 
 	database_of(queue)->evictions++;
 	if (task->state == TASK_READY)

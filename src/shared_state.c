@@ -2,9 +2,9 @@
  * shared_state.c
  *		The layout of shared memory, and its pools.
  *
- * All of it is allocated at server start and has a fixed size.  The pools of
- * tasks, leases and workers are the server's own hash tables of fixed size:
- * their elements never move, so other structures point to them.  What is
+ * All of it is allocated at server start and has a fixed size.  Elements of
+ * the pools (pool.c), and of the server's own hash tables of fixed size that
+ * have the workers, never move, so other structures link to them.  What is
  * looked for is looked for by number, what is ordered is linked by its own
  * nodes.
  */
@@ -26,11 +26,8 @@ char	   *link_base = NULL;
 Queue	   *fanout_queues = NULL;
 Database   *fanout_databases = NULL;
 
-static HTAB *task_pool = NULL;
-static HTAB *lease_pool = NULL;
-static Pool lane_pool;
-static Pool limits_pool;
-static Pool group_pool;
+static Pool task_pool;
+static Pool lease_pool;
 static HTAB *worker_pool = NULL;
 static HTAB *worker_use_pool = NULL;
 static Waiter *waiters = NULL;
@@ -56,13 +53,6 @@ waiters_size(void)
 	return mul_size(WAITER_COUNT, sizeof(Waiter));
 }
 
-/* Fair groups that are kept: most lanes are in none, or share one with others. */
-int
-max_groups(void)
-{
-	return Max(fanout_max_lanes / 32, 4);
-}
-
 /* Ask for memory and the lock: for shmem_request_hook. */
 void
 shared_state_request(void)
@@ -73,11 +63,9 @@ shared_state_request(void)
 	size = add_size(size, databases_size());
 	size = add_size(size, waiters_size());
 	size = add_size(size, rate_pool_size());
-	size = add_size(size, hash_estimate_size(fanout_max_tracked_tasks, sizeof(Task)));
-	size = add_size(size, hash_estimate_size(fanout_max_tracked_tasks, sizeof(Lease)));
-	size = add_size(size, pool_size(fanout_max_lanes, sizeof(Lane)));
-	size = add_size(size, pool_size(fanout_max_limited_lanes, sizeof(LaneLimits)));
-	size = add_size(size, pool_size(max_groups(), sizeof(FairGroup)));
+	size = add_size(size, pool_size(fanout_max_tracked_tasks, sizeof(Task)));
+	size = add_size(size, pool_size(fanout_max_tracked_tasks, sizeof(Lease)));
+	size = add_size(size, lane_pools_size());
 	size = add_size(size, hash_estimate_size(fanout_max_workers, sizeof(Worker)));
 	size = add_size(size, hash_estimate_size(mul_size(fanout_max_workers, 2), sizeof(WorkerUse)));
 	if (size > LINK_REACH)
@@ -101,29 +89,26 @@ hash_number(int64 number, Oid db)
 }
 
 static uint32
-hash_task(const void *key, Size keysize)
+hash_task(const Task *task)
 {
-	return hash_number(((const TaskKey *) key)->task, ((const TaskKey *) key)->db);
+	return hash_number(task->node.id, fanout_queues[task->queue].db);
 }
 
 static uint32
-hash_lease(const void *key, Size keysize)
+hash_lease(const Lease *lease)
 {
-	return hash_number(((const LeaseKey *) key)->lease, ((const LeaseKey *) key)->db);
+	return hash_number(lease->node.id, lease->db);
 }
 
-/* Without a function of its own, the hash is one of the key's bytes. */
 static HTAB *
-create_pool(const char *name, int64 count, Size keysize, Size entrysize, HashValueFunc hash)
+create_table(const char *name, int64 count, Size keysize, Size entrysize)
 {
 	HASHCTL		info;
 
 	memset(&info, 0, sizeof(info));
 	info.keysize = keysize;
 	info.entrysize = entrysize;
-	info.hash = hash;
-	return ShmemInitHash(name, count, count, &info,
-						 HASH_ELEM | HASH_FIXED_SIZE | (hash != NULL ? HASH_FUNCTION : HASH_BLOBS));
+	return ShmemInitHash(name, count, count, &info, HASH_ELEM | HASH_FIXED_SIZE | HASH_BLOBS);
 }
 
 /* Lay the memory out, or attach to it: for shmem_startup_hook. */
@@ -140,14 +125,12 @@ shared_state_startup(void)
 	fanout_queues = ShmemInitStruct("pg_fanout queues", queues_size(), &found);
 	fanout_databases = ShmemInitStruct("pg_fanout databases", databases_size(), &found);
 	waiters = ShmemInitStruct("pg_fanout waiters", waiters_size(), &found);
-	task_pool = create_pool("pg_fanout tasks", fanout_max_tracked_tasks, sizeof(TaskKey), sizeof(Task), hash_task);
-	lease_pool = create_pool("pg_fanout leases", fanout_max_tracked_tasks, sizeof(LeaseKey), sizeof(Lease), hash_lease);
-	pool_attach(&lane_pool, "pg_fanout lanes", fanout_max_lanes, sizeof(Lane));
-	pool_attach(&limits_pool, "pg_fanout limited lanes", fanout_max_limited_lanes, sizeof(LaneLimits));
-	pool_attach(&group_pool, "pg_fanout fair groups", max_groups(), sizeof(FairGroup));
-	worker_pool = create_pool("pg_fanout workers", fanout_max_workers, sizeof(WorkerKey), sizeof(Worker), NULL);
-	worker_use_pool = create_pool("pg_fanout worker uses", (int64) fanout_max_workers * 2,
-								  sizeof(WorkerUseKey), sizeof(WorkerUse), NULL);
+	pool_attach(&task_pool, "pg_fanout tasks", fanout_max_tracked_tasks, sizeof(Task));
+	pool_attach(&lease_pool, "pg_fanout leases", fanout_max_tracked_tasks, sizeof(Lease));
+	lane_pools_attach();
+	worker_pool = create_table("pg_fanout workers", fanout_max_workers, sizeof(WorkerKey), sizeof(Worker));
+	worker_use_pool = create_table("pg_fanout worker uses", (int64) fanout_max_workers * 2,
+								   sizeof(WorkerUseKey), sizeof(WorkerUse));
 
 	if (!found)
 	{
@@ -214,7 +197,6 @@ database_enter(Oid db)
 		database->db = db;
 		order_init(&database->expiry);
 		database->next_deadline = database->deadlines_at_work = DT_NOEND;
-		dlist_init(&database->journal);
 		dlist_init(&database->result_waiters);
 		fanout_shared->database_high = Max(fanout_shared->database_high, i + 1);
 		return database;
@@ -222,21 +204,32 @@ database_enter(Oid db)
 	return NULL;
 }
 
+static void
+free_lease_of(Lease *lease, void *database)
+{
+	if (lease->db == ((Database *) database)->db)
+		lease_free(lease);
+}
+
+static void
+free_task_of(Task *task, void *database)
+{
+	if (fanout_queues[task->queue].db == ((Database *) database)->db)
+		task_free(task);
+}
+
 /* Free everything in memory that belongs to the database; its slot stays, as STARTING. */
 void
 database_clear(Database *database)
 {
 	HASH_SEQ_STATUS scan;
-	Task	   *task;
-	Lease	   *lease;
 	WorkerUse  *use;
 	Worker	   *worker;
 
 	database->state = DATABASE_STARTING;
 	order_init(&database->expiry);
-	dlist_init(&database->journal);
 	dlist_init(&database->result_waiters);
-	database->ended.first = 0;
+	database->journal.first = database->ended.first = 0;
 	database->refill_serial += database->refill_serial & 1; /* whoever was reading is gone */
 	database->refilling = NULL;
 	database->journal_count = 0;
@@ -244,18 +237,8 @@ database_clear(Database *database)
 	database->dirty_join_overflow = false;
 	database->next_deadline = database->deadlines_at_work = DT_NOEND;
 
-	hash_seq_init(&scan, lease_pool);
-	while ((lease = hash_seq_search(&scan)) != NULL)
-	{
-		if (lease->key.db == database->db)
-			lease_free(lease);
-	}
-	hash_seq_init(&scan, task_pool);
-	while ((task = hash_seq_search(&scan)) != NULL)
-	{
-		if (task->key.db == database->db)
-			task_free(task);
-	}
+	lease_iterate(free_lease_of, database);
+	task_iterate(free_task_of, database);
 	hash_seq_init(&scan, worker_use_pool);
 	while ((use = hash_seq_search(&scan)) != NULL)
 	{
@@ -332,46 +315,32 @@ queue_enter(Oid db, int32 id)
 	return NULL;
 }
 
-/*
- * The keys of tasks and leases are padded with a zero by hand, and worker
- * names are filled up with zeros: the hash tables compare bytes.
- */
-static TaskKey
-task_key(Oid db, int64 task)
-{
-	TaskKey		key = {.task = task, .db = db, .zero = 0};
-
-	return key;
-}
-
 Task *
 task_find(Oid db, int64 task)
 {
-	TaskKey		key = task_key(db, task);
+	Task	   *entry = pool_bucket(&task_pool, hash_number(task, db));
 
-	return hash_search(task_pool, &key, HASH_FIND, NULL);
+	while (entry != NULL && !task_is(entry, db, task))
+		entry = link_target(entry->next);
+	return entry;
 }
 
 /*
- * A pool entry for a task that is not in memory, zeroed but for its key; NULL
- * if the pool is used up.  Should the task be in memory after all, its entry
- * is left alone, as it is linked to others: NULL, too.
+ * A pool entry for a task that is not in memory, zeroed but for its id and its
+ * queue; NULL if the pool is used up.  Should the task be in memory after all,
+ * its entry is left alone, as it is linked to others: NULL, too.
  */
 Task *
-task_enter(Oid db, int64 task)
+task_enter(Queue *queue, int64 task)
 {
-	TaskKey		key = task_key(db, task);
-	Task	   *entry;
-	bool		found;
+	Task	   *entry = task_find(queue->db, task);
 
-	if (fanout_shared->free_tasks == 0)
+	Assert(entry == NULL);
+	if (entry != NULL || fanout_shared->free_tasks == 0)
 		return NULL;
-	entry = hash_search(task_pool, &key, HASH_ENTER_NULL, &found);
-	Assert(entry != NULL && !found);
-	if (entry == NULL || found)
-		return NULL;
-	memset((char *) entry + sizeof(TaskKey), 0, sizeof(Task) - sizeof(TaskKey));
+	entry = pool_enter(&task_pool, hash_number(task, queue->db));
 	entry->node.id = task;
+	entry->queue = queue - fanout_queues;
 	fanout_shared->free_tasks--;
 	return entry;
 }
@@ -379,10 +348,7 @@ task_enter(Oid db, int64 task)
 void
 task_free(Task *task)
 {
-	TaskKey		key = task->key;
-
-	hash_search(task_pool, &key, HASH_REMOVE, NULL);
-	task->key.task = 0;			/* for task_is() */
+	pool_free(&task_pool, hash_task(task), task);
 	fanout_shared->free_tasks++;
 }
 
@@ -390,45 +356,36 @@ task_free(Task *task)
 void
 task_iterate(void (*visit) (Task *task, void *arg), void *arg)
 {
-	HASH_SEQ_STATUS scan;
 	Task	   *task;
 
-	hash_seq_init(&scan, task_pool);
-	while ((task = hash_seq_search(&scan)) != NULL)
-		visit(task, arg);
-}
-
-static LeaseKey
-lease_key(Oid db, int64 lease)
-{
-	LeaseKey	key = {.lease = lease, .db = db, .zero = 0};
-
-	return key;
+	for (int32 i = 0; (task = pool_element(&task_pool, i)) != NULL; i++)
+	{
+		if (task->node.id != 0)
+			visit(task, arg);
+	}
 }
 
 Lease *
 lease_find(Oid db, int64 lease)
 {
-	LeaseKey	key = lease_key(db, lease);
+	Lease	   *entry = pool_bucket(&lease_pool, hash_number(lease, db));
 
-	return hash_search(lease_pool, &key, HASH_FIND, NULL);
+	while (entry != NULL && !lease_is(entry, db, lease))
+		entry = link_target(entry->next);
+	return entry;
 }
 
 Lease *
 lease_enter(Oid db, int64 lease)
 {
-	LeaseKey	key = lease_key(db, lease);
-	Lease	   *entry;
-	bool		found;
+	Lease	   *entry = lease_find(db, lease);
 
-	if (fanout_shared->free_leases == 0)
+	Assert(entry == NULL);
+	if (entry != NULL || fanout_shared->free_leases == 0)
 		return NULL;
-	entry = hash_search(lease_pool, &key, HASH_ENTER_NULL, &found);
-	Assert(entry != NULL && !found);
-	if (entry == NULL || found)
-		return NULL;
-	memset((char *) entry + sizeof(LeaseKey), 0, sizeof(Lease) - sizeof(LeaseKey));
+	entry = pool_enter(&lease_pool, hash_number(lease, db));
 	entry->node.id = lease;
+	entry->db = db;
 	fanout_shared->free_leases--;
 	return entry;
 }
@@ -436,10 +393,7 @@ lease_enter(Oid db, int64 lease)
 void
 lease_free(Lease *lease)
 {
-	LeaseKey	key = lease->key;
-
-	hash_search(lease_pool, &key, HASH_REMOVE, NULL);
-	lease->key.lease = 0;		/* for lease_is() */
+	pool_free(&lease_pool, hash_lease(lease), lease);
 	fanout_shared->free_leases++;
 }
 
@@ -447,179 +401,16 @@ lease_free(Lease *lease)
 void
 lease_iterate(void (*visit) (Lease *lease, void *arg), void *arg)
 {
-	HASH_SEQ_STATUS scan;
 	Lease	   *lease;
 
-	hash_seq_init(&scan, lease_pool);
-	while ((lease = hash_seq_search(&scan)) != NULL)
-		visit(lease, arg);
-}
-
-static uint32
-hash_in_queue(const Queue *queue, int64 number)
-{
-	return (uint32) number ^ (uint32) ((uint64) number >> 32) ^ (uint32) (queue - fanout_queues) * 0x9e3779b9U;
-}
-
-Lane *
-lane_find(Queue *queue, int64 partition)
-{
-	Lane	   *lane;
-
-	if (partition == 0)
-		return &queue->main;
-	lane = pool_bucket(&lane_pool, hash_in_queue(queue, partition));
-	while (lane != NULL && (lane->partition != partition || queue_of_lane(lane) != queue))
-		lane = link_target(lane->next);
-	return lane;
-}
-
-/* The lane, entered if it is not known yet; NULL if the pool is used up. */
-Lane *
-lane_enter(Queue *queue, int64 partition)
-{
-	Lane	   *lane = lane_find(queue, partition);
-
-	if (lane != NULL || fanout_shared->free_lanes == 0)
-		return lane;
-	lane = pool_enter(&lane_pool, hash_in_queue(queue, partition));
-	lane->partition = partition;
-	lane->turn.queue = queue - fanout_queues;
-	window_init(&lane->ready);
-	short_list_push_tail(&queue->lanes, &lane->link);
-	queue->lane_count++;
-	fanout_shared->free_lanes--;
-	return lane;
-}
-
-void
-lane_free(Lane *lane)
-{
-	Queue	   *queue = queue_of_lane(lane);
-	LaneLimits *limits = lane_limits(lane);
-
-	Assert(lane->partition != 0);
-	if (limits != NULL)
-		lane_limits_free(limits);
-	if (queue->walk == link_to(&lane->link))
-		queue->walk = queue->lanes.first != queue->walk ? lane->link.previous : 0;
-	short_list_delete(&queue->lanes, &lane->link);
-	queue->lane_count--;
-	pool_free(&lane_pool, hash_in_queue(queue, lane->partition), lane);
-	fanout_shared->free_lanes++;
-}
-
-/* Another of the queue's lanes, of which there must be one, with each call. */
-Lane *
-queue_walk_lanes(Queue *queue)
-{
-	ShortNode  *node = link_target(queue->walk);
-
-	if (node != NULL)
-		node = short_list_next(&queue->lanes, node);
-	if (node == NULL)
-		node = short_list_first(&queue->lanes);
-	queue->walk = link_to(node);
-	return link_container(Lane, link, node);
-}
-
-/* The queue goes, and nothing reads for it any more. */
-void
-queue_clear_lanes(Queue *queue)
-{
-	rate_log_free(&queue->rate_log);
-	if (queue->refilling > 0)
-		database_of(queue)->refilling = NULL;
-	while (!short_list_is_empty(&queue->lanes))
+	for (int32 i = 0; (lease = pool_element(&lease_pool, i)) != NULL; i++)
 	{
-		Lane	   *lane = link_container(Lane, link, short_list_first(&queue->lanes));
-		FairGroup  *group = group_of(lane);
-
-		if (group != NULL && --group->lane_count == 0)
-			group_free(group);
-		lane_free(lane);
+		if (lease->node.id != 0)
+			visit(lease, arg);
 	}
 }
 
-/* Lanes are found by their places: most have no limits, and so no link to them. */
-static uint32
-hash_lane(const Lane *lane)
-{
-	return link_to(lane) / (sizeof(Lane) / LINK_UNIT);
-}
-
-LaneLimits *
-lane_limits(const Lane *lane)
-{
-	LaneLimits *limits;
-
-	if (!lane->limited)
-		return NULL;
-	limits = pool_bucket(&limits_pool, hash_lane(lane));
-	while (limits->lane != link_to(lane))
-		limits = link_target(limits->next);
-	return limits;
-}
-
-/* Those of a lane that has none yet; NULL if the pool is used up. */
-LaneLimits *
-lane_limits_enter(Lane *lane)
-{
-	LaneLimits *limits = pool_enter(&limits_pool, hash_lane(lane));
-
-	Assert(!lane->limited && lane->partition != 0);
-	if (limits == NULL)
-		return NULL;
-	limits->lane = link_to(lane);
-	limits->settings.weight = 1;
-	lane->limited = true;
-	fanout_shared->free_limited_lanes--;
-	return limits;
-}
-
-void
-lane_limits_free(LaneLimits *limits)
-{
-	Lane	   *lane = link_target(limits->lane);
-
-	rate_log_free(&limits->rate_log);
-	lane->limited = false;
-	pool_free(&limits_pool, hash_lane(lane), limits);
-	fanout_shared->free_limited_lanes++;
-}
-
-FairGroup *
-group_find(Queue *queue, int64 number)
-{
-	FairGroup  *group = pool_bucket(&group_pool, hash_in_queue(queue, number));
-
-	while (group != NULL && (group->number != number || group->turn.queue != queue - fanout_queues))
-		group = link_target(group->next);
-	return group;
-}
-
-/* A group that is not known yet, without lanes; NULL if the pool is used up. */
-FairGroup *
-group_enter(Queue *queue, int64 number)
-{
-	FairGroup  *group = pool_enter(&group_pool, hash_in_queue(queue, number));
-
-	if (group == NULL)
-		return NULL;
-	group->number = number;
-	group->turn.queue = queue - fanout_queues;
-	group->turn.shared = true;
-	fanout_shared->free_groups--;
-	return group;
-}
-
-void
-group_free(FairGroup *group)
-{
-	pool_free(&group_pool, hash_in_queue(&fanout_queues[group->turn.queue], group->number), group);
-	fanout_shared->free_groups++;
-}
-
+/* Keys of the server's own hash tables are compared as bytes: what is left of them is zero. */
 static WorkerKey
 worker_key(Oid db, const char *name)
 {
@@ -649,8 +440,9 @@ worker_enter(Oid db, const char *name)
 	if (worker != NULL || fanout_shared->free_workers == 0)
 		return worker;
 	worker = hash_search(worker_pool, &key, HASH_ENTER_NULL, NULL);
-	dlist_init(&worker->leases);
+	worker->leases.first = 0;
 	worker->lease_count = 0;
+	worker->ended_count = 0;
 	fanout_shared->free_workers--;
 	return worker;
 }
@@ -733,4 +525,17 @@ Waiter *
 waiter_of_backend(void)
 {
 	return &waiters[MyProc - ProcGlobal->allProcs];
+}
+
+/* This backend, as long as it lives; not 0. */
+int32
+backend_number(void)
+{
+	return MyProc - ProcGlobal->allProcs + 1;
+}
+
+int
+backend_pid(int32 number)
+{
+	return number != 0 ? ProcGlobal->allProcs[number - 1].pid : 0;
 }

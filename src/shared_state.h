@@ -199,13 +199,6 @@ typedef enum TaskState
 	TASK_ENDED					/* tombstone: a refill may still see it as unfinished */
 } TaskState;
 
-typedef struct TaskKey
-{
-	int64		task;
-	Oid			db;
-	uint32		zero;			/* keys are compared as bytes */
-} TaskKey;
-
 #define TASK_FLAG_TIMED			0x01	/* has a run_at of its own */
 #define TASK_FLAG_UNTOUCHED		0x02	/* not leased in this life: its row says all */
 #define TASK_FLAG_WAS_SCHEDULED	0x04	/* what an ENDING task goes back to */
@@ -220,27 +213,27 @@ typedef struct TaskKey
 /* An unfinished task that is in memory: an element of the pool. */
 typedef struct Task
 {
-	TaskKey		key;
-	OrderNode	node;			/* in its lane's ready window, or in the queue's scheduled one */
-	Lane	   *lane;			/* NULL: ENDED */
-	struct Lease *lease;		/* RUNNING */
+	Link		next;			/* in the pool */
+	OrderNode	node;			/* in its lane's ready window, or in the queue's scheduled one; its id is the task's */
+	Link		lane;			/* 0: ENDED */
+	Link		lease;			/* RUNNING */
 	int64		batch;			/* 0: none */
 	int64		rank;			/* its place in its lane: the priority, unless the queue has aging */
 	TimestampTz deadline;		/* it is cancelled unless it has started by then; 0: none, or it has */
 	int32		priority;
 	int32		cost;			/* units of rate limits */
-	int32		queue;			/* index of its Queue */
-	int16		attempts;		/* begun ones, the running one included */
-	int16		max_attempts;	/* 0: the queue's */
 	TransactionId ender;		/* ENDING: the transaction that ends or changes it; ENQUEUED: that enqueues it;
 								 * RUNNING: the last one that was to cancel it */
 	int32		note;			/* ENDING: the ender's last note about it, of pending.c */
-	ItemPointerData tid;
-	uint16		flags;
-	uint8		state;
-	uint16		kept_for;		/* the refill that may still read its row as it was before a change; 0: none */
 	ShortNode	link;			/* in Database.ended, if ENDED; in Lane.scheduled, if TASK_FLAG_RETRIED or
 								 * TASK_FLAG_DELAYED */
+	uint16		queue;			/* index of its Queue */
+	int16		attempts;		/* begun ones, the running one included */
+	int16		max_attempts;	/* 0: the queue's */
+	ItemPointerData tid;
+	uint16		kept_for;		/* the refill that may still read its row as it was before a change; 0: none */
+	uint16		flags:12;
+	uint16		state:4;		/* TaskState */
 } Task;
 
 typedef struct WorkerKey
@@ -253,8 +246,9 @@ typedef struct WorkerKey
 typedef struct Worker
 {
 	WorkerKey	key;
-	dlist_head	leases;
+	ShortList	leases;
 	int32		lease_count;
+	int32		ended_count;	/* leases that have ended and are to be journaled with its name */
 #ifdef FANOUT_CHECKED
 	Recount		recount;
 #endif
@@ -278,44 +272,37 @@ typedef struct WorkerUse
 #endif
 } WorkerUse;
 
-typedef struct LeaseKey
-{
-	int64		lease;
-	Oid			db;
-	uint32		zero;
-} LeaseKey;
-
 #define LEASE_JOURNAL_CLAIM		0x01	/* what the journal is yet to write of a lease */
 #define LEASE_JOURNAL_EXTEND	0x02
 #define LEASE_JOURNAL_EXPIRE	0x04
 
+/* An element of the pool. */
 typedef struct Lease
 {
-	LeaseKey	key;
-	OrderNode	node;			/* in Database.expiry, by until, once committed */
-	Task	   *task;			/* NULL once it has ended and only the journal needs it */
+	Link		next;			/* in the pool */
+	OrderNode	node;			/* in Database.expiry, once committed; the key is when it ends, the id its number */
+	Link		task;			/* 0 once it has ended and only the journal needs it */
+	Link		worker;
+	Link		use;			/* the worker's use of the task's queue; 0 once it has ended */
+	Oid			db;
 	int64		task_id;
-	Worker	   *worker;
-	WorkerUse  *use;			/* the worker's use of the task's queue */
-	dlist_node	worker_link;
-	dlist_node	journal_link;
-	PGPROC	   *holder;			/* the backend whose open transaction claimed it, or to which it is bound */
-	int32		holder_pid;
-	TransactionId ender;		/* the open transaction that is ending it */
+	int64		permit_of;		/* the lease whose permit was passed on to this claim, or 0 */
 	TimestampTz claimed_at;
-	TimestampTz until;
+	ShortNode	worker_link;	/* in Worker.leases, until it has ended */
+	ShortNode	journal_link;
+	int32		holder;			/* the backend whose open transaction claimed it, or to which it is bound, as
+								 * backend_number() tells; 0: none */
+	TransactionId ender;		/* the open transaction that is ending it */
+	int32		cost;			/* units of rate limits that it has taken */
 	uint16		pins;			/* transactions that wrote under it: it does not expire under them */
 	int16		attempt;
-	int32		cost;			/* units of rate limits that it has taken */
-	bool		unjournaled;	/* these are not on disk yet, and count so in its queue */
-	bool		lane_unjournaled;	/* and in the limits of its lane */
-	bool		synchronous;	/* its claim is to be on disk with its own commit, for the sake of rate limits */
-	uint8		journal;		/* LEASE_JOURNAL_ bits; not 0: in Database.journal */
-	bool		committed;
-	bool		bound;			/* ends with the holder's session */
-	bool		passed_on;		/* the transaction that ends it has given its permit to a claim of its own */
-	int64		permit_of;		/* the lease whose permit was passed on to this claim, or 0 */
-	char		worker_name[FANOUT_NAME_LEN];
+	uint16		journal:3;		/* LEASE_JOURNAL_ bits; not 0: in Database.journal */
+	uint16		unjournaled:1;	/* its units are not on disk yet, and count so in its queue */
+	uint16		lane_unjournaled:1; /* and in the limits of its lane */
+	uint16		synchronous:1;	/* its claim is to be on disk with its own commit, for the sake of rate limits */
+	uint16		committed:1;
+	uint16		bound:1;		/* ends with the holder's session */
+	uint16		passed_on:1;	/* the transaction that ends it has given its permit to a claim of its own */
 } Lease;
 
 typedef enum DatabaseState
@@ -349,7 +336,7 @@ typedef struct Database
 	bool		next_segment_wanted;
 
 	OrderedSet	expiry;			/* committed leases, by their end */
-	dlist_head	journal;		/* leases with something for the journal to write */
+	ShortList	journal;		/* leases with something for the journal to write */
 	int64		journal_count;
 	dlist_head	result_waiters; /* Waiter.result_link */
 
@@ -492,17 +479,47 @@ task_is_kept(const Task *task, const Database *database)
 static inline bool
 task_is(const Task *entry, Oid db, int64 task)
 {
-	return entry != NULL && entry->key.task == task && entry->key.db == db;
+	return entry != NULL && entry->node.id == task && fanout_queues[entry->queue].db == db;
 }
 
 static inline bool
 lease_is(const Lease *entry, Oid db, int64 lease)
 {
-	return entry != NULL && entry->key.lease == lease && entry->key.db == db;
+	return entry != NULL && entry->node.id == lease && entry->db == db;
+}
+
+static inline Lane *
+lane_of(const Task *task)
+{
+	return link_target(task->lane);
+}
+
+static inline Lease *
+lease_of(const Task *task)
+{
+	return link_target(task->lease);
+}
+
+static inline Task *
+task_of(const Lease *lease)
+{
+	return link_target(lease->task);
+}
+
+static inline Worker *
+worker_of(const Lease *lease)
+{
+	return link_target(lease->worker);
+}
+
+static inline WorkerUse *
+use_of(const Lease *lease)
+{
+	return link_target(lease->use);
 }
 
 extern Task *task_find(Oid db, int64 task);
-extern Task *task_enter(Oid db, int64 task);
+extern Task *task_enter(Queue *queue, int64 task);
 extern void task_free(Task *task);
 extern void task_iterate(void (*visit) (Task *task, void *arg), void *arg);
 
@@ -510,21 +527,6 @@ extern Lease *lease_find(Oid db, int64 lease);
 extern Lease *lease_enter(Oid db, int64 lease);
 extern void lease_free(Lease *lease);
 extern void lease_iterate(void (*visit) (Lease *lease, void *arg), void *arg);
-
-extern Lane *lane_find(Queue *queue, int64 partition);
-extern Lane *lane_enter(Queue *queue, int64 partition);
-extern void lane_free(Lane *lane);
-extern Lane *queue_walk_lanes(Queue *queue);
-extern void queue_clear_lanes(Queue *queue);
-
-extern LaneLimits *lane_limits(const Lane *lane);
-extern LaneLimits *lane_limits_enter(Lane *lane);
-extern void lane_limits_free(LaneLimits *limits);
-
-extern int	max_groups(void);
-extern FairGroup *group_find(Queue *queue, int64 number);
-extern FairGroup *group_enter(Queue *queue, int64 number);
-extern void group_free(FairGroup *group);
 
 extern Worker *worker_find(Oid db, const char *name);
 extern Worker *worker_enter(Oid db, const char *name);
@@ -539,5 +541,7 @@ extern void worker_use_iterate(void (*visit) (WorkerUse *use, void *arg), void *
 #endif
 
 extern Waiter *waiter_of_backend(void);
+extern int32 backend_number(void);
+extern int	backend_pid(int32 number);
 
 #endif							/* FANOUT_SHARED_STATE_H */

@@ -87,30 +87,30 @@ queue_set(Queue *queue, const QueueSettings *settings)
 void
 lease_note_start(Lease *lease)
 {
-	Task	   *task = lease->task;
-	Queue	   *queue = queue_of_lane(task->lane);
+	Task	   *task = task_of(lease);
+	Queue	   *queue = queue_of_lane(lane_of(task));
 	RateView	rate = rate_of(queue);
-	TimestampTz at = Max(lease->claimed_at, Max(queue->rate_log.seen, lane_earliest_start(task->lane)));
+	TimestampTz at = Max(lease->claimed_at, Max(queue->rate_log.seen, lane_earliest_start(lane_of(task))));
 
-	if (rate.count == 0 && !lane_has_rate(task->lane))
+	if (rate.count == 0 && !lane_has_rate(lane_of(task)))
 		return;
 	if (rate.count > 0)
 	{
 		rate_take(&rate, task->cost, at);
 		audit_start(&rate, task->cost, at);
 	}
-	lane_start(task->lane, task->cost, at);
+	lane_start(lane_of(task), task->cost, at);
 	lease->claimed_at = at;
 	lease->cost = task->cost;
 
 	/* what a crash may make us forget is bounded: beyond that, a claim is on disk with its own commit */
 	lease->synchronous = (rate.count > 0 && queue->unjournaled + task->cost > rate_slack(&rate)) ||
-		!lane_has_slack(task->lane, task->cost);
+		!lane_has_slack(lane_of(task), task->cost);
 	if (lease->synchronous)
 		return;
 	lease->unjournaled = true;
 	queue->unjournaled += task->cost;
-	lease->lane_unjournaled = lane_leave_unjournaled(task->lane, task->cost);
+	lease->lane_unjournaled = lane_leave_unjournaled(lane_of(task), task->cost);
 }
 
 /* What the lease's start has taken of rate limits is on disk by now, or was given back. */
@@ -119,13 +119,13 @@ lease_start_journaled(Lease *lease)
 {
 	Queue	   *queue;
 
-	if (!lease->unjournaled || lease->task == NULL)
+	if (!lease->unjournaled || lease->task == 0)
 		return;
-	queue = queue_of_lane(lease->task->lane);
+	queue = queue_of_lane(lane_of(task_of(lease)));
 	lease->unjournaled = false;
 	queue->unjournaled -= lease->cost;
 	if (lease->lane_unjournaled)
-		lane_journaled(lease->task->lane, lease->cost);
+		lane_journaled(lane_of(task_of(lease)), lease->cost);
 	lease->lane_unjournaled = false;
 }
 
@@ -133,14 +133,14 @@ lease_start_journaled(Lease *lease)
 void
 lease_undo_start(Lease *lease)
 {
-	Queue	   *queue = queue_of_lane(lease->task->lane);
+	Queue	   *queue = queue_of_lane(lane_of(task_of(lease)));
 	RateView	rate = rate_of(queue);
 
 	if (lease->cost == 0)
 		return;
 	if (rate.count > 0)
 		rate_give_back(&rate, lease->cost, lease->claimed_at);
-	lane_unstart(lease->task->lane, lease->cost, lease->claimed_at);
+	lane_unstart(lane_of(task_of(lease)), lease->cost, lease->claimed_at);
 	lease_start_journaled(lease);
 }
 

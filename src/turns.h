@@ -12,8 +12,8 @@
 /* The turns of one: embedded in what has them. */
 typedef struct Turn
 {
-	OrderNode	node;			/* in Turns.set, while it waits for its turn; the key is its virtual time, also when it
-								 * does not */
+	OrderNode	node;			/* in Turns.set, while it waits for its turn; the key is its virtual time, also when
+								 * it does not */
 	uint16		queue;			/* index of its Queue */
 	bool		waits:1;
 	bool		shared:1;		/* it is that of a FairGroup, else that of a Lane */

@@ -20,6 +20,7 @@
 #include "utils/timestamp.h"
 
 #include "arguments.h"
+#include "lane_pools.h"
 #include "registry.h"
 #include "spi.h"
 #include "storage.h"
@@ -255,9 +256,9 @@ copy_task(const Task *task, TimestampTz now, LiveTask *live)
 	live->attempt = task->attempts;
 	if (task->state == TASK_RUNNING)
 	{
-		live->lease = task->lease->key.lease;
-		live->until = task->lease->until;
-		memcpy(live->worker, task->lease->worker_name, FANOUT_NAME_LEN);
+		live->lease = lease_of(task)->node.id;
+		live->until = lease_of(task)->node.key;
+		memcpy(live->worker, worker_of(lease_of(task))->key.name, FANOUT_NAME_LEN);
 	}
 }
 
@@ -399,7 +400,7 @@ copy_queue(const Queue *queue, LiveQueue *live)
 	live->ready = queue->waiting - live->scheduled;
 	live->running = queue->running;
 	live->in_memory = queue->ready_count + queue->scheduled.set.count + queue->reserved + queue->running;
-	live->oldest_task = oldest != NULL ? oldest->key.task : 0;
+	live->oldest_task = oldest != NULL ? oldest->node.id : 0;
 	if (oldest != NULL)
 		live->oldest_tid = oldest->tid;
 	live->waiting_workers = queue->waiter_count;
@@ -513,20 +514,20 @@ copy_lease(Lease *lease, void *arg)
 	LeaseCopy  *copy = arg;
 	LiveLease  *live;
 
-	if (lease->key.db != MyDatabaseId || lease->task == NULL)
+	if (lease->db != MyDatabaseId || lease->task == 0)
 		return;
 	if (copy->count++ >= copy->room)
 		return;
 	live = &copy->leases[copy->count - 1];
-	live->lease = lease->key.lease;
+	live->lease = lease->node.id;
 	live->task = lease->task_id;
-	live->queue_id = fanout_queues[lease->task->queue].id;
+	live->queue_id = fanout_queues[task_of(lease)->queue].id;
 	live->attempt = lease->attempt;
 	live->claimed_at = lease->claimed_at;
-	live->until = lease->until;
-	live->holder_pid = lease->holder_pid;
+	live->until = lease->node.key;
+	live->holder_pid = backend_pid(lease->holder);
 	live->committed = lease->committed;
-	memcpy(live->worker, lease->worker_name, FANOUT_NAME_LEN);
+	memcpy(live->worker, worker_of(lease)->key.name, FANOUT_NAME_LEN);
 }
 
 /* Copy all leases; once more if there are more than expected by then. */

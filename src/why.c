@@ -80,7 +80,7 @@ typedef struct Facts
 static int64
 place_of(const Task *task)
 {
-	OrderNode  *node = order_first(&task->lane->ready.set);
+	OrderNode  *node = order_first(&lane_of(task)->ready.set);
 
 	for (int64 place = 1; place <= PLACES_COUNTED && node != NULL; place++)
 	{
@@ -129,7 +129,7 @@ look_at_lane(Queue *queue, Lane *lane, const Task *task, TimestampTz now, Facts 
 	retry = lane != NULL ? lane_awaited_retry(lane) : NULL;
 	if (retry != NULL)
 	{
-		facts->other = retry->key.task;
+		facts->other = retry->node.id;
 		return note_time(facts, REASON_PARTITION_RETRY, retry->node.key);
 	}
 	if (lane != NULL && lane_throttled_until(lane) > now && lane->ready.set.count > 0)
@@ -166,10 +166,10 @@ look(int64 number, const TaskRow *row, Facts *facts)
 	else if (task != NULL && task->state == TASK_RUNNING)
 	{
 		facts->reason = REASON_RUNNING;
-		facts->lease = task->lease->key.lease;
-		facts->time = task->lease->until;
+		facts->lease = lease_of(task)->node.id;
+		facts->time = lease_of(task)->node.key;
 		facts->cancelled = (task->flags & TASK_FLAG_CANCELLED) != 0;
-		memcpy(facts->worker, task->lease->worker_name, FANOUT_NAME_LEN);
+		memcpy(facts->worker, worker_of(lease_of(task))->key.name, FANOUT_NAME_LEN);
 	}
 	else if (task != NULL && task->state == TASK_ENDING)
 		facts->reason = REASON_ENDING;
@@ -185,7 +185,7 @@ look(int64 number, const TaskRow *row, Facts *facts)
 	{
 		bool		ready = task != NULL && task->state == TASK_READY;
 
-		facts->reason = look_at_lane(queue, ready ? task->lane : lane_find(queue, row->partition),
+		facts->reason = look_at_lane(queue, ready ? lane_of(task) : lane_find(queue, row->partition),
 									 ready ? task : NULL, now, facts);
 	}
 	dispatcher_unlock();
