@@ -88,6 +88,13 @@ SELECT name, unit, context, vartype, min_val, boot_val FROM pg_settings WHERE na
 -- A setting that does not exist is a typing error, not a variable.
 SET pg_fanout.no_such_setting = 1;
 
+-- Memory for each lane, its share of fair groups included, and for each task. A checked build takes more.
+SELECT per, bytes <= most OR EXISTS (SELECT FROM fanout._violations()) AS ok
+  FROM (SELECT 'lane' AS per, sum(allocated_size) / current_setting('pg_fanout.max_lanes')::int AS bytes, 128 AS most
+          FROM pg_shmem_allocations WHERE name IN ('pg_fanout lanes', 'pg_fanout fair groups')
+        UNION ALL
+        SELECT 'task, with a lease', sum(allocated_size) / current_setting('pg_fanout.max_tracked_tasks')::int, 230
+          FROM pg_shmem_allocations WHERE name IN ('pg_fanout tasks', 'pg_fanout leases')) s ORDER BY 1;
 -- Dropping takes everything along; created again, it knows nothing of its life before.
 SELECT fanout.create_queue('q');
 SELECT fanout.enqueue('q', 'of another life') > 0 AS enqueued;

@@ -27,6 +27,7 @@
 #include "audit.h"
 #include "dispatch.h"
 #include "lane.h"
+#include "lane_limits.h"
 #include "wait.h"
 #include "window.h"
 
@@ -72,21 +73,21 @@ expect(const char *what, int32 queue_id, int64 partition, int64 counter, int64 c
 void
 audit_claim(const Lease *lease)
 {
-	const Lane *lane = lease->task->lane;
+	const Lane *lane = lane_of(task_of(lease));
 	const Queue *queue = queue_of_lane(lane);
 	const QueueSettings *settings = &queue->settings;
 
 	fanout_shared->audit.looked[AUDIT_CONCURRENCY]++;
 	if (settings->concurrency > 0 && queue->running > settings->concurrency)
 		found(AUDIT_CONCURRENCY, "queue %d: " INT64_FORMAT " of %d", queue->id, queue->running, settings->concurrency);
-	if (settings->worker_concurrency > 0 && lease->use->running > settings->worker_concurrency)
-		found(AUDIT_CONCURRENCY, "queue %d, worker \"%s\": %d of %d", queue->id, lease->worker_name,
-			  lease->use->running, settings->worker_concurrency);
+	if (settings->worker_concurrency > 0 && use_of(lease)->running > settings->worker_concurrency)
+		found(AUDIT_CONCURRENCY, "queue %d, worker \"%s\": %d of %d", queue->id, worker_of(lease)->key.name,
+			  use_of(lease)->running, settings->worker_concurrency);
 	if (lane_limit(lane) > 0 && lane->running > lane_limit(lane))
-		found(AUDIT_CONCURRENCY, "queue %d, lane " INT64_FORMAT ": %d of %d", queue->id, lane->key.partition,
+		found(AUDIT_CONCURRENCY, "queue %d, lane " INT64_FORMAT ": %d of %d", queue->id, lane->partition,
 			  lane->running, lane_limit(lane));
-	if (settings->paused || lane->settings.paused)
-		found(AUDIT_CONCURRENCY, "queue %d, lane " INT64_FORMAT " is paused", queue->id, lane->key.partition);
+	if (settings->paused || lane_settings(lane)->paused)
+		found(AUDIT_CONCURRENCY, "queue %d, lane " INT64_FORMAT " is paused", queue->id, lane->partition);
 }
 
 /* The log has the start by now; a start that is larger than the window may take all of it, and be alone in it. */
@@ -133,14 +134,13 @@ reset_recounts(void)
 	for (int i = 0; i < fanout_shared->queue_high; i++)
 	{
 		Queue	   *queue = &fanout_queues[i];
-		dlist_iter	iter;
 
 		memset(&queue->recount, 0, sizeof(Recount));
 		memset(&queue->main.recount, 0, sizeof(Recount));
 		if (queue->state == QUEUE_FREE)
 			continue;
-		dlist_foreach(iter, &queue->lanes)
-			memset(&dlist_container(Lane, link, iter.cur)->recount, 0, sizeof(Recount));
+		short_list_foreach(node, &queue->lanes)
+			memset(&link_container(Lane, link, node)->recount, 0, sizeof(Recount));
 	}
 }
 
@@ -148,14 +148,14 @@ static void
 count_task(Task *task, void *arg)
 {
 	Queue	   *queue = &fanout_queues[task->queue];
-	Lane	   *lane = task->lane;
+	Lane	   *lane = lane_of(task);
 
 	(*(int64 *) arg)++;
 	if ((lane == NULL) != (task->state == TASK_ENDED) || (lane != NULL && queue_of_lane(lane) != queue) ||
-		(task->lease != NULL) != (task->state == TASK_RUNNING) ||
-		(task->lease != NULL && task->lease->task != task))
+		(task->lease != 0) != (task->state == TASK_RUNNING) ||
+		(task->lease != 0 && task_of(lease_of(task)) != task))
 	{
-		found(AUDIT_ORDER, "task " INT64_FORMAT " in state %d has the wrong lane or lease", task->key.task, task->state);
+		found(AUDIT_ORDER, "task " INT64_FORMAT " in state %d has the wrong lane or lease", task->node.id, task->state);
 		return;
 	}
 	queue->recount.ready += task->state == TASK_READY;
@@ -177,7 +177,7 @@ count_task(Task *task, void *arg)
 	if (task->state == TASK_SCHEDULED &&
 		(task->flags & (TASK_FLAG_UNTOUCHED | TASK_FLAG_CANCELLED)) == TASK_FLAG_UNTOUCHED)
 	{
-		lane->recount.spare += lane->key.partition != 0;
+		lane->recount.spare += lane->partition != 0;
 		lane->recount.delayed++;
 		queue->recount.spare++;
 	}
@@ -186,31 +186,35 @@ count_task(Task *task, void *arg)
 static void
 count_lease(Lease *lease, void *arg)
 {
-	Database   *database = database_find(lease->key.db);
+	Database   *database = database_find(lease->db);
 	Queue	   *queue;
 	Lane	   *lane;
 
 	(*(int64 *) arg)++;
 	database->recount.journal += lease->journal != 0;
-	if (lease->task == NULL)
-		return;
-	if (lease->task->lease != lease)
+	if (lease->task == 0)
 	{
-		found(AUDIT_ORDER, "lease " INT64_FORMAT " is not that of its task", lease->key.lease);
+		worker_of(lease)->recount.ended++;
 		return;
 	}
-	lane = lease->task->lane;
+	if (task_of(lease)->lease != link_to(lease))
+	{
+		found(AUDIT_ORDER, "lease " INT64_FORMAT " is not that of its task", lease->node.id);
+		return;
+	}
+	lane = lane_of(task_of(lease));
 	queue = queue_of_lane(lane);
 	database->recount.committed += lease->committed;
 	queue->recount.permits += !lease->passed_on;
 	lane->recount.leases -= lease->lane_passed_on;
-	lease->use->recount.leases++;
-	lease->use->recount.permits += !lease->passed_on;
-	lease->worker->recount.leases++;
+	use_of(lease)->recount.leases++;
+	use_of(lease)->recount.permits += !lease->passed_on;
+	worker_of(lease)->recount.leases++;
 	if (lease->unjournaled)
 	{
 		queue->recount.unjournaled += lease->cost;
-		lane->recount.unjournaled += lease->cost;
+		if (lease->lane_unjournaled)
+			lane->recount.unjournaled += lease->cost;
 	}
 }
 
@@ -229,6 +233,7 @@ compare_worker(Worker *worker, void *arg)
 {
 	(*(int64 *) arg)++;
 	expect("leases of a worker in all", 0, 0, worker->lease_count, worker->recount.leases);
+	expect("ended leases of a worker", 0, 0, worker->ended_count, worker->recount.ended);
 }
 
 /* Is the set in order, and linked from both sides?  Its size. */
@@ -238,15 +243,18 @@ count_set(const OrderedSet *set, const char *what, int32 queue_id)
 	OrderNode  *last = NULL;
 	int64		count = 0;
 
-	for (OrderNode *node = set->first; node != NULL && count <= set->count; node = order_next(node))
+	for (OrderNode *node = order_first(set); node != NULL && count <= set->count; node = order_next(node))
 	{
+		OrderNode  *left = link_target(node->left);
+		OrderNode  *right = link_target(node->right);
+
 		if ((last != NULL && order_less(node->key, node->id, last->key, last->id)) ||
-			(node->left != NULL && node->left->parent != node) || (node->right != NULL && node->right->parent != node))
+			(left != NULL && left->parent != link_to(node)) || (right != NULL && right->parent != link_to(node)))
 			found(AUDIT_ORDER, "%s of queue %d: out of order at " INT64_FORMAT, what, queue_id, node->id);
 		last = node;
 		count++;
 	}
-	if (last != set->last || count != set->count)
+	if (last != order_last(set) || count != set->count)
 		found(AUDIT_ORDER, "%s of queue %d: its end or its count is wrong", what, queue_id);
 	return count;
 }
@@ -258,27 +266,28 @@ startable_of(Lane *lane)
 	int32		limit = lane_limit(lane);
 	int64		count = lane->ready.set.count;
 
-	if (lane_has_rate(lane) || lane->settings.held_until != 0 || lane->throttled_until != 0)
+	if (lane_has_rate(lane) || lane_settings(lane)->held_until != 0 || lane->turn.aside)
 		return -1;
-	if (lane_first(lane) == NULL || lane->settings.paused || lane_awaited_retry(lane) != NULL)
+	if (lane_first(lane) == NULL || lane_settings(lane)->paused || lane_awaited_retry(lane) != NULL)
 		return 0;
 	return limit > 0 ? Max(Min(count, limit - lane->running), 0) : count;
 }
 
-/* How many are in the lane's list of tasks that are delayed. */
+/* How many are delayed in the lane's list of scheduled tasks; before them are those that are to be tried again. */
 static int64
 count_delayed(const Lane *lane)
 {
 	int64		count = 0;
-	dlist_iter	iter;
 
-	dlist_foreach(iter, unconstify(dlist_head *, &lane->delayed))
+	short_list_foreach(node, &lane->scheduled)
 	{
-		const Task *task = dlist_container(Task, link, iter.cur);
+		const Task *task = link_container(Task, link, node);
+		bool		delayed = (task->flags & TASK_FLAG_DELAYED) != 0;
 
-		if (task->lane != lane || task->state != TASK_SCHEDULED || (task->flags & TASK_FLAG_DELAYED) == 0)
-			found(AUDIT_ORDER, "task " INT64_FORMAT " is in the wrong list of delayed ones", task->key.task);
-		count++;
+		if (task->lane != link_to(lane) || (delayed && task->state != TASK_SCHEDULED) ||
+			delayed == ((task->flags & TASK_FLAG_RETRIED) != 0) || (count > 0 && !delayed))
+			found(AUDIT_ORDER, "task " INT64_FORMAT " is in the wrong list or place of scheduled ones", task->node.id);
+		count += delayed;
 	}
 	return count;
 }
@@ -286,22 +295,25 @@ count_delayed(const Lane *lane)
 static void
 compare_lane(Queue *queue, Lane *lane)
 {
-	int64		partition = lane->key.partition;
+	int64		partition = lane->partition;
 	int64		startable = startable_of(lane);
 	int64		delayed = partition != 0 ? count_delayed(lane) : queue->main_delayed;
+	LaneLimits *limits = lane_limits(lane);
 
+	queue->recount.limited += limits != NULL;
 	queue->recount.lanes += partition != 0;
 	expect("tasks", queue->id, partition, lane->tasks, lane->recount.tasks);
 	expect("permits", queue->id, partition, lane->running, lane->recount.leases);
-	expect("unjournaled units", queue->id, partition, lane->unjournaled, lane->recount.unjournaled);
+	expect("unjournaled units", queue->id, partition, limits != NULL ? limits->unjournaled : 0,
+		   lane->recount.unjournaled);
 	expect("ready tasks", queue->id, partition, count_set(&lane->ready.set, "a lane", queue->id), lane->recount.ready);
 	expect("tasks that may be left on disk", queue->id, partition, lane->spare, lane->recount.spare);
 	expect("delayed tasks", queue->id, partition, delayed, lane->recount.delayed);
 	queue->recount.delayed += partition != 0 ? delayed : 0;
 	if (startable >= 0)
 		expect("startable tasks", queue->id, partition, lane->startable, startable);
-	if (partition != 0 && lane->tasks == 0 && lane->backlog == 0 && !lane->named && lane->setters == 0 && !lane->ready.bounded &&
-		!lane->ready.refilling && lane->throttled_until == 0)
+	if (partition != 0 && lane->tasks == 0 && lane->backlog == 0 && limits == NULL && !lane->turn.aside &&
+		!window_is_bounded(&lane->ready) && !window_is_refilling(database_of(queue), &lane->ready))
 		found(AUDIT_ORDER, "lane " INT64_FORMAT " of queue %d has no reason to be", partition, queue->id);
 }
 
@@ -312,7 +324,7 @@ count_turns(Queue *queue)
 	int64		lanes = 0;
 
 	(void) count_set(&queue->turns.set, "turns", queue->id);
-	for (OrderNode *node = queue->turns.set.first; node != NULL; node = order_next(node))
+	for (OrderNode *node = order_first(&queue->turns.set); node != NULL; node = order_next(node))
 	{
 		Turn	   *turn = order_container(Turn, node, node);
 		FairGroup  *group = order_container(FairGroup, turn, turn);
@@ -336,23 +348,29 @@ compare_turns(Queue *queue)
 	int64		turns = queue->main.startable > 0;
 	int64		throttled = 0;
 	int64		startable = queue->main.startable;
-	dlist_iter	iter;
 
-	dlist_foreach(iter, &queue->lanes)
+	short_list_foreach(node, &queue->lanes)
 	{
-		Lane	   *lane = dlist_container(Lane, link, iter.cur);
+		Lane	   *lane = link_container(Lane, link, node);
 
 		turns += lane->startable > 0;
-		throttled += lane->startable == 0 && lane->throttled_until != 0;
+		throttled += lane->turn.aside;
 		startable += lane->startable;
 		if (lane->turn.waits != (lane->startable > 0) || (lane->startable > 0 && lane_first(lane) == NULL) ||
-			(lane->group != NULL && lane->turn.waits && !lane->group->turn.waits))
+			(lane->turn.waits && (lane->turn.aside || (lane->group != 0 && !group_of(lane)->turn.waits))))
 			found(AUDIT_ORDER, "lane " INT64_FORMAT " of queue %d waits for its turn wrongly, or does not",
-				  lane->key.partition, queue->id);
+				  lane->partition, queue->id);
 	}
 	expect("startable tasks", queue->id, -1, queue->startable, startable);
 	expect("lanes that wait for their turn", queue->id, -1, count_turns(queue), turns);
 	expect("throttled lanes", queue->id, -1, count_set(&queue->throttled, "throttled", queue->id), throttled);
+}
+
+static void
+look_at_window(Queue *queue, const Window *window, bool *on_disk, int64 *refilling)
+{
+	*on_disk |= window_is_bounded(window);
+	*refilling += window_is_refilling(database_of(queue), window);
 }
 
 /* What waits is in memory, unless a window says that there may be some on disk. */
@@ -361,17 +379,14 @@ compare_waiting(Queue *queue)
 {
 	int64		ready = queue->recount.ready + queue->recount.scheduled;
 	int64		in_memory = ready + queue->recount.ending;
-	bool		on_disk = queue->main.ready.bounded || queue->scheduled.bounded || queue->strays.bounded;
-	int64		refilling = queue->main.ready.refilling + queue->scheduled.refilling + queue->strays.refilling;
-	dlist_iter	iter;
+	bool		on_disk = false;
+	int64		refilling = 0;
 
-	dlist_foreach(iter, &queue->lanes)
-	{
-		Lane	   *lane = dlist_container(Lane, link, iter.cur);
-
-		on_disk |= lane->ready.bounded;
-		refilling += lane->ready.refilling;
-	}
+	look_at_window(queue, &queue->main.ready, &on_disk, &refilling);
+	look_at_window(queue, &queue->scheduled, &on_disk, &refilling);
+	look_at_window(queue, &queue->strays, &on_disk, &refilling);
+	short_list_foreach(node, &queue->lanes)
+		look_at_window(queue, &link_container(Lane, link, node)->ready, &on_disk, &refilling);
 	expect("windows that refill", queue->id, -1, queue->refilling, refilling);
 	fanout_shared->audit.looked[AUDIT_WAITING]++;
 
@@ -423,11 +438,10 @@ static void
 compare_queue(Queue *queue)
 {
 	const Recount *recount = &queue->recount;
-	dlist_iter	iter;
 
 	compare_lane(queue, &queue->main);
-	dlist_foreach(iter, &queue->lanes)
-		compare_lane(queue, dlist_container(Lane, link, iter.cur));
+	short_list_foreach(node, &queue->lanes)
+		compare_lane(queue, link_container(Lane, link, node));
 	expect("lanes", queue->id, -1, queue->lane_count, recount->lanes);
 	expect("permits", queue->id, -1, queue->running, recount->permits);
 	expect("ready tasks", queue->id, -1, queue->ready_count, recount->ready);
@@ -470,6 +484,7 @@ audit_memory(void)
 	AuditState *audit = &fanout_shared->audit;
 	int64		tasks = 0;
 	int64		leases = 0;
+	int64		limited = 0;
 
 	if (audit->skipped++ < fanout_max_tracked_tasks / POOL_FOR_EACH_HOLD)
 		return;
@@ -482,9 +497,12 @@ audit_memory(void)
 	compare_pools(tasks, leases);
 	for (int i = 0; i < fanout_shared->queue_high; i++)
 	{
-		if (fanout_queues[i].state != QUEUE_FREE)
-			compare_queue(&fanout_queues[i]);
+		if (fanout_queues[i].state == QUEUE_FREE)
+			continue;
+		compare_queue(&fanout_queues[i]);
+		limited += fanout_queues[i].recount.limited;
 	}
+	expect("free places for limits", 0, 0, fanout_shared->free_limited_lanes, fanout_max_limited_lanes - limited);
 	for (int i = 0; i < fanout_shared->database_high; i++)
 	{
 		Database   *database = &fanout_databases[i];

@@ -57,6 +57,7 @@ typedef struct Recount
 	int64		permits;		/* leases whose permits were not passed on */
 	int64		unjournaled;	/* units */
 	int64		lanes;
+	int64		limited;		/* lanes with limits */
 	int64		spare;
 	int64		delayed;
 } Recount;

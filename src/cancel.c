@@ -158,8 +158,8 @@ way_to_cancel(int64 number, int64 *lease)
 		if (task->state == TASK_RUNNING && !TransactionIdEquals(task->ender, GetTopTransactionIdIfAny()))
 		{
 			way = ASK_WORKER;
-			*lease = task->lease->key.lease;
-			ender = task->lease->ender;
+			*lease = lease_of(task)->node.id;
+			ender = lease_of(task)->ender;
 		}
 		else if (task->state == TASK_READY || task->state == TASK_SCHEDULED)
 			way = LOOK_AGAIN;
@@ -375,7 +375,7 @@ ender_of(int64 number)
 	if (task != NULL && task->state == TASK_ENDING)
 		ender = task->ender;
 	else if (task != NULL && task->state == TASK_RUNNING)
-		ender = task->lease->ender;
+		ender = lease_of(task)->ender;
 	dispatcher_unlock();
 	return ender;
 }

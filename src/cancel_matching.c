@@ -21,11 +21,13 @@
 #include "arguments.h"
 #include "cancel.h"
 #include "commit_hooks.h"
+#include "lane.h"
 #include "partitions.h"
 #include "registry.h"
 #include "seed.h"
 #include "segments.h"
 #include "spi.h"
+#include "window.h"
 
 PG_FUNCTION_INFO_V1(fanout_cancel_matching);
 
@@ -189,15 +191,14 @@ set_bound(MatchBound *bound, bool on_disk, int64 key, int64 id)
 static void
 set_bound_of_lanes(Queue *queue, MatchBound *bound)
 {
-	int64		first = queue->strays.bounded ? queue->strays.bound_id : PG_INT64_MAX;
-	dlist_iter	iter;
+	int64		first = window_is_bounded(&queue->strays) ? queue->strays.bound_id : PG_INT64_MAX;
 
-	dlist_foreach(iter, &queue->lanes)
+	short_list_foreach(node, &queue->lanes)
 	{
-		Lane	   *lane = dlist_container(Lane, link, iter.cur);
+		Lane	   *lane = link_container(Lane, link, node);
 
-		if (lane->ready.bounded)
-			first = Min(first, lane->disk_first);
+		if (window_is_bounded(&lane->ready))
+			first = Min(first, lane_disk_first(lane));
 	}
 	set_bound(bound, first != PG_INT64_MAX, 0, first);
 }
@@ -214,9 +215,9 @@ copy_bounds(Match *match)
 	if (match->partition != 0)
 	{
 		Lane	   *lane = lane_find(queue, match->partition);
-		bool		stray = lane == NULL && queue->strays.bounded;
+		bool		stray = lane == NULL && window_is_bounded(&queue->strays);
 
-		if (lane != NULL && lane->ready.bounded)
+		if (lane != NULL && window_is_bounded(&lane->ready))
 			set_bound(&match->bounds[ORDER_LANE], true, lane->ready.bound_key, lane->ready.bound_id);
 		else
 			set_bound(&match->bounds[ORDER_LANE], stray, PG_INT64_MIN, 0);
@@ -224,12 +225,12 @@ copy_bounds(Match *match)
 	else
 	{
 		/* those of the usual priority are all in memory if the bound is one of a later one */
-		set_bound(&match->bounds[ORDER_USUAL], main->bounded && main->bound_key <= 0, 0,
-				  main->bound_key == 0 ? main->bound_id : queue->main.disk_first);
-		set_bound(&match->bounds[ORDER_PRIORITY], main->bounded, main->bound_key, main->bound_id);
+		set_bound(&match->bounds[ORDER_USUAL], window_is_bounded(main) && main->bound_key <= 0, 0,
+				  main->bound_key == 0 ? main->bound_id : lane_disk_first(&queue->main));
+		set_bound(&match->bounds[ORDER_PRIORITY], window_is_bounded(main), main->bound_key, main->bound_id);
 		set_bound_of_lanes(queue, &match->bounds[ORDER_LANES]);
 	}
-	timed->on_disk = queue->scheduled.bounded;
+	timed->on_disk = window_is_bounded(&queue->scheduled);
 	timed->key = queue->scheduled.bound_key;
 	timed->id = queue->scheduled.bound_id;
 	match->bounds[ORDER_OWN].on_disk = pending_range(&match->bounds[ORDER_OWN].id, &last);
@@ -242,11 +243,11 @@ list_if_in_queue(Task *task, void *arg)
 	Match	   *match = arg;
 	Queue	   *queue = match->ref.queue;
 
-	if (task->key.db != MyDatabaseId || task->state == TASK_ENDED || match->count == match->room ||
+	if (fanout_queues[task->queue].db != MyDatabaseId || task->state == TASK_ENDED || match->count == match->room ||
 		(pending_is_change(task) ? pending_queue(task) : &fanout_queues[task->queue]) != queue ||
-		(match->partition != 0 && !pending_is_change(task) && task->lane->key.partition != match->partition))
+		(match->partition != 0 && !pending_is_change(task) && lane_of(task)->partition != match->partition))
 		return;
-	match->tasks[match->count++] = task->key.task;
+	match->tasks[match->count++] = task->node.id;
 }
 
 static int

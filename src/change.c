@@ -26,6 +26,7 @@
 #include "commit_hooks.h"
 #include "finish.h"
 #include "lane.h"
+#include "lane_limits.h"
 #include "partitions.h"
 #include "queue_settings.h"
 #include "queues.h"

@@ -23,6 +23,7 @@
 #include "utils/timestamp.h"
 
 #include "lane.h"
+#include "lane_limits.h"
 #include "pending.h"
 #include "spi.h"
 #include "starts.h"
@@ -336,17 +337,17 @@ apply_lease(const Pending *op, TimestampTz now)
 			end_without_lease(op);
 		return;
 	}
-	queue = &fanout_queues[lease->task->queue];
+	queue = &fanout_queues[task_of(lease)->queue];
 	switch (op->kind)
 	{
 		case PENDING_CLAIM:
 			lease_commit(lease, op->u.lease.flag);
 			break;
 		case PENDING_END:
-			task_end(lease->task, op->u.lease.outcome);
+			task_end(task_of(lease), op->u.lease.outcome);
 			break;
 		case PENDING_REQUEUE:
-			task_requeue(lease->task, op->u.lease.due, op->u.lease.flag, now);
+			task_requeue(task_of(lease), op->u.lease.due, op->u.lease.flag, now);
 			break;
 		default:
 			lease_unpin(lease);
@@ -366,7 +367,7 @@ undo_lease(const Pending *op)
 	{
 		case PENDING_CLAIM:
 			{
-				Queue	   *queue = &fanout_queues[lease->task->queue];
+				Queue	   *queue = &fanout_queues[task_of(lease)->queue];
 
 				lease_undo(lease);
 				queue_wake(queue);

@@ -28,7 +28,7 @@ task_requeue(Task *task, TimestampTz due, bool counts, TimestampTz now)
 	Queue	   *queue = queue_of(task);
 
 	Assert(task->state == TASK_RUNNING);
-	lease_end(task->lease);
+	lease_end(lease_of(task));
 	if (!counts)
 		task->attempts--;
 	insert_again(queue, task, due, now);
@@ -71,12 +71,12 @@ task_end(Task *task, Outcome outcome)
 
 	Assert(task->state == TASK_RUNNING || task->state == TASK_ENDING);
 	if (task->state == TASK_RUNNING)
-		lease_end(task->lease);
+		lease_end(lease_of(task));
 	else
 	{
 		lane_await_retry_no_more(task);
 		queue->waiting--;
-		lane_count_backlog(task->lane, -1);
+		lane_count_backlog(lane_of(task), -1);
 		if ((task->flags & TASK_FLAG_WAS_SCHEDULED) && queue->timed > 0)
 			queue->timed--;
 	}
@@ -94,11 +94,11 @@ task_end(Task *task, Outcome outcome)
 
 	if (queue->refilling > 0 || task_is_kept(task, database))
 	{
-		Lane	   *lane = task->lane;
+		Lane	   *lane = lane_of(task);
 
 		task->state = TASK_ENDED;
-		task->lane = NULL;
-		dlist_push_tail(&database->ended, &task->link);
+		task->lane = 0;
+		short_list_push_tail(&database->ended, &task->link);
 		lane->tasks--;
 		lane_release(lane);
 	}
@@ -110,8 +110,11 @@ task_end(Task *task, Outcome outcome)
 void
 database_forget_ended(Database *database)
 {
-	while (!dlist_is_empty(&database->ended))
-		task_free(dlist_container(Task, link, dlist_pop_head_node(&database->ended)));
+	short_list_foreach_modify(node, &database->ended)
+	{
+		short_list_delete(&database->ended, node);
+		task_free(link_container(Task, link, node));
+	}
 }
 
 /* OPEN -> CLOSED: a transaction drops or purges the queue.  False if another one does already. */
@@ -162,9 +165,9 @@ forget_if_of_queue(Task *task, void *arg)
 	if (task->queue != queue_index(queue))
 		return;
 	if (task->state == TASK_RUNNING)
-		lease_end(task->lease);
+		lease_end(lease_of(task));
 	else if (task->state == TASK_ENDED)
-		dlist_delete(&task->link);
+		short_list_delete(&database_of(queue)->ended, &task->link);
 	task_free(task);			/* the lanes go as a whole */
 }
 

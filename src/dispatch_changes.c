@@ -21,10 +21,10 @@ task_request_cancel(Task *task)
 	bool		waits = task->state == TASK_READY || task->state == TASK_SCHEDULED;
 
 	if (task->state == TASK_READY)
-		lane_take(task->lane, task);
+		lane_take(lane_of(task), task);
 	else if (task->state == TASK_SCHEDULED)
 	{
-		lane_unschedule(task->lane, task);
+		lane_unschedule(lane_of(task), task);
 		queue->timed -= queue->timed > 0;
 	}
 	task->flags |= TASK_FLAG_CANCELLED;
@@ -43,11 +43,11 @@ task_withdraw(Task *task, TransactionId ender)
 	task->flags &= ~TASK_FLAG_WAS_SCHEDULED;
 	if (task->state == TASK_SCHEDULED)
 	{
-		lane_unschedule(task->lane, task);
+		lane_unschedule(lane_of(task), task);
 		task->flags |= TASK_FLAG_WAS_SCHEDULED;
 	}
 	else if (task->state == TASK_READY)
-		lane_take(task->lane, task);
+		lane_take(lane_of(task), task);
 	else
 		task->flags |= TASK_FLAG_NEW | ((task->flags & TASK_FLAG_TIMED) != 0 ? TASK_FLAG_WAS_SCHEDULED : 0);
 	task->state = TASK_ENDING;
@@ -79,7 +79,7 @@ task_withdraw_from_disk(Queue *queue, const TaskSeed *seed, TransactionId ender,
 		return NULL;
 	}
 	if (!pending || lane->sample_task == 0)
-		lane->sample_task = seed->task;
+		lane_set_sample(lane, seed->task);
 	task->flags |= TASK_FLAG_UNTOUCHED; /* only such are on disk */
 	if (seed->timed)
 		task->flags |= TASK_FLAG_WAS_SCHEDULED;
@@ -109,7 +109,7 @@ task_put_back_on_disk(Task *task, Queue *queue, const TaskTerms *terms)
 {
 	Assert(task->state == TASK_ENDING);
 	database_note_deadline(database_of(queue), terms->deadline);
-	leave_on_disk(queue, terms->partition, terms->rank, terms->timed, terms->due, task->key.task);
+	leave_on_disk(queue, terms->partition, terms->rank, terms->timed, terms->due, task->node.id);
 	task_drop(task);
 }
 
@@ -155,7 +155,7 @@ task_terms(const Task *task)
 	TaskTerms	terms;
 
 	Assert(task->state == TASK_ENDING);
-	terms.partition = task->lane->key.partition;
+	terms.partition = lane_of(task)->partition;
 	terms.group = 0;
 	terms.rank = task->rank;
 	terms.priority = task->priority;
@@ -172,16 +172,17 @@ task_terms(const Task *task)
 static void
 enter_lane(Task *task, Lane *lane)
 {
-	Lane	   *old = task->lane;
+	Lane	   *old = lane_of(task);
+	OrderNode  *first = order_first(&old->ready.set);
 
 	if (old == lane)
 		return;
-	task->lane = lane;
-	task->queue = lane->key.queue;
+	task->lane = link_to(lane);
+	task->queue = lane->turn.queue;
 	lane->tasks++;
-	lane->sample_task = task->key.task;
-	if (old->sample_task == task->key.task)
-		old->sample_task = old->ready.set.first != NULL ? old->ready.set.first->id : 0;
+	lane_set_sample(lane, task->node.id);
+	if (lane_sample(old) == task->node.id)
+		lane_set_sample(old, first != NULL ? first->id : 0);
 	old->tasks--;
 	lane_release(old);
 }
@@ -194,14 +195,14 @@ enter_lane(Task *task, Lane *lane)
 static bool
 stays_in_memory(Task *task, Queue *queue, bool scheduled)
 {
-	Window	   *window = scheduled ? &queue->scheduled : &task->lane->ready;
+	Window	   *window = scheduled ? &queue->scheduled : &lane_of(task)->ready;
 	int64		key = scheduled ? task->node.key : task->rank;
 
 	if ((task->flags & TASK_FLAG_UNTOUCHED) == 0 || task->kept_for != 0 ||
 		(!scheduled && (task->flags & TASK_FLAG_TIMED) != 0))
 		return true;
-	return !window_is_beyond(window, key, task->key.task) &&
-		(queue_is_within_share(queue) || window_evict_after(window, key, task->key.task));
+	return !window_is_beyond(window, key, task->node.id) &&
+		(queue_is_within_share(queue) || window_evict_after(window, key, task->node.id));
 }
 
 /*
@@ -224,18 +225,18 @@ task_change(Task *task, Queue *target, const TaskTerms *terms, TimestampTz now)
 		lane = lane_for(target, terms->partition);	/* memory was built anew, and it is not kept any more */
 	if (lane == NULL)
 	{
-		lane_count_backlog(task->lane, -1);
-		task_change_on_disk(task->key.task, queue, target, terms);
+		lane_count_backlog(lane_of(task), -1);
+		task_change_on_disk(task->node.id, queue, target, terms);
 		task_drop(task);
 		return;
 	}
 	queue->waiting--;
-	lane_count_backlog(task->lane, -1);
+	lane_count_backlog(lane_of(task), -1);
 	if ((task->flags & TASK_FLAG_WAS_SCHEDULED) != 0 && queue->timed > 0)
 		queue->timed--;
 	lane_await_retry_no_more(task);
 	enter_lane(task, lane);
-	lane_join_group(lane, terms->group, task->key.task);
+	lane_join_group(lane, terms->group, task->node.id);
 	lane_count_backlog(lane, 1);
 	task->flags &= ~(TASK_FLAG_NEW | TASK_FLAG_UNPLACED | TASK_FLAG_TIMED);
 	task->flags |= terms->timed ? TASK_FLAG_TIMED : 0;
@@ -265,7 +266,7 @@ task_change(Task *task, Queue *target, const TaskTerms *terms, TimestampTz now)
 	{
 		target->timed += scheduled;
 		note_deadline(task);
-		leave_on_disk(target, terms->partition, terms->rank, scheduled, terms->due, task->key.task);
+		leave_on_disk(target, terms->partition, terms->rank, scheduled, terms->due, task->node.id);
 		task_drop(task);
 	}
 }
@@ -278,7 +279,7 @@ task_forget_changed(Task *task)
 
 	Assert(task->state == TASK_ENDING);
 	queue->waiting--;
-	lane_count_backlog(task->lane, -1);
+	lane_count_backlog(lane_of(task), -1);
 	if ((task->flags & TASK_FLAG_WAS_SCHEDULED) != 0 && queue->timed > 0)
 		queue->timed--;
 	task_drop(task);

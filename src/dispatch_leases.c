@@ -10,6 +10,7 @@
 
 #include "dispatch_internal.h"
 #include "lane.h"
+#include "lane_limits.h"
 #include "starts.h"
 #include "wait.h"
 
@@ -41,14 +42,14 @@ lend_lane_permits(const Claimant *claimant)
 
 	for (int i = 0; i < count; i++)
 	{
-		Lane	   *lane = claimant->ending[i]->task->lane;
+		Lane	   *lane = lane_of(task_of(claimant->ending[i]));
 
 		claimant->ending[i]->lane_lent = lane_limit(lane) > 0 && lane->running >= lane_limit(lane);
 	}
 	for (int i = 0; i < count; i++)
 	{
 		if (claimant->ending[i]->lane_lent)
-			lane_give_permit(claimant->ending[i]->task->lane);
+			lane_give_permit(lane_of(task_of(claimant->ending[i])));
 	}
 }
 
@@ -60,7 +61,7 @@ take_back_lane_permits(const Claimant *claimant)
 		Lease	   *lease = claimant->ending[i];
 
 		if (lease->lane_lent && !lease->lane_passed_on)
-			lane_take_permit(lease->task->lane);
+			lane_take_permit(lane_of(task_of(lease)));
 		lease->lane_lent = false;
 	}
 }
@@ -73,7 +74,7 @@ find_lender(const Claimant *claimant, const Lane *lane)
 	{
 		Lease	   *lease = claimant->ending[i];
 
-		if (lease->lane_lent && !lease->passed_on && lease->task->lane == lane)
+		if (lease->lane_lent && !lease->passed_on && lane_of(task_of(lease)) == lane)
 			return lease;
 	}
 	return NULL;
@@ -118,11 +119,11 @@ find_permit(Queue *queue, Lane *lane, WorkerUse *use, const Claimant *claimant, 
 	{
 		/* a claim of its own lane would have to pass the others on as well */
 		lease->lane_lent = false;
-		lane_take_permit(lease->task->lane);
+		lane_take_permit(lane_of(task_of(lease)));
 	}
-	*permit_of = lease->key.lease;
+	*permit_of = lease->node.id;
 	queue->running--;
-	lease->use->running--;
+	use_of(lease)->running--;
 	return true;
 }
 
@@ -133,10 +134,10 @@ lease_take_back_permit(Lease *lease)
 	if (!lease->passed_on)
 		return;
 	if (lease->lane_passed_on)
-		lane_take_permit(lease->task->lane);
+		lane_take_permit(lane_of(task_of(lease)));
 	lease->passed_on = lease->lane_passed_on = false;
-	queue_of(lease->task)->running++;
-	lease->use->running++;
+	queue_of(task_of(lease))->running++;
+	use_of(lease)->running++;
 }
 
 /* Might the worker get a task of the queue, as far as limits go? */
@@ -168,7 +169,7 @@ worker_release(Worker *worker, WorkerUse *use)
 {
 	if (use != NULL && use->leases == 0)
 		worker_use_free(use);
-	if (worker->lease_count == 0)
+	if (worker->lease_count == 0 && worker->ended_count == 0)
 		worker_free(worker);
 }
 
@@ -181,14 +182,13 @@ lease_begin(Task *task, int64 number, Worker *worker, WorkerUse *use, TimestampT
 
 	if (lease == NULL)
 		return NULL;
-	lease->task = task;
-	lease->task_id = task->key.task;
-	lease->worker = worker;
-	lease->use = use;
-	memcpy(lease->worker_name, worker->key.name, FANOUT_NAME_LEN);
+	lease->task = link_to(task);
+	lease->task_id = task->node.id;
+	lease->worker = link_to(worker);
+	lease->use = link_to(use);
 	lease->claimed_at = claimed_at;
-	lease->until = until;
-	dlist_push_tail(&worker->leases, &lease->worker_link);
+	lease->node.key = until;
+	short_list_push_tail(&worker->leases, &lease->worker_link);
 	worker->lease_count++;
 	use->leases++;
 	use->running++;
@@ -196,25 +196,36 @@ lease_begin(Task *task, int64 number, Worker *worker, WorkerUse *use, TimestampT
 
 	task->state = TASK_RUNNING;
 	task->ender = InvalidTransactionId;
-	task->lease = lease;
+	task->lease = link_to(lease);
 	task->attempts++;
 	lease->attempt = task->attempts;
 	return lease;
+}
+
+/* The journal has nothing more to write of it. */
+static void
+leave_journal(Lease *lease)
+{
+	Database   *database = database_find(lease->db);
+
+	short_list_delete(&database->journal, &lease->journal_link);
+	database->journal_count--;
+	lease->journal = 0;
 }
 
 /* Take the lease off its task and give its permits back; it stays only if the journal needs it. */
 void
 lease_end(Lease *lease)
 {
-	Task	   *task = lease->task;
+	Task	   *task = task_of(lease);
 	Queue	   *queue = queue_of(task);
-	Worker	   *worker = lease->worker;
-	WorkerUse  *use = lease->use;
+	Worker	   *worker = worker_of(lease);
+	WorkerUse  *use = use_of(lease);
 
 	lease_start_journaled(lease);
 	if (lease->committed)
 		order_remove(&database_of(queue)->expiry, &lease->node);
-	dlist_delete(&lease->worker_link);
+	short_list_delete(&worker->leases, &lease->worker_link);
 	worker->lease_count--;
 	use->leases--;
 	if (!lease->passed_on)
@@ -223,26 +234,22 @@ lease_end(Lease *lease)
 		queue->running--;
 	}
 	if (!lease->lane_passed_on)
-		lane_give_permit(task->lane);
-	worker_release(worker, use);
+		lane_give_permit(lane_of(task));
 
-	task->lease = NULL;
-	lease->task = NULL;
-	lease->worker = NULL;
-	lease->use = NULL;
+	task->lease = 0;
+	lease->task = 0;
+	lease->use = 0;
 
 	/* a claim or an extension that has ended need not be journaled: its end is on disk */
-	if ((lease->journal & LEASE_JOURNAL_EXPIRE) == 0)
+	if ((lease->journal & LEASE_JOURNAL_EXPIRE) != 0)
+		worker->ended_count++;
+	else
 	{
 		if (lease->journal != 0)
-		{
-			Database   *database = database_of(queue);
-
-			dlist_delete(&lease->journal_link);
-			database->journal_count--;
-		}
+			leave_journal(lease);
 		lease_free(lease);
 	}
+	worker_release(worker, use);
 }
 
 /*
@@ -258,27 +265,26 @@ claim_one(Queue *queue, Task *task, Database *database, Worker *worker, WorkerUs
 	Lease	   *lease;
 
 	Assert(task->state == TASK_READY);
-	if (fanout_shared->free_leases == 0 || !find_permit(queue, task->lane, use, claimant, next, &permit_of))
+	if (fanout_shared->free_leases == 0 || !find_permit(queue, lane_of(task), use, claimant, next, &permit_of))
 		return false;
 	lease = lease_begin(task, database->next_lease, worker, use, now, until);
 	if (lease == NULL)
 		return false;
 	database->next_lease++;
 	lease_note_start(lease);
-	lease->holder = MyProc;
-	lease->holder_pid = MyProcPid;
+	lease->holder = backend_number();
 	lease->bound = claimant->bound;
 	lease->permit_of = permit_of;
 
-	lane_serve(task->lane, task);
+	lane_serve(lane_of(task), task);
 	queue->waiting--;
-	lane_count_backlog(task->lane, -1);
+	lane_count_backlog(lane_of(task), -1);
 	queue->dequeued++;
 	audit_claim(lease);
 
 	claim->entry = lease;
-	claim->lease = lease->key.lease;
-	claim->task = task->key.task;
+	claim->lease = lease->node.id;
+	claim->task = task->node.id;
 	claim->batch = task->batch;
 	claim->queue_id = queue->id;
 	claim->priority = task->priority;
@@ -288,7 +294,7 @@ claim_one(Queue *queue, Task *task, Database *database, Worker *worker, WorkerUs
 	claim->fresh = (task->flags & TASK_FLAG_FRESH) != 0;
 	claim->synchronous = queue->settings.synchronous_claims || lease->synchronous;
 	claim->claimed_at = lease->claimed_at;
-	claim->until = lease->until;
+	claim->until = lease->node.key;
 	return true;
 }
 
@@ -363,31 +369,27 @@ queue_claim(Queue *queue, const Claimant *claimant, int max, TimestampTz now, Cl
 void
 lease_commit(Lease *lease, bool journaled)
 {
-	Database   *database = database_of(queue_of(lease->task));
+	Database   *database = database_of(queue_of(task_of(lease)));
 
-	Assert(!lease->committed && lease->task->state == TASK_RUNNING);
+	Assert(!lease->committed && task_of(lease)->state == TASK_RUNNING);
 	lease->committed = true;
 	if (!lease->bound)
-	{
-		lease->holder = NULL;
-		lease->holder_pid = 0;
-	}
-	lease->task->flags &= ~(TASK_FLAG_UNTOUCHED | TASK_FLAG_FRESH);
-	lease->task->deadline = 0;	/* it has started */
-	lease->node.key = lease->until;
+		lease->holder = 0;
+	task_of(lease)->flags &= ~(TASK_FLAG_UNTOUCHED | TASK_FLAG_FRESH);
+	task_of(lease)->deadline = 0;	/* it has started */
 	order_insert(&database->expiry, &lease->node);
 	if (journaled)
 		lease_start_journaled(lease);
 	else
 		lease_journal(lease, LEASE_JOURNAL_CLAIM);
-	keeper_wake_by(database, lease->until);
+	keeper_wake_by(database, lease->node.key);
 }
 
 /* The claim's transaction has aborted: RUNNING -> READY, in its old place. */
 void
 lease_undo(Lease *lease)
 {
-	Task	   *task = lease->task;
+	Task	   *task = task_of(lease);
 	Queue	   *queue = queue_of(task);
 	Lease	   *giver = NULL;
 
@@ -398,9 +400,9 @@ lease_undo(Lease *lease)
 	lease_end(lease);
 
 	/* it may be but a savepoint that was rolled back: the lease that is still being ended holds its permit again */
-	if (giver != NULL && giver->task != NULL)
+	if (giver != NULL && giver->task != 0)
 		lease_take_back_permit(giver);
-	lane_unserve(task->lane);
+	lane_unserve(lane_of(task));
 	task->attempts--;
 	queue->dequeued--;
 	insert_again(queue, task, 0, 0);
@@ -424,10 +426,10 @@ lease_restore(Task *task, int64 number, const char *worker_name, TimestampTz cla
 			worker_release(worker, use);
 		return NULL;
 	}
-	lane_take(task->lane, task);
-	lane_take_permit(task->lane);
+	lane_take(lane_of(task), task);
+	lane_take_permit(lane_of(task));
 	queue->waiting--;
-	lane_count_backlog(task->lane, -1);
+	lane_count_backlog(lane_of(task), -1);
 	lease_commit(lease, true);
 	return lease;
 }
@@ -436,11 +438,11 @@ lease_restore(Task *task, int64 number, const char *worker_name, TimestampTz cla
 void
 lease_journal(Lease *lease, uint8 what)
 {
-	Database   *database = database_find(lease->key.db);
+	Database   *database = database_find(lease->db);
 
 	if (lease->journal == 0)
 	{
-		dlist_push_tail(&database->journal, &lease->journal_link);
+		short_list_push_tail(&database->journal, &lease->journal_link);
 		database->journal_count++;
 	}
 	lease->journal |= what;
@@ -453,25 +455,29 @@ lease_journal(Lease *lease, uint8 what)
 void
 lease_journaled(Lease *lease)
 {
-	Database   *database = database_find(lease->key.db);
-
 	Assert(lease->journal != 0);
-	dlist_delete(&lease->journal_link);
-	database->journal_count--;
-	lease->journal = 0;
-	if (lease->task == NULL)
+	leave_journal(lease);
+	if (lease->task == 0)
+	{
+		Worker	   *worker = worker_of(lease);
+
+		worker->ended_count--;
+		worker_release(worker, NULL);
 		lease_free(lease);
+	}
 }
 
 /* The lease ends at "until" from now on. */
 void
 lease_extend(Lease *lease, TimestampTz until)
 {
-	Database   *database = database_find(lease->key.db);
+	Database   *database = database_find(lease->db);
 
-	lease->until = until;
 	if (!lease->committed)
+	{
+		lease->node.key = until;
 		return;
+	}
 	order_remove(&database->expiry, &lease->node);
 	lease->node.key = until;
 	order_insert(&database->expiry, &lease->node);
@@ -494,18 +500,18 @@ lease_unpin(Lease *lease)
 
 	/* the keeper passed it by if it was due */
 	if (lease->pins == 0 && lease->committed)
-		keeper_wake_by(database_find(lease->key.db), lease->until);
+		keeper_wake_by(database_find(lease->db), lease->node.key);
 }
 
 /* The lease has run out, or its session has gone: RUNNING -> READY, in its old place. */
 void
 lease_expire(Lease *lease, TimestampTz now)
 {
-	Task	   *task = lease->task;
+	Task	   *task = task_of(lease);
 
 	Assert(lease->committed && lease->pins == 0);
 	database_of(queue_of(task))->expired++;
-	lease->until = now;
 	lease_journal(lease, LEASE_JOURNAL_EXPIRE);
 	task_requeue(task, 0, true, now);
+	lease->node.key = now;		/* for the journal: it stands in no set any more */
 }

@@ -23,13 +23,12 @@ seed_is_due(const TaskSeed *seed, TimestampTz now)
 Task *
 enter_from_seed(Queue *queue, Lane *lane, const TaskSeed *seed)
 {
-	Task	   *task = task_enter(queue->db, seed->task);
+	Task	   *task = task_enter(queue, seed->task);
 
 	if (task == NULL)
 		return NULL;
-	task->lane = lane;
+	task->lane = link_to(lane);
 	lane->tasks++;
-	task->queue = queue_index(queue);
 	task->batch = seed->batch;
 	task->rank = seed->rank;
 	task->priority = seed->priority;
@@ -58,7 +57,7 @@ insert_ready(Task *task)
 	note_deadline(task);
 	task->state = TASK_READY;
 	task->node.key = task->rank;
-	lane_add(task->lane, task);
+	lane_add(lane_of(task), task);
 }
 
 void
@@ -67,7 +66,7 @@ insert_scheduled(Queue *queue, Task *task, TimestampTz due)
 	note_deadline(task);
 	task->state = TASK_SCHEDULED;
 	task->node.key = due;
-	lane_schedule(task->lane, task);
+	lane_schedule(lane_of(task), task);
 	if ((task->flags & (TASK_FLAG_UNTOUCHED | TASK_FLAG_CANCELLED)) == 0)
 		lane_await_retry(task);
 	keeper_wake_by(database_of(queue), due);
@@ -95,7 +94,7 @@ void
 insert_again(Queue *queue, Task *task, TimestampTz due, TimestampTz now)
 {
 	queue->waiting++;
-	lane_count_backlog(task->lane, 1);
+	lane_count_backlog(lane_of(task), 1);
 	if (task->flags & TASK_FLAG_CANCELLED)
 		insert_cancelled(queue, task);
 	else if (due > now)
@@ -132,7 +131,7 @@ task_reserve(Queue *queue, const TaskSeed *seed, TimestampTz now)
 	task->state = TASK_ENQUEUED;
 	task->flags |= TASK_FLAG_UNTOUCHED | TASK_FLAG_FRESH;
 	if (lane->sample_task == 0)
-		lane->sample_task = seed->task; /* better than none; it may be rolled back */
+		lane_set_sample(lane, seed->task);	/* better than none; it may be rolled back */
 	task->ender = GetTopTransactionIdIfAny();	/* for who meets it between its commit and the callback */
 	queue->reserved++;
 	return task;
@@ -155,25 +154,25 @@ task_admit(Task *task, int64 group, TimestampTz now)
 	queue->reserved--;
 	queue->waiting++;
 	queue->enqueued++;
-	task->lane->sample_task = task->key.task;
-	lane_join_group(task->lane, group, task->key.task);
+	lane_set_sample(lane_of(task), task->node.id);
+	lane_join_group(lane_of(task), group, task->node.id);
 
 	if (timed && run_at > now)
 	{
 		queue->timed++;
-		if (!window_is_beyond(&queue->scheduled, run_at, task->key.task))
+		if (!window_is_beyond(&queue->scheduled, run_at, task->node.id))
 			insert_scheduled(queue, task, run_at);
 		else
 		{
-			window_leave_on_disk(&queue->scheduled, run_at, task->key.task);
+			window_leave_on_disk(database_of(queue), &queue->scheduled, run_at, task->node.id);
 			task_drop(task);
 		}
 	}
-	else if (timed || !window_is_beyond(&task->lane->ready, task->rank, task->key.task))
+	else if (timed || !window_is_beyond(&lane_of(task)->ready, task->rank, task->node.id))
 		insert_ready(task);
 	else
 	{
-		lane_leave_on_disk(task->lane, task->rank, task->key.task);
+		lane_leave_on_disk(lane_of(task), task->rank, task->node.id);
 		task_drop(task);
 	}
 }
@@ -218,7 +217,7 @@ leave_on_disk(Queue *queue, int64 partition, int64 rank, bool timed, TimestampTz
 
 	if (timed)
 	{
-		window_leave_on_disk(&queue->scheduled, run_at, task);
+		window_leave_on_disk(database_of(queue), &queue->scheduled, run_at, task);
 		keeper_wake_by(database_of(queue), run_at);
 	}
 	else if ((lane = lane_find(queue, partition)) != NULL)
@@ -265,7 +264,7 @@ task_load(Queue *queue, const TaskSeed *seed, ItemPointer tid, bool urgent, Time
 		lane_release(lane);
 		return NULL;
 	}
-	lane->sample_task = seed->task;
+	lane_set_sample(lane, seed->task);
 	task->tid = *tid;
 	task->flags |= TASK_FLAG_UNTOUCHED;
 	lane_join_group(lane, seed->group, seed->task);
@@ -288,7 +287,7 @@ rebuild_on_disk(Queue *queue, Lane *lane, const TaskSeed *seed, bool scheduled)
 	if (scheduled)
 	{
 		queue->timed++;
-		window_leave_on_disk(&queue->scheduled, seed->run_at, seed->task);
+		window_leave_on_disk(database_of(queue), &queue->scheduled, seed->run_at, seed->task);
 	}
 	else if (lane != NULL)
 		lane_leave_on_disk(lane, seed->rank, seed->task);
@@ -333,7 +332,7 @@ task_rebuild(Queue *queue, const TaskSeed *seed, ItemPointer tid, int attempts, 
 		return NULL;
 	}
 	lane_count_backlog(lane, 1);
-	lane->sample_task = seed->task;
+	lane_set_sample(lane, seed->task);
 	task->tid = *tid;
 	task->attempts = attempts;
 	task->flags |= own_due ? 0 : TASK_FLAG_UNTOUCHED;
@@ -360,17 +359,17 @@ queue_promote_due(Queue *queue, TimestampTz now)
 		return false;
 	for (int i = 0; i < FANOUT_WORK_CHUNK; i++)
 	{
-		OrderNode  *first = queue->scheduled.set.first;
+		OrderNode  *first = order_first(&queue->scheduled.set);
 		Task	   *task;
 
-		if (queue->scheduled.bounded && queue->scheduled.bound_key <= now)
+		if (queue->scheduled.bound_key <= now)
 			queue->wants_refill = true;
 		if (first == NULL || first->key > now)
 			return true;
 
 		task = order_container(Task, node, first);
 		Assert(task->state == TASK_SCHEDULED);
-		lane_unschedule(task->lane, task);
+		lane_unschedule(lane_of(task), task);
 		if (queue->timed > 0)
 			queue->timed--;
 		lane_await_retry_no_more(task);

@@ -16,12 +16,13 @@
 
 #include "groups.h"
 #include "lane.h"
+#include "lane_limits.h"
 
 /* Those that the lane takes turns with. */
 static Turns *
 turns_of(Lane *lane)
 {
-	return lane->group != NULL ? &lane->group->lanes : &queue_of_lane(lane)->turns;
+	return lane->group != 0 ? &group_of(lane)->lanes : &queue_of_lane(lane)->turns;
 }
 
 void
@@ -34,10 +35,10 @@ lane_begin_turns(Lane *lane)
 static void
 leave_group(Lane *lane)
 {
-	FairGroup  *group = lane->group;
+	FairGroup  *group = group_of(lane);
 
 	turn_forget(turns_of(lane), &lane->turn);
-	lane->group = NULL;
+	lane->group = 0;
 	if (group == NULL || --group->lane_count > 0)
 		return;
 	turn_forget(&queue_of_lane(lane)->turns, &group->turn);
@@ -72,16 +73,16 @@ group_for(Queue *queue, int64 number)
 void
 lane_join_group(Lane *lane, int64 number, int64 task)
 {
-	FairGroup  *group = lane->group;
+	FairGroup  *group = group_of(lane);
 	bool		waits = lane->turn.waits;
 
-	if ((group != NULL ? group->key.group : 0) != number)
+	if ((group != NULL ? group->number : 0) != number)
 	{
 		if (waits)
 			lane_stop_waiting_for_turn(lane);
 		leave_group(lane);
 		group = number != 0 ? group_for(queue_of_lane(lane), number) : NULL;
-		lane->group = group;
+		lane->group = link_to(group);
 		if (group != NULL)
 			group->lane_count++;
 		lane_begin_turns(lane);
@@ -95,7 +96,7 @@ lane_join_group(Lane *lane, int64 number, int64 task)
 void
 lane_wait_for_turn(Lane *lane, int64 task)
 {
-	FairGroup  *group = lane->group;
+	FairGroup  *group = group_of(lane);
 
 	turn_wait(turns_of(lane), &lane->turn, task);
 	if (group != NULL && !group->turn.waits)
@@ -105,7 +106,7 @@ lane_wait_for_turn(Lane *lane, int64 task)
 void
 lane_stop_waiting_for_turn(Lane *lane)
 {
-	FairGroup  *group = lane->group;
+	FairGroup  *group = group_of(lane);
 
 	turn_stop(turns_of(lane), &lane->turn);
 	if (group != NULL && group->lanes.set.count == 0)
@@ -115,28 +116,29 @@ lane_stop_waiting_for_turn(Lane *lane)
 void
 lane_take_turn(Lane *lane)
 {
-	turn_take(turns_of(lane), &lane->turn, lane->settings.weight);
-	if (lane->group != NULL)
-		turn_take(&queue_of_lane(lane)->turns, &lane->group->turn, 1);
+	turn_take(turns_of(lane), &lane->turn, lane_settings(lane)->weight);
+	if (lane->group != 0)
+		turn_take(&queue_of_lane(lane)->turns, &group_of(lane)->turn, 1);
 }
 
 void
 lane_give_turn_back(Lane *lane)
 {
-	turn_give_back(turns_of(lane), &lane->turn, lane->settings.weight);
-	if (lane->group != NULL)
-		turn_give_back(&queue_of_lane(lane)->turns, &lane->group->turn, 1);
+	turn_give_back(turns_of(lane), &lane->turn, lane_settings(lane)->weight);
+	if (lane->group != 0)
+		turn_give_back(&queue_of_lane(lane)->turns, &group_of(lane)->turn, 1);
 }
 
 Lane *
 queue_lane_in_turn(Queue *queue)
 {
+	OrderNode  *first = order_first(&queue->turns.set);
 	Turn	   *turn;
 
-	if (queue->turns.set.first == NULL)
+	if (first == NULL)
 		return NULL;
-	turn = order_container(Turn, node, queue->turns.set.first);
+	turn = order_container(Turn, node, first);
 	if (turn->shared)
-		turn = order_container(Turn, node, order_container(FairGroup, turn, turn)->lanes.set.first);
+		turn = order_container(Turn, node, order_first(&order_container(FairGroup, turn, turn)->lanes.set));
 	return order_container(Lane, turn, turn);
 }

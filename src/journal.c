@@ -40,25 +40,24 @@ typedef struct JournalItem
 static int
 copy_items(Database *database, JournalItem *items)
 {
-	dlist_iter	iter;
 	int			count = 0;
 
 	dispatcher_lock();
-	dlist_foreach(iter, &database->journal)
+	short_list_foreach(node, &database->journal)
 	{
-		Lease	   *lease = dlist_container(Lease, journal_link, iter.cur);
+		Lease	   *lease = link_container(Lease, journal_link, node);
 		JournalItem *item;
 
 		if (count == JOURNAL_CHUNK)
 			break;
 		item = &items[count++];
-		item->lease = lease->key.lease;
+		item->lease = lease->node.id;
 		item->task = lease->task_id;
 		item->what = lease->journal;
 		item->bound = lease->bound;
 		item->claimed_at = lease->claimed_at;
-		item->until = lease->until;
-		memcpy(item->worker, lease->worker_name, FANOUT_NAME_LEN);
+		item->until = lease->node.key;
+		memcpy(item->worker, worker_of(lease)->key.name, FANOUT_NAME_LEN);
 	}
 	dispatcher_unlock();
 	return count;
@@ -88,7 +87,7 @@ settle_item(const JournalItem *item)
 	if (item->what & LEASE_JOURNAL_CLAIM)
 		lease_start_journaled(lease);
 	left = lease->journal & ~item->what;
-	if ((lease->journal & LEASE_JOURNAL_EXTEND) && lease->until != item->until)
+	if ((lease->journal & LEASE_JOURNAL_EXTEND) && lease->node.key != item->until)
 		left |= LEASE_JOURNAL_EXTEND;
 	if (left == 0)
 		lease_journaled(lease);

@@ -39,6 +39,7 @@
 #include "starts.h"
 #include "storage.h"
 #include "wait.h"
+#include "window.h"
 #include "worker.h"
 
 #define RETRY_REFILL	(500 * INT64CONST(1000))	/* microseconds, when the pool had no room and none comes free */
@@ -201,7 +202,7 @@ max_attempts_of(const Task *task)
 static bool
 is_decided_elsewhere(const Lease *lease)
 {
-	const Queue *queue = &fanout_queues[lease->task->queue];
+	const Queue *queue = &fanout_queues[task_of(lease)->queue];
 
 	return lease->pins > 0 || (queue->state == QUEUE_CLOSED && queue->dropping);
 }
@@ -218,7 +219,7 @@ expire_leases(TimestampTz now, int64 *exhausted, int *exhausted_count)
 
 	*exhausted_count = 0;
 	dispatcher_lock();
-	for (node = database->expiry.first; node != NULL && node->key <= now && looked < FANOUT_WORK_CHUNK;)
+	for (node = order_first(&database->expiry); node != NULL && node->key <= now && looked < FANOUT_WORK_CHUNK;)
 	{
 		Lease	   *lease = order_container(Lease, node, node);
 
@@ -226,12 +227,12 @@ expire_leases(TimestampTz now, int64 *exhausted, int *exhausted_count)
 		if (is_decided_elsewhere(lease))
 			continue;
 		looked++;
-		if (lease->task->attempts >= max_attempts_of(lease->task) ||
-			(lease->task->flags & TASK_FLAG_CANCELLED) != 0)
-			exhausted[(*exhausted_count)++] = lease->key.lease;
+		if (task_of(lease)->attempts >= max_attempts_of(task_of(lease)) ||
+			(task_of(lease)->flags & TASK_FLAG_CANCELLED) != 0)
+			exhausted[(*exhausted_count)++] = lease->node.id;
 		else
 		{
-			Queue	   *queue = &fanout_queues[lease->task->queue];
+			Queue	   *queue = &fanout_queues[task_of(lease)->queue];
 
 			lease_expire(lease, now);
 			queue_wake(queue);
@@ -307,11 +308,11 @@ list_cancelled(Task *task, void *arg)
 {
 	CancelList *list = arg;
 
-	if (task->key.db == MyDatabaseId && (task->flags & TASK_FLAG_CANCELLED) != 0 &&
+	if (fanout_queues[task->queue].db == MyDatabaseId && (task->flags & TASK_FLAG_CANCELLED) != 0 &&
 		task->state == TASK_SCHEDULED && list->count < FANOUT_WORK_CHUNK)
 	{
 		list->late[list->count] = task->deadline != 0 && task->deadline <= list->now;
-		list->tasks[list->count++] = task->key.task;
+		list->tasks[list->count++] = task->node.id;
 	}
 }
 
@@ -586,7 +587,7 @@ run_joins(void)
 static TimestampTz
 next_expiry(void)
 {
-	OrderNode  *node = database->expiry.first;
+	OrderNode  *node = order_first(&database->expiry);
 
 	while (node != NULL && is_decided_elsewhere(order_container(Lease, node, node)))
 		node = order_next(node);
@@ -613,10 +614,10 @@ plan_next_look(TimestampTz last_flush, bool headway, TimestampTz next_join)
 
 		if (queue->state != QUEUE_OPEN || queue->db != MyDatabaseId)
 			continue;
-		if (queue->scheduled.set.first != NULL)
-			next = Min(next, queue->scheduled.set.first->key);
-		if (queue->throttled.first != NULL)
-			next = Min(next, queue->throttled.first->key);
+		if (queue->scheduled.set.count > 0)
+			next = Min(next, order_first(&queue->scheduled.set)->key);
+		if (queue->throttled.count > 0)
+			next = Min(next, order_first(&queue->throttled)->key);
 		if (queue->waiter_count > 0 && queue->startable > 0)
 		{
 			TimestampTz at = queue_admits_start(queue, GetCurrentTimestamp());
@@ -624,7 +625,7 @@ plan_next_look(TimestampTz last_flush, bool headway, TimestampTz next_join)
 			if (at != 0)
 				next = Min(next, at);
 		}
-		if (queue->scheduled.bounded)
+		if (window_is_bounded(&queue->scheduled))
 			next = Min(next, headway ? queue->scheduled.bound_key :
 					   Max(queue->scheduled.bound_key, GetCurrentTimestamp() + RETRY_REFILL));
 		if (queue->wants_refill)

@@ -20,62 +20,10 @@
 #include "dispatch.h"
 #include "groups.h"
 #include "lane.h"
+#include "lane_limits.h"
 #include "room.h"
 #include "wait.h"
 #include "window.h"
-
-/* The lane's rate limit; none if its view has no windows. */
-static RateView
-rate_of(Lane *lane)
-{
-	const RateLimit *limit = &lane->settings.rate;
-	RateView	view;
-
-	if (limit->units == 0)
-		limit = &queue_of_lane(lane)->settings.partition_rate;
-	view.log = &lane->rate_log;
-	view.limits = limit;
-	view.uses = &lane->rate_use;
-	view.count = lane->key.partition != 0 && limit->units > 0 ? 1 : 0;
-	return view;
-}
-
-/*
- * The starts that a crash may make us forget, as they were not on disk yet:
- * never more than these are left to the journal, and a rebuild takes them for
- * started.
- */
-int64
-rate_slack(const RateView *rate)
-{
-	int64		slack = PG_INT64_MAX;
-
-	for (int i = 0; i < rate->count; i++)
-	{
-		double		units = (double) rate->limits[i].units;
-		double		while_journaled = units * fanout_journal_interval * 2000 / rate->limits[i].period;
-		double		of_window = Max(units / 16, while_journaled);
-
-		slack = Min(slack, (int64) Max(1, Min(of_window, units)));
-	}
-	return slack;
-}
-
-/* Before a crash some may have started that nobody knows of. */
-void
-lane_remember_unknown_starts(Lane *lane, TimestampTz at)
-{
-	Queue	   *queue = queue_of_lane(lane);
-	RateView	rate = rate_of(lane);
-	int64		unknown = rate_slack(&rate);
-
-	/* a lane that is new since may be one whose starts found no place */
-	if (queue->loaded_at != 0 && queue->starts_lost)
-		unknown = rate.limits->units;
-
-	if (rate.count > 0 && at + rate.limits->period > GetCurrentTimestamp())
-		rate_take(&rate, unknown, Max(at, lane->rate_log.seen));
-}
 
 Lane *
 lane_for_task(Queue *queue, int64 partition, bool due)
@@ -92,7 +40,7 @@ lane_for_task(Queue *queue, int64 partition, bool due)
 	lane_begin_turns(lane);
 
 	/* some of its tasks may be strays: all of it counts as being on disk until a refill has looked */
-	if (queue->strays.bounded)
+	if (window_is_bounded(&queue->strays))
 		lane_leave_on_disk(lane, PG_INT64_MIN, queue->strays.bound_id);
 
 	if (queue->loaded_at != 0)
@@ -109,8 +57,8 @@ lane_for(Queue *queue, int64 partition)
 void
 lane_release(Lane *lane)
 {
-	if (lane->key.partition == 0 || lane->tasks > 0 || lane->backlog > 0 || lane->named || lane->setters > 0 ||
-		lane->ready.bounded || lane->ready.refilling || lane->throttled_until != 0)
+	if (lane->partition == 0 || lane->tasks > 0 || lane->backlog > 0 || lane->limited || lane->turn.aside ||
+		window_is_bounded(&lane->ready) || window_is_refilling(database_of(queue_of_lane(lane)), &lane->ready))
 		return;
 	Assert(lane->running == 0 && lane->startable == 0);
 	lane_forget_turns(lane);
@@ -118,11 +66,29 @@ lane_release(Lane *lane)
 	lanes_freed();
 }
 
+void
+lane_set_sample(Lane *lane, int64 task)
+{
+	lane->sample_task = (uint32) task;
+}
+
+/* It was given out within the last 2^32 ids, or it is not found. */
+int64
+lane_sample(const Lane *lane)
+{
+	int64		next = database_of(queue_of_lane(lane))->next_task;
+	int64		task = (next & ~INT64CONST(0xffffffff)) + lane->sample_task;
+
+	if (lane->sample_task == 0)
+		return 0;
+	return task < next ? task : task - (INT64CONST(1) << 32);
+}
+
 /* Give back the pool entry of a task that stands in no set. */
 void
 task_drop(Task *task)
 {
-	Lane	   *lane = task->lane;
+	Lane	   *lane = lane_of(task);
 
 	lane_await_retry_no_more(task);
 	task_free(task);
@@ -133,7 +99,7 @@ task_drop(Task *task)
 void
 queue_leave_stray(Queue *queue, int64 task)
 {
-	window_leave_on_disk(&queue->strays, 0, task);
+	window_leave_on_disk(database_of(queue), &queue->strays, 0, task);
 	fanout_shared->has_strays = true;
 	if (!queue_may_have_lane(queue))
 		return;					/* lanes_freed() asks for the refill */
@@ -153,31 +119,13 @@ lanes_freed(void)
 	{
 		Queue	   *queue = &fanout_queues[i];
 
-		if (queue->state == QUEUE_FREE || !queue->strays.bounded)
+		if (queue->state == QUEUE_FREE || !window_is_bounded(&queue->strays))
 			continue;
 		any = true;
 		queue->wants_refill = true;
 		keeper_wake(database_of(queue));
 	}
 	fanout_shared->has_strays = any;
-}
-
-int32
-lane_limit(const Lane *lane)
-{
-	if (lane->key.partition == 0)
-		return 0;
-	return lane->settings.concurrency > 0 ? lane->settings.concurrency :
-		queue_of_lane(lane)->settings.partition_concurrency;
-}
-
-int32
-lane_max_backlog(const Lane *lane)
-{
-	if (lane->key.partition == 0)
-		return 0;
-	return lane->settings.max_backlog > 0 ? lane->settings.max_backlog :
-		queue_of_lane(lane)->settings.partition_max_backlog;
 }
 
 /*
@@ -188,7 +136,7 @@ lane_max_backlog(const Lane *lane)
 void
 lane_count_backlog(Lane *lane, int64 tasks)
 {
-	if (lane->key.partition != 0)
+	if (lane->partition != 0)
 		lane->backlog = Max(lane->backlog + tasks, 0);
 }
 
@@ -236,54 +184,13 @@ queue_has_backlog_room(Queue *queue, int64 partition, int32 *backlog, int32 *mos
 void
 queue_recount_backlogs(Queue *queue)
 {
-	dlist_mutable_iter iter;
-
-	dlist_foreach_modify(iter, &queue->lanes)
+	short_list_foreach_modify(node, &queue->lanes)
 	{
-		Lane	   *lane = dlist_container(Lane, link, iter.cur);
+		Lane	   *lane = link_container(Lane, link, node);
 
 		lane->backlog = Min(lane->backlog, lane->tasks - lane->running);
 		lane_release(lane);
 	}
-}
-
-bool
-lane_keep(Queue *queue, int64 partition)
-{
-	Lane	   *lane = lane_for(queue, partition);
-
-	if (lane != NULL)
-		lane->setters++;
-	return lane != NULL;
-}
-
-void
-lane_let_go(Queue *queue, int64 partition)
-{
-	Lane	   *lane = lane_find(queue, partition);
-
-	if (lane == NULL)
-		return;
-	Assert(lane->setters > 0);
-	lane->setters--;
-	lane_release(lane);
-}
-
-bool
-lane_set(Queue *queue, int64 partition, const LaneSettings *settings)
-{
-	Lane	   *lane = lane_for(queue, partition);
-
-	if (lane == NULL)
-		return false;
-	lane->settings = *settings;
-	/* its worker's word to wait keeps it in the set of throttled lanes until that is over */
-	lane->named = settings->concurrency > 0 || settings->weight != 1 || settings->paused || settings->rate.units > 0 ||
-		settings->max_backlog > 0;
-	lane_recount_rate(lane);
-	lane_settle(lane);
-	lane_release(lane);
-	return true;
 }
 
 /*
@@ -297,8 +204,18 @@ lane_first(const Lane *lane)
 	OrderNode  *first = window_first(&lane->ready);
 
 	if (first == NULL && lane->starved)
-		first = lane->ready.set.first;
+		first = order_first(&lane->ready.set);
 	return first != NULL ? order_container(Task, node, first) : NULL;
+}
+
+/* A task that waits for another attempt, the first of its list, or NULL. */
+static Task *
+first_retry(const Lane *lane)
+{
+	ShortNode  *node = short_list_first(&lane->scheduled);
+	Task	   *task = node != NULL ? link_container(Task, link, node) : NULL;
+
+	return task != NULL && (task->flags & TASK_FLAG_RETRIED) != 0 ? task : NULL;
 }
 
 /*
@@ -308,7 +225,8 @@ lane_first(const Lane *lane)
 static bool
 lane_awaits_retry(const Lane *lane)
 {
-	return !dlist_is_empty((dlist_head *) &lane->retries) && !queue_of_lane(lane)->settings.retries_pass && lane_limit(lane) == 1;
+	return !short_list_is_empty(&lane->scheduled) && first_retry(lane) != NULL &&
+		!queue_of_lane(lane)->settings.retries_pass && lane_limit(lane) == 1;
 }
 
 /* The task that it waits for so, the one that is due last as far as a look at some tells; NULL: none. */
@@ -317,18 +235,17 @@ lane_awaited_retry(const Lane *lane)
 {
 	Task	   *last = NULL;
 	int			looked = 0;
-	dlist_iter	iter;
 
 	if (!lane_awaits_retry(lane))
 		return NULL;
-	dlist_foreach(iter, &((Lane *) lane)->retries)
+	short_list_foreach(node, &lane->scheduled)
 	{
-		Task	   *task = dlist_container(Task, link, iter.cur);
+		Task	   *task = link_container(Task, link, node);
 
+		if ((task->flags & TASK_FLAG_RETRIED) == 0 || ++looked > FANOUT_WORK_CHUNK)
+			break;
 		if (last == NULL || last->node.key < task->node.key)
 			last = task;
-		if (++looked == FANOUT_WORK_CHUNK)
-			break;
 	}
 	return last;
 }
@@ -341,12 +258,12 @@ lane_awaited_retry(const Lane *lane)
 void
 lane_await_retry(Task *task)
 {
-	Lane	   *lane = task->lane;
+	Lane	   *lane = lane_of(task);
 
-	if (lane->key.partition == 0 || (task->flags & TASK_FLAG_RETRIED) != 0)
+	if (lane->partition == 0 || (task->flags & TASK_FLAG_RETRIED) != 0)
 		return;
 	task->flags |= TASK_FLAG_RETRIED;
-	dlist_push_tail(&lane->retries, &task->link);
+	short_list_push_head(&lane->scheduled, &task->link);
 	lane_settle(lane);
 }
 
@@ -357,28 +274,8 @@ lane_await_retry_no_more(Task *task)
 	if ((task->flags & TASK_FLAG_RETRIED) == 0)
 		return;
 	task->flags &= ~TASK_FLAG_RETRIED;
-	dlist_delete(&task->link);
-	lane_settle(task->lane);
-}
-
-/* When time lets a start of so many units happen; 0: now.  Or, without a task, when there is nothing to remember. */
-static TimestampTz
-throttled_until(Lane *lane, const RateView *rate, const Task *first)
-{
-	TimestampTz now;
-
-	if (rate->count == 0 && lane->settings.held_until == 0)
-		return 0;
-	now = GetCurrentTimestamp();
-	if (lane->settings.held_until > now)
-		return lane->settings.held_until;
-	if (rate->count == 0)
-		return 0;
-
-	/* what is on disk is known once there is a unit to start it with */
-	if (first != NULL || lane->ready.bounded)
-		return rate_admits(rate, first != NULL ? first->cost : 1, now);
-	return rate_left(rate, now) < rate->limits->units ? rate_empty_at(rate) : 0;
+	short_list_delete(&lane_of(task)->scheduled, &task->link);
+	lane_settle(lane_of(task));
 }
 
 /* How many tasks may start now; if none, when time will change that is told, if it will. */
@@ -388,22 +285,20 @@ startable_of(Lane *lane, TimestampTz *until)
 	int64		count = lane->ready.set.count;
 	Task	   *first = lane_first(lane);
 	int32		limit;
-	RateView	rate;
 
 	/* the main lane has no settings: most queues have no other, and this is done several times for each task */
 	*until = 0;
-	if (lane->key.partition == 0)
+	if (lane->partition == 0)
 		return first != NULL ? count : 0;
 
 	limit = lane_limit(lane);
-	rate = rate_of(lane);
-	*until = throttled_until(lane, &rate, first);
-	if (*until != 0 || first == NULL || lane->settings.paused || lane_awaits_retry(lane))
+	*until = lane_held_until(lane, first);
+	if (*until != 0 || first == NULL || lane_settings(lane)->paused || lane_awaits_retry(lane))
 		return 0;
 	if (limit > 0)
 		count = Min(count, limit - lane->running);
-	if (rate.count > 0)
-		count = Min(count, Max(rate_left(&rate, GetCurrentTimestamp()), 1));
+	if (lane_has_rate(lane))
+		count = Min(count, Max(lane_rate_left(lane), 1));
 	return Max(count, 0);
 }
 
@@ -416,7 +311,7 @@ lane_is_blocked(const Lane *lane)
 {
 	int32		limit = lane_limit(lane);
 
-	return lane->settings.paused || lane->throttled_until != 0 || (limit > 0 && lane->running >= limit) ||
+	return lane_settings(lane)->paused || lane->turn.aside || (limit > 0 && lane->running >= limit) ||
 		lane_awaits_retry(lane);
 }
 
@@ -431,14 +326,14 @@ check_refill(Lane *lane)
 	Queue	   *queue = queue_of_lane(lane);
 	int64		low;
 
-	if (!lane->ready.bounded || lane->wants_refill || lane->ready.refilling)
+	if (!window_is_bounded(&lane->ready) || lane->wants_refill || window_is_refilling(database_of(queue), &lane->ready))
 		return;
-	low = lane->key.partition == 0 ? queue_window_limit() / 2 : LANE_LOW;
+	low = lane->partition == 0 ? queue_window_limit() / 2 : LANE_LOW;
 	if (lane_is_blocked(lane) ?
 		lane->ready.set.count > 0 || !queue_is_within_share(queue) :
 		window_first(&lane->ready) != NULL && (lane->ready.set.count >= low || !queue_is_within_share(queue)))
 		return;
-	if (lane->key.partition != 0)
+	if (lane->partition != 0)
 		lane_ask_for_refill(lane);
 	else
 		lane->wants_refill = true;
@@ -452,27 +347,25 @@ leave_set(Lane *lane)
 {
 	if (lane->startable > 0)
 		lane_stop_waiting_for_turn(lane);
-	else if (lane->throttled_until != 0)
-		order_remove(&queue_of_lane(lane)->throttled, &lane->turn.node);
+	else if (lane->turn.aside)
+		turn_bring_back(&queue_of_lane(lane)->throttled, &lane->turn);
 }
 
-/* Put it into the set that it belongs to. */
+/* Put it into the set that it belongs to; "until": the throttled ones, if nothing of it may start. */
 static void
-enter_set(Lane *lane)
+enter_set(Lane *lane, TimestampTz until)
 {
 	Queue	   *queue = queue_of_lane(lane);
 
 	if (lane->startable > 0)
 	{
 		/* of lanes that are even, the one whose task has waited longest is first */
-		lane_wait_for_turn(lane, lane_first(lane)->key.task);
+		lane_wait_for_turn(lane, lane_first(lane)->node.id);
 	}
-	else if (lane->throttled_until != 0)
+	else if (until != 0)
 	{
-		lane->turn.node.key = lane->throttled_until;
-		lane->turn.node.id = lane->key.partition;
-		order_insert(&queue->throttled, &lane->turn.node);
-		keeper_wake_by(database_of(queue), lane->throttled_until);
+		turn_set_aside(&queue->throttled, &lane->turn, until);
+		keeper_wake_by(database_of(queue), until);
 	}
 }
 
@@ -482,20 +375,16 @@ lane_settle(Lane *lane)
 	Queue	   *queue = queue_of_lane(lane);
 	TimestampTz until;
 	int32		startable = startable_of(lane, &until);
+	bool		moves = (startable > 0) != (lane->startable > 0) || until != lane_throttled_until(lane);
 
-	if ((startable > 0) != (lane->startable > 0) || until != lane->throttled_until)
-	{
+	if (moves)
 		leave_set(lane);
-		queue->startable += startable - lane->startable;
-		lane->startable = startable;
-		lane->throttled_until = until;
-		enter_set(lane);
-	}
-	else
-	{
-		queue->startable += startable - lane->startable;
-		lane->startable = startable;
-	}
+	queue->startable += startable - lane->startable;
+	lane->startable = startable;
+	if (moves)
+		enter_set(lane, until);
+	if (lane->limited)
+		lane_drop_idle_limits(lane);
 	check_refill(lane);
 }
 
@@ -505,89 +394,25 @@ queue_release_throttled(Queue *queue, TimestampTz now)
 {
 	for (int i = 0; i < FANOUT_WORK_CHUNK; i++)
 	{
-		OrderNode  *first = queue->throttled.first;
+		OrderNode  *first = order_first(&queue->throttled);
+		Lane	   *lane = first != NULL ? order_container(Lane, turn.node, first) : NULL;
 
-		if (first == NULL || first->key > now)
+		if (lane == NULL || first->key > now)
 			return true;
-		lane_settle(order_container(Lane, turn.node, first));
-		lane_release(order_container(Lane, turn.node, first));
+		lane_settle(lane);
+		lane_release(lane);
 	}
 	return false;
-}
-
-/* The lane's rate limit has changed. */
-void
-lane_recount_rate(Lane *lane)
-{
-	RateView	rate = rate_of(lane);
-
-	if (rate.count > 0)
-		rate_recount(&rate, GetCurrentTimestamp());
-	else
-	{
-		rate_log_free(&lane->rate_log);
-		memset(&lane->rate_use, 0, sizeof(RateUse));
-	}
-}
-
-bool
-lane_has_rate(Lane *lane)
-{
-	return rate_of(lane).count > 0;
-}
-
-/* A task of the lane starts. */
-void
-lane_start(Lane *lane, int32 cost, TimestampTz at)
-{
-	RateView	rate = rate_of(lane);
-
-	if (rate.count > 0)
-	{
-		rate_take(&rate, cost, at);
-		audit_start(&rate, cost, at);
-	}
-}
-
-/* May so many more units of the lane be started and not be on disk? */
-bool
-lane_has_slack(Lane *lane, int32 cost)
-{
-	RateView	rate = rate_of(lane);
-
-	return rate.count == 0 || lane->unjournaled + cost <= rate_slack(&rate);
-}
-
-/* It has not started after all. */
-void
-lane_unstart(Lane *lane, int32 cost, TimestampTz at)
-{
-	RateView	rate = rate_of(lane);
-
-	if (rate.count > 0)
-		rate_give_back(&rate, cost, at);
-}
-
-/* For a rebuild: a task of the lane has started then. */
-void
-lane_remember_start(Lane *lane, int32 cost, TimestampTz at)
-{
-	RateView	rate = rate_of(lane);
-
-	if (rate.count > 0)
-		rate_take(&rate, cost, Max(at, lane->rate_log.seen));
 }
 
 /* What holds for each partition has changed. */
 void
 queue_settle_lanes(Queue *queue)
 {
-	dlist_mutable_iter iter;
-
 	/* a lane that asks for a refill moves forward in the list, to where we have been */
-	dlist_foreach_modify(iter, &queue->lanes)
+	short_list_foreach_modify(node, &queue->lanes)
 	{
-		Lane	   *lane = dlist_container(Lane, link, iter.cur);
+		Lane	   *lane = link_container(Lane, link, node);
 
 		lane_recount_rate(lane);
 		lane_settle(lane);
@@ -636,12 +461,12 @@ lane_schedule(Lane *lane, Task *task)
 	Assert((task->flags & TASK_FLAG_RETRIED) == 0);
 	task->flags |= TASK_FLAG_DELAYED;
 	queue->spare++;
-	if (lane->key.partition == 0)
+	if (lane->partition == 0)
 	{
 		queue->main_delayed++;
 		return;
 	}
-	dlist_push_tail(&lane->delayed, &task->link);
+	short_list_push_tail(&lane->scheduled, &task->link);
 	lane->spare++;
 	queue->delayed++;
 }
@@ -656,25 +481,51 @@ lane_unschedule(Lane *lane, Task *task)
 		return;
 	task->flags &= ~TASK_FLAG_DELAYED;
 	queue->spare--;
-	if (lane->key.partition == 0)
+	if (lane->partition == 0)
 	{
 		queue->main_delayed--;
 		return;
 	}
-	dlist_delete(&task->link);
+	short_list_delete(&lane->scheduled, &task->link);
 	lane->spare--;
 	queue->delayed--;
+}
+
+/* No task of the lane that is on disk only has a smaller id. */
+int64
+lane_disk_first(const Lane *lane)
+{
+	return lane->disk_before == DISK_BEFORE_MOST ? 1 : lane->ready.bound_id - lane->disk_before;
+}
+
+/* To be called when the bound has changed. */
+static void
+set_disk_first(Lane *lane, int64 id)
+{
+	lane->disk_before = Max(Min(lane->ready.bound_id - id, DISK_BEFORE_MOST), 0);
 }
 
 /* A ready task at this place is, from now on, on disk only. */
 void
 lane_leave_on_disk(Lane *lane, int64 key, int64 id)
 {
-	lane->disk_first = lane->ready.bounded ? Min(lane->disk_first, id) : id;
+	int64		first = window_is_bounded(&lane->ready) ? Min(lane_disk_first(lane), id) : id;
+
 	if (!window_is_beyond(&lane->ready, key, id))
 		lane->starved = false;	/* it comes before others: there may be memory for it */
-	window_leave_on_disk(&lane->ready, key, id);
+	window_leave_on_disk(database_of(queue_of_lane(lane)), &lane->ready, key, id);
+	set_disk_first(lane, first);
 	lane_settle(lane);
+}
+
+/* As for its window, which the caller settles. */
+void
+lane_end_refill(Lane *lane, int64 key, int64 id)
+{
+	int64		first = lane_disk_first(lane);
+
+	window_end_refill(database_of(queue_of_lane(lane)), &lane->ready, key, id);
+	set_disk_first(lane, first);
 }
 
 void
@@ -700,9 +551,7 @@ queue_next_lane(Queue *queue)
 
 	while ((lane = queue_lane_in_turn(queue)) != NULL)
 	{
-		RateView	rate = rate_of(lane);
-
-		if (rate_has_room(&rate))
+		if (lane_has_room_for_start(lane))
 			return lane;
 
 		/* others have taken what room there was when it was settled: it is throttled now */

@@ -7,13 +7,32 @@
 #ifndef FANOUT_LANE_H
 #define FANOUT_LANE_H
 
-#include "shared_state.h"
+#include "lane_pools.h"
+
+#define DISK_BEFORE_MOST	((INT64CONST(1) << 28) - 1) /* of Lane.disk_before: at least so far */
 
 static inline Queue *
 queue_of_lane(const Lane *lane)
 {
-	return &fanout_queues[lane->key.queue];
+	return &fanout_queues[lane->turn.queue];
 }
+
+static inline FairGroup *
+group_of(const Lane *lane)
+{
+	return link_target(lane->group);
+}
+
+/* When time will change the lane, of which none may start before; 0: it is no matter of time. */
+static inline TimestampTz
+lane_throttled_until(const Lane *lane)
+{
+	return lane->turn.aside ? lane->turn.node.key : 0;
+}
+
+/* One of its tasks, by which others may find the partition's key; 0: none. */
+extern void lane_set_sample(Lane *lane, int64 task);
+extern int64 lane_sample(const Lane *lane);
 
 /* A lane of a partition that has fewer tasks in memory than this asks for a refill, if there are more on disk. */
 #define LANE_LOW	8
@@ -24,19 +43,6 @@ queue_of_lane(const Lane *lane)
  */
 extern Lane *lane_for(Queue *queue, int64 partition);
 extern Lane *lane_for_task(Queue *queue, int64 partition, bool due);
-
-/* Give it settings of its own, or take them away; false if there is no room for the lane. */
-extern bool lane_set(Queue *queue, int64 partition, const LaneSettings *settings);
-
-/* It is to get settings when a transaction commits: there is room for it until that has ended; false if there is none. */
-extern bool lane_keep(Queue *queue, int64 partition);
-extern void lane_let_go(Queue *queue, int64 partition);
-
-/* How many of its tasks may run at one time; 0: any number. */
-extern int32 lane_limit(const Lane *lane);
-
-/* How many of its tasks may wait; 0: any number. */
-extern int32 lane_max_backlog(const Lane *lane);
 
 /*
  * So many tasks of the partition wait from now on, or wait no more: of a lane,
@@ -68,6 +74,8 @@ extern void task_drop(Task *task);
 extern void lane_add(Lane *lane, Task *task);
 extern void lane_take(Lane *lane, Task *task);
 extern void lane_leave_on_disk(Lane *lane, int64 key, int64 id);
+extern int64 lane_disk_first(const Lane *lane);
+extern void lane_end_refill(Lane *lane, int64 key, int64 id);
 extern Task *lane_first(const Lane *lane);
 extern bool lane_is_blocked(const Lane *lane);
 
@@ -95,15 +103,8 @@ extern void lane_give_permit(Lane *lane);
 extern void lane_settle(Lane *lane);
 extern void queue_settle_lanes(Queue *queue);
 
-/* Its rate limit. */
-extern int64 rate_slack(const RateView *rate);
-extern bool lane_has_rate(Lane *lane);
-extern void lane_start(Lane *lane, int32 cost, TimestampTz at);
-extern void lane_unstart(Lane *lane, int32 cost, TimestampTz at);
-extern bool lane_has_slack(Lane *lane, int32 cost);
-extern void lane_remember_start(Lane *lane, int32 cost, TimestampTz at);
-extern void lane_remember_unknown_starts(Lane *lane, TimestampTz at);
-extern void lane_recount_rate(Lane *lane);
+
+/* Those whose time has come; false if there are more than one call should do. */
 extern bool queue_release_throttled(Queue *queue, TimestampTz now);
 
 /* A task that is on disk only, as is its lane. */

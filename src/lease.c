@@ -52,9 +52,9 @@ find_live(int64 number)
 {
 	Lease	   *lease = lease_find(MyDatabaseId, number);
 
-	if (lease == NULL || lease->task == NULL)
+	if (lease == NULL || lease->task == 0)
 		return NULL;
-	if (!lease->committed && lease->holder != MyProc)
+	if (!lease->committed && lease->holder != backend_number())
 		return NULL;
 	return lease;
 }
@@ -63,7 +63,7 @@ find_live(int64 number)
 static TransactionId
 decider_of(const Lease *lease)
 {
-	const Queue *queue = &fanout_queues[lease->task->queue];
+	const Queue *queue = &fanout_queues[task_of(lease)->queue];
 
 	if (TransactionIdIsValid(lease->ender))
 		return lease->ender;
@@ -73,12 +73,12 @@ decider_of(const Lease *lease)
 static void
 copy_out(Lease *lease, HeldLease *held)
 {
-	const Task *task = lease->task;
+	const Task *task = task_of(lease);
 	const QueueSettings *settings = &fanout_queues[task->queue].settings;
 
 	held->entry = lease;
-	held->lease = lease->key.lease;
-	held->task = task->key.task;
+	held->lease = lease->node.id;
+	held->task = task->node.id;
 	held->queue_id = fanout_queues[task->queue].id;
 	held->attempt = lease->attempt;
 	held->max_attempts = task->max_attempts > 0 ? task->max_attempts : settings->max_attempts;
@@ -88,7 +88,7 @@ copy_out(Lease *lease, HeldLease *held)
 	held->lease_duration = settings->lease;
 	held->backoff = settings->backoff;
 	held->backoff_max = settings->backoff_max;
-	memcpy(held->worker, lease->worker_name, FANOUT_NAME_LEN);
+	memcpy(held->worker, worker_of(lease)->key.name, FANOUT_NAME_LEN);
 }
 
 typedef enum HoldResult
@@ -273,7 +273,6 @@ leases_of_worker(const char *name, int *count)
 	for (;;)
 	{
 		Worker	   *worker;
-		dlist_iter	iter;
 		int			needed;
 
 		*count = 0;
@@ -282,8 +281,8 @@ leases_of_worker(const char *name, int *count)
 		needed = worker != NULL ? worker->lease_count : 0;
 		if (worker != NULL && needed <= room)
 		{
-			dlist_foreach(iter, &worker->leases)
-				leases[(*count)++] = dlist_container(Lease, worker_link, iter.cur)->key.lease;
+			short_list_foreach(node, &worker->leases)
+				leases[(*count)++] = link_container(Lease, worker_link, node)->node.id;
 		}
 		dispatcher_unlock();
 		if (needed <= room)
@@ -302,7 +301,7 @@ find_queue_of_lease(int64 number, int32 *queue_id)
 	dispatcher_lock();
 	lease = find_live(number);
 	if (lease != NULL)
-		*queue_id = fanout_queues[lease->task->queue].id;
+		*queue_id = fanout_queues[task_of(lease)->queue].id;
 	dispatcher_unlock();
 	return lease != NULL;
 }
@@ -358,10 +357,10 @@ fanout_heartbeat(PG_FUNCTION_ARGS)
 static void
 end_if_bound_to_me(Lease *lease, void *arg)
 {
-	if (!lease->bound || lease->task == NULL || lease->holder != MyProc || !lease->committed)
+	if (!lease->bound || lease->task == 0 || lease->holder != backend_number() || !lease->committed)
 		return;
 	lease->bound = false;
-	lease->holder = NULL;
+	lease->holder = 0;
 	lease_extend(lease, *(TimestampTz *) arg);
 }
 

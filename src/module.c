@@ -29,6 +29,7 @@ int			fanout_max_queues;
 int			fanout_max_databases;
 int			fanout_max_workers;
 int			fanout_max_lanes;
+int			fanout_max_limited_lanes;
 int			fanout_max_rate_entries;
 int			fanout_journal_interval;
 int			fanout_max_wait;
@@ -74,6 +75,11 @@ define_settings(void)
 	DefineCustomIntVariable("pg_fanout.max_lanes",
 							"Partitions with unfinished tasks that are kept in memory; further ones wait on disk.",
 							NULL, &fanout_max_lanes, 65536, 16, 64 * 1024 * 1024,
+							PGC_POSTMASTER, 0, NULL, NULL, NULL);
+	DefineCustomIntVariable("pg_fanout.max_limited_lanes",
+							"Partitions with settings of their own, or with starts that a rate limit remembers.",
+							"Should they not suffice, settings are refused, and partitions with a rate limit wait.",
+							&fanout_max_limited_lanes, 16384, 16, 64 * 1024 * 1024,
 							PGC_POSTMASTER, 0, NULL, NULL, NULL);
 	DefineCustomIntVariable("pg_fanout.max_rate_entries",
 							"Moments at which tasks of rate-limited queues have started that are remembered.",

@@ -25,6 +25,12 @@
 
 #include "order.h"
 
+static inline OrderNode *
+node_of(Link link)
+{
+	return link_target(link);
+}
+
 static inline uint32
 rank_of(const OrderNode *node)
 {
@@ -37,76 +43,82 @@ node_less(const OrderNode *a, const OrderNode *b)
 	return order_less(a->key, a->id, b->key, b->id);
 }
 
-/* Put "replacement" (may be NULL) where "node" hangs from its parent. */
+/* Put "replacement" (may be none) where "node" hangs from its parent. */
 static void
-replace_child(OrderedSet *set, OrderNode *node, OrderNode *replacement)
+replace_child(OrderedSet *set, OrderNode *node, Link replacement)
 {
-	OrderNode  *parent = node->parent;
+	OrderNode  *parent = node_of(node->parent);
 
 	if (parent == NULL)
 		set->root = replacement;
-	else if (parent->left == node)
+	else if (parent->left == link_to(node))
 		parent->left = replacement;
 	else
 		parent->right = replacement;
-	if (replacement != NULL)
-		replacement->parent = parent;
+	if (replacement != 0)
+		node_of(replacement)->parent = node->parent;
 }
 
 /* Rotate "node" up over its parent. */
 static void
 rotate_up(OrderedSet *set, OrderNode *node)
 {
-	OrderNode  *parent = node->parent;
+	Link		link = link_to(node);
+	Link		parent_link = node->parent;
+	OrderNode  *parent = node_of(parent_link);
 
-	replace_child(set, parent, node);
-	if (parent->left == node)
+	replace_child(set, parent, link);
+	if (parent->left == link)
 	{
 		parent->left = node->right;
-		if (node->right != NULL)
-			node->right->parent = parent;
-		node->right = parent;
+		if (node->right != 0)
+			node_of(node->right)->parent = parent_link;
+		node->right = parent_link;
 	}
 	else
 	{
 		parent->right = node->left;
-		if (node->left != NULL)
-			node->left->parent = parent;
-		node->left = parent;
+		if (node->left != 0)
+			node_of(node->left)->parent = parent_link;
+		node->left = parent_link;
 	}
-	parent->parent = node;
+	parent->parent = link;
 }
 
 /* The node after this one, or NULL. */
 OrderNode *
-order_next(OrderNode *node)
+order_next(const OrderNode *node)
 {
-	if (node->right != NULL)
+	OrderNode  *next = node_of(node->right);
+	Link		link = link_to(node);
+
+	if (next != NULL)
 	{
-		node = node->right;
-		while (node->left != NULL)
-			node = node->left;
-		return node;
+		while (next->left != 0)
+			next = node_of(next->left);
+		return next;
 	}
-	while (node->parent != NULL && node->parent->right == node)
-		node = node->parent;
-	return node->parent;
+	for (next = node_of(node->parent); next != NULL && next->right == link; next = node_of(next->parent))
+		link = link_to(next);
+	return next;
 }
 
 /* The node before this one, or NULL. */
 OrderNode *
-order_previous(OrderNode *node)
+order_previous(const OrderNode *node)
 {
-	if (node->left != NULL)
+	OrderNode  *previous = node_of(node->left);
+	Link		link = link_to(node);
+
+	if (previous != NULL)
 	{
-		node = node->left;
-		while (node->right != NULL)
-			node = node->right;
-		return node;
+		while (previous->right != 0)
+			previous = node_of(previous->right);
+		return previous;
 	}
-	while (node->parent != NULL && node->parent->left == node)
-		node = node->parent;
-	return node->parent;
+	for (previous = node_of(node->parent); previous != NULL && previous->left == link; previous = node_of(previous->parent))
+		link = link_to(previous);
+	return previous;
 }
 
 void
@@ -119,47 +131,49 @@ order_init(OrderedSet *set)
 void
 order_insert(OrderedSet *set, OrderNode *node)
 {
+	Link		link = link_to(node);
+	OrderNode  *last = order_last(set);
 	OrderNode  *parent;
 	bool		goes_left = false;
 
-	node->left = node->right = node->parent = NULL;
+	node->left = node->right = node->parent = 0;
 	set->count++;
 
-	if (set->root == NULL)
+	if (last == NULL)
 	{
-		set->root = set->first = set->last = node;
+		set->root = set->first = set->last = link;
 		return;
 	}
 
-	if (!node_less(node, set->last))
-		parent = set->last;		/* after those that are even with it, as below */
+	if (!node_less(node, last))
+		parent = last;			/* after those that are even with it, as below */
 	else
 	{
-		OrderNode  *next = set->root;
+		Link		next = set->root;
 
 		do
 		{
-			parent = next;
+			parent = node_of(next);
 			goes_left = node_less(node, parent);
 			next = goes_left ? parent->left : parent->right;
-		} while (next != NULL);
+		} while (next != 0);
 	}
 
-	node->parent = parent;
+	node->parent = link_to(parent);
 	if (goes_left)
 	{
-		parent->left = node;
-		if (parent == set->first)
-			set->first = node;
+		parent->left = link;
+		if (node->parent == set->first)
+			set->first = link;
 	}
 	else
 	{
-		parent->right = node;
-		if (parent == set->last)
-			set->last = node;
+		parent->right = link;
+		if (node->parent == set->last)
+			set->last = link;
 	}
 
-	while (node->parent != NULL && rank_of(node) < rank_of(node->parent))
+	while (node->parent != 0 && rank_of(node) < rank_of(node_of(node->parent)))
 		rotate_up(set, node);
 }
 
@@ -170,15 +184,20 @@ order_remove(OrderedSet *set, OrderNode *node)
 	Assert(set->count > 0);
 	set->count--;
 
-	if (set->first == node)
-		set->first = order_next(node);
-	if (set->last == node)
-		set->last = order_previous(node);
+	if (set->first == link_to(node))
+		set->first = link_to(order_next(node));
+	if (set->last == link_to(node))
+		set->last = link_to(order_previous(node));
 
 	/* sink it below its lower-ranked child until it has but one */
-	while (node->left != NULL && node->right != NULL)
-		rotate_up(set, rank_of(node->left) < rank_of(node->right) ? node->left : node->right);
-	replace_child(set, node, node->left != NULL ? node->left : node->right);
+	while (node->left != 0 && node->right != 0)
+	{
+		OrderNode  *left = node_of(node->left);
+		OrderNode  *right = node_of(node->right);
 
-	node->left = node->right = node->parent = NULL;
+		rotate_up(set, rank_of(left) < rank_of(right) ? left : right);
+	}
+	replace_child(set, node, node->left != 0 ? node->left : node->right);
+
+	node->left = node->right = node->parent = 0;
 }

@@ -18,12 +18,14 @@
 #include "arguments.h"
 #include "commit_hooks.h"
 #include "lane.h"
+#include "lane_limits.h"
 #include "partitions.h"
 #include "queue_settings.h"
 #include "queues.h"
 #include "registry.h"
 #include "spi.h"
 #include "views.h"
+#include "window.h"
 
 PG_FUNCTION_INFO_V1(fanout_set_partition);
 PG_FUNCTION_INFO_V1(fanout_pause_partition);
@@ -152,7 +154,7 @@ partitions_load(Database *database)
 		if (forgotten)
 			ereport(WARNING,
 					(errmsg("pg_fanout has no place in memory for the settings of a partition"),
-					 errhint("Raise pg_fanout.max_lanes and restart the server.")));
+					 errhint("Raise pg_fanout.max_lanes or pg_fanout.max_limited_lanes and restart the server.")));
 	}
 	spi_end(&scope);
 }
@@ -175,7 +177,7 @@ keep_lane(const QueueRef *ref, int64 partition)
 		ereport(ERROR,
 				(errcode(ERRCODE_CONFIGURATION_LIMIT_EXCEEDED),
 				 errmsg("too many partitions"),
-				 errhint("Raise pg_fanout.max_lanes and restart the server.")));
+				 errhint("Raise pg_fanout.max_lanes or pg_fanout.max_limited_lanes and restart the server.")));
 }
 
 /*
@@ -356,30 +358,29 @@ copy_lanes(LiveLane **lanes)
 	for (int i = 0; i < fanout_shared->queue_high; i++)
 	{
 		Queue	   *queue = &fanout_queues[i];
-		dlist_iter	iter;
 
 		if (queue->state == QUEUE_FREE || queue->db != MyDatabaseId)
 			continue;
-		dlist_foreach(iter, &queue->lanes)
+		short_list_foreach(node, &queue->lanes)
 		{
-			Lane	   *lane = dlist_container(Lane, link, iter.cur);
+			Lane	   *lane = link_container(Lane, link, node);
 			LiveLane   *live = &(*lanes)[count++];
 			Task	   *retry;
 
 			live->queue_id = queue->id;
-			live->partition = lane->key.partition;
-			live->sample_task = lane->sample_task;
+			live->partition = lane->partition;
+			live->sample_task = lane_sample(lane);
 			live->ready = lane->ready.set.count;
 			live->running = lane->running;
 			live->concurrency = lane_limit(lane);
 			live->startable = lane->startable;
 			live->backlog = lane->backlog;
 			live->max_backlog = lane_max_backlog(lane);
-			live->more_on_disk = lane->ready.bounded;
-			live->next_start = lane->ready.set.count > 0 ? lane->throttled_until : 0;
-			live->group_task = lane->group != NULL ? lane->group->sample_task : 0;
+			live->more_on_disk = window_is_bounded(&lane->ready);
+			live->next_start = lane->ready.set.count > 0 ? lane_throttled_until(lane) : 0;
+			live->group_task = lane->group != 0 ? group_of(lane)->sample_task : 0;
 			retry = lane_awaited_retry(lane);
-			live->awaits_task = retry != NULL ? retry->key.task : 0;
+			live->awaits_task = retry != NULL ? retry->node.id : 0;
 			if (retry != NULL)
 				live->next_start = Max(live->next_start, retry->node.key);
 		}

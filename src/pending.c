@@ -14,6 +14,7 @@
 #include "utils/memutils.h"
 
 #include "lane.h"
+#include "lane_limits.h"
 #include "pending.h"
 #include "room.h"
 
@@ -124,7 +125,7 @@ note_withdrawn(PendingKind kind, Task *task, Queue *queue, bool again)
 	Pending    *op = note(kind, queue);
 
 	memset(&op->u.task, 0, sizeof(op->u.task));
-	op->u.task.task = task->key.task;
+	op->u.task.task = task->node.id;
 	op->u.task.previous = again ? task->note : -1;
 	if (again)
 		pending[task->note].u.task.superseded = true;
@@ -138,7 +139,7 @@ pending_is_change(const Task *task)
 {
 	return task->state == TASK_ENDING && TransactionIdEquals(task->ender, GetTopTransactionIdIfAny()) &&
 		task->note >= 0 && task->note < pending_used &&
-		pending[task->note].kind == PENDING_CHANGE && pending[task->note].u.task.task == task->key.task;
+		pending[task->note].kind == PENDING_CHANGE && pending[task->note].u.task.task == task->node.id;
 }
 
 Queue *
@@ -164,7 +165,7 @@ pending_change(Task *task)
 {
 	bool		again = pending_is_change(task);
 	Pending    *before = again ? &pending[task->note] : NULL;
-	Pending    *op = note_withdrawn(PENDING_CHANGE, task, again ? pending_queue(task) : queue_of_lane(task->lane), again);
+	Pending    *op = note_withdrawn(PENDING_CHANGE, task, again ? pending_queue(task) : queue_of_lane(lane_of(task)), again);
 
 	op->u.task.terms = again ? before->u.task.terms : task_terms(task);
 	op->u.task.from = task->queue;
@@ -178,7 +179,7 @@ pending_change_enters(const Task *task, const Queue *target, int64 partition)
 	const Pending *op = &pending[task->note];
 	const Pending *before = op->u.task.previous >= 0 ? &pending[op->u.task.previous] : NULL;
 
-	if (target == queue_of_lane(task->lane) && partition == task->lane->key.partition)
+	if (target == queue_of_lane(lane_of(task)) && partition == lane_of(task)->partition)
 		return false;
 	return before == NULL || before->queue != target - fanout_queues || before->u.task.terms.partition != partition;
 }
@@ -190,7 +191,7 @@ pending_change_reserve(Task *task, Queue *target, int64 partition)
 	Pending    *before = op->u.task.previous >= 0 ? &pending[op->u.task.previous] : NULL;
 	bool		enters = pending_change_enters(task, target, partition);
 
-	if (target != queue_of_lane(task->lane) || partition != task->lane->key.partition)
+	if (target != queue_of_lane(lane_of(task)) || partition != lane_of(task)->partition)
 	{
 		if (!lane_keep(target, partition) && !(evict_any_lane() && lane_keep(target, partition)))
 			return false;
@@ -203,7 +204,7 @@ pending_change_reserve(Task *task, Queue *target, int64 partition)
 	op->queue_id = target->id;
 	op->generation = target->generation;
 	op->u.task.terms.partition = partition;
-	if (target != queue_of_lane(task->lane) && (before == NULL || before->queue != op->queue))
+	if (target != queue_of_lane(lane_of(task)) && (before == NULL || before->queue != op->queue))
 	{
 		target->pending++;
 		op->u.task.counted = true;
@@ -376,8 +377,8 @@ collect_ending(Queue *queue, const char *worker, PendingKind kind, Lease **lease
 			continue;
 		lease = lease_of_note(&pending[i]);
 		if (lease != NULL && !lease->passed_on &&
-			lease->task->queue == queue - fanout_queues &&
-			(queue->settings.worker_concurrency == 0 || strcmp(lease->worker_name, worker) == 0))
+			task_of(lease)->queue == queue - fanout_queues &&
+			(queue->settings.worker_concurrency == 0 || strcmp(worker_of(lease)->key.name, worker) == 0))
 			leases[count++] = lease;
 	}
 	return count;

@@ -104,7 +104,7 @@ lease_of_note(const Pending *op)
 
 	if (!lease_is(lease, MyDatabaseId, op->u.lease.number))
 		lease = lease_find(MyDatabaseId, op->u.lease.number);
-	return lease != NULL && lease->task != NULL ? lease : NULL;
+	return lease != NULL && lease->task != 0 ? lease : NULL;
 }
 
 /* The last note, to be undone: it is taken off. */

@@ -537,13 +537,13 @@ list_for_purge(Task *task, void *arg)
 
 	bool		changed = pending_is_change(task);	/* by this transaction: it waits */
 
-	if ((changed ? pending_queue(task) : &fanout_queues[task->queue]) != list->queue || task->key.db != MyDatabaseId)
+	if ((changed ? pending_queue(task) : &fanout_queues[task->queue]) != list->queue || fanout_queues[task->queue].db != MyDatabaseId)
 		return;
 	if (task->state == TASK_READY || task->state == TASK_SCHEDULED ||
 		(changed && (task->flags & TASK_FLAG_NEW) == 0))
-		list->waiting[list->waiting_count++] = task->key.task;
+		list->waiting[list->waiting_count++] = task->node.id;
 	else if (list->running_count < list->room)
-		list->running[list->running_count++] = Int64GetDatum(task->key.task);
+		list->running[list->running_count++] = Int64GetDatum(task->node.id);
 }
 
 /*

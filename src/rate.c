@@ -20,8 +20,6 @@
 #include "rate.h"
 #include "shared_state.h"
 
-#define NO_ROOM_PAUSE	(10 * INT64CONST(1000)) /* microseconds */
-
 /* Starts of one moment. */
 typedef struct RateEntry
 {
@@ -63,7 +61,7 @@ pool_is_short(void)
 bool
 rate_has_room(const RateView *rate)
 {
-	return rate->count == 0 || rate->log->newest != 0 || !pool_is_short();
+	return rate->count == 0 || (rate->log != NULL && rate->log->newest != 0) || !pool_is_short();
 }
 
 /* Append an entry; 0 if the pool is used up. */
@@ -161,7 +159,9 @@ rate_admits(const RateView *rate, int32 cost, TimestampTz now)
 
 	/* what could not be remembered must not start; room comes as other logs forget */
 	if (!rate_has_room(rate))
-		return now + NO_ROOM_PAUSE;
+		return now + RATE_NO_ROOM_PAUSE;
+	if (rate->log == NULL)
+		return 0;
 	if (rate->log->lost != 0)
 		at = time_to_forget(rate, rate->log->lost);
 
@@ -182,11 +182,14 @@ rate_left(const RateView *rate, TimestampTz now)
 {
 	int64		left = PG_INT64_MAX;
 
-	if (rate->log->lost != 0 && time_to_forget(rate, rate->log->lost) > now)
-		return 0;
-	slide(rate, now);
+	if (rate->log != NULL)
+	{
+		if (rate->log->lost != 0 && time_to_forget(rate, rate->log->lost) > now)
+			return 0;
+		slide(rate, now);
+	}
 	for (int i = 0; i < rate->count; i++)
-		left = Min(left, rate->limits[i].units - rate->uses[i].used);
+		left = Min(left, rate->limits[i].units - (rate->log != NULL ? rate->uses[i].used : 0));
 	return Max(left, 0);
 }
 
@@ -269,9 +272,9 @@ rate_recount(const RateView *rate, TimestampTz now)
 TimestampTz
 rate_empty_at(const RateView *rate)
 {
-	TimestampTz last = rate->log->lost;
+	TimestampTz last = rate->log != NULL ? rate->log->lost : 0;
 
-	if (rate->log->newest != 0)
+	if (rate->log != NULL && rate->log->newest != 0)
 		last = Max(last, entries[rate->log->newest].at);
 	return last != 0 ? time_to_forget(rate, last) : 0;
 }

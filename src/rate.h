@@ -10,6 +10,7 @@
 #include "datatype/timestamp.h"
 
 #define RATE_WINDOWS	4		/* of a queue */
+#define RATE_NO_ROOM_PAUSE	(10 * INT64CONST(1000)) /* microseconds after which who found no room looks again */
 
 /* At most so many units may start within any period so long. */
 typedef struct RateLimit
@@ -38,7 +39,7 @@ typedef struct RateLog
 /* A log with its windows and their limits. */
 typedef struct RateView
 {
-	RateLog    *log;
+	RateLog    *log;			/* NULL: nothing is remembered, as there is none yet */
 	const RateLimit *limits;
 	RateUse    *uses;
 	int			count;

@@ -21,6 +21,7 @@
 
 #include "dispatch.h"
 #include "ids.h"
+#include "lane_limits.h"
 #include "partitions.h"
 #include "queue_settings.h"
 #include "rebuild.h"
@@ -128,12 +129,11 @@ static int64
 longest_window(const Queue *queue)
 {
 	int64		longest = queue->settings.partition_rate.period;
-	dlist_iter	iter;
 
 	for (int i = 0; i < queue->settings.rate_count; i++)
 		longest = Max(longest, queue->settings.rates[i].period);
-	dlist_foreach(iter, &((Queue *) queue)->lanes)
-		longest = Max(longest, dlist_container(Lane, link, iter.cur)->settings.rate.period);
+	short_list_foreach(node, &queue->lanes)
+		longest = Max(longest, lane_settings(link_container(Lane, link, node))->rate.period);
 	return longest;
 }
 

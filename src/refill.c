@@ -132,7 +132,7 @@ read_rows(Refill *refill, SpiStatement *statement, int64 key, int64 id, int64 li
 	values[1] = refill->kind == REFILL_SCHEDULED ? TimestampTzGetDatum(key) : Int64GetDatum(key);
 	values[2] = Int64GetDatum(id);
 	values[3] = Int64GetDatum(limit);
-	values[4] = Int64GetDatum(refill->lane != NULL ? refill->lane->key.partition : 0);
+	values[4] = Int64GetDatum(refill->lane != NULL ? refill->lane->partition : 0);
 	rows = spi_read_latest(statement, values, NULL);
 	for (uint64 i = 0; i < rows; i++)
 	{
@@ -208,7 +208,7 @@ read_from_bound(Refill *refill)
 		read_merged(refill, refill_timed, refill->key, refill->id);
 	else if (refill->kind == REFILL_STRAYS)
 		read_by_id(refill, refill_strays, refill->id);
-	else if (refill->lane->key.partition == 0)
+	else if (refill->lane->partition == 0)
 		read_main_lane(refill);
 	else
 		read_merged(refill, refill_partition, refill->key, refill->id);
@@ -238,7 +238,7 @@ refill_is_void(const Refill *refill)
 static bool
 take_from_queue(const Refill *refill)
 {
-	return queue_evict_last(refill->queue, refill->lane->ready.set.first != NULL ? KEEP_LAST_IF_MIXED : KEEP_LAST);
+	return queue_evict_last(refill->queue, refill->lane->ready.set.count > 0 ? KEEP_LAST_IF_MIXED : KEEP_LAST);
 }
 
 /* Put one row that was read into memory; false if there is no room.  Under the lock. */
@@ -254,7 +254,7 @@ load_row(Refill *refill, const RefillRow *row, TimestampTz now)
 
 		if (lane == NULL)
 			return false;
-		lane->sample_task = row->seed.task;
+		lane_set_sample(lane, row->seed.task);
 		refill->loaded++;
 		return true;
 	}
@@ -273,6 +273,16 @@ load_row(Refill *refill, const RefillRow *row, TimestampTz now)
 	return true;
 }
 
+static void
+end_window_refill(Queue *queue, Lane *lane, Window *window, int64 key, int64 id)
+{
+	if (lane != NULL)
+		lane_end_refill(lane, key, id);
+	else
+		window_end_refill(database_of(queue), window, key, id);
+	queue->refilling--;
+}
+
 /* The refill is done with the first "done" rows.  Under the lock. */
 static void
 end_refill(Refill *refill, int64 done)
@@ -284,18 +294,18 @@ end_refill(Refill *refill, int64 done)
 	refill->headway = !full || done > 0 || refill->enough;
 	fanout_shared->task_wanted |= !refill->headway && refill->kind != REFILL_STRAYS;
 	if (refill_is_void(refill))
-		window_end_refill(window, true, refill->key, refill->id);
+		end_window_refill(queue, refill->lane, window, refill->key, refill->id);
 	else if (full)
-		window_end_refill(window, true, place_of(refill, &refill->rows[done].seed), refill->rows[done].seed.task);
+		end_window_refill(queue, refill->lane, window, place_of(refill, &refill->rows[done].seed),
+						  refill->rows[done].seed.task);
 	else if (refill->row_count == refill->limit)
-		window_end_refill(window, true, place_of(refill, &refill->rows[done - 1].seed),
+		end_window_refill(queue, refill->lane, window, place_of(refill, &refill->rows[done - 1].seed),
 						  refill->rows[done - 1].seed.task + 1);
 	else
-		window_end_refill(window, false, 0, 0);
-	queue->refilling--;
+		end_window_refill(queue, refill->lane, window, WINDOW_UNBOUNDED, WINDOW_UNBOUNDED);
 	if (refill->kind == REFILL_STRAYS)
 	{
-		bool		more = window->bounded && (!full || queue_may_have_lane(queue));
+		bool		more = window_is_bounded(window) && (!full || queue_may_have_lane(queue));
 
 		/*
 		 * Without room for a lane there is nothing to retry: lanes_freed() asks for it again.  Where another queue
@@ -318,6 +328,7 @@ static void
 database_end_refill(Database *database)
 {
 	database->refill_serial += database->refill_serial & 1;
+	database->refilling = NULL;
 	database_forget_ended(database);
 }
 
@@ -351,7 +362,7 @@ begin_refill(Refill *refill)
 {
 	Queue	   *queue = refill->queue;
 
-	if (queue->state != QUEUE_OPEN || queue->db != MyDatabaseId || !refill->window->bounded)
+	if (queue->state != QUEUE_OPEN || queue->db != MyDatabaseId || !window_is_bounded(refill->window))
 		return false;
 
 	/* what is not due needs no lane yet, and would have to leave it to the next stray */
@@ -369,7 +380,7 @@ begin_refill(Refill *refill)
 	refill->key = refill->window->bound_key;
 	refill->id = refill->window->bound_id;
 	refill->segment_count = segments_in_use(refill->database, refill->segments);
-	window_begin_refill(refill->window);
+	window_begin_refill(refill->database, refill->window);
 	queue->refilling++;
 	refill->database->refill_serial++;
 	refill->database->refill_void = false;
@@ -382,7 +393,7 @@ run_refill(Refill *refill)
 {
 	int64		most = Max(REFILL_LEAST, Min(REFILL_MOST, queue_window_limit()));
 
-	if (refill->kind == REFILL_LANE && refill->lane->key.partition != 0)
+	if (refill->kind == REFILL_LANE && refill->lane->partition != 0)
 		most = Min(most, REFILL_PARTITION);
 	if (refill->kind != REFILL_STRAYS && !refill->room)
 		most = Min(most, REFILL_LEAST);
@@ -439,7 +450,7 @@ refill_partitions(Queue *queue)
 		CHECK_FOR_INTERRUPTS();
 	}
 	dispatcher_lock();
-	queue->wants_refill |= queue->last_asker != NULL;
+	queue->wants_refill |= queue->last_asker != 0;
 	dispatcher_unlock();
 	return first_failed == NULL;
 }
@@ -465,12 +476,10 @@ refill_queue(Queue *queue)
 }
 
 static void
-reset_window(Queue *queue, Window *window)
+reset_window(Queue *queue, Lane *lane, Window *window)
 {
-	if (!window->refilling)
-		return;
-	window_end_refill(window, true, window->bound_key, window->bound_id);
-	queue->refilling--;
+	if (window_is_refilling(database_of(queue), window))
+		end_window_refill(queue, lane, window, window->bound_key, window->bound_id);
 }
 
 void
@@ -480,18 +489,17 @@ refill_reset(Database *database)
 	for (int i = 0; i < fanout_shared->queue_high; i++)
 	{
 		Queue	   *queue = &fanout_queues[i];
-		dlist_mutable_iter iter;
 
 		if (queue->state == QUEUE_FREE || queue->db != database->db)
 			continue;
-		reset_window(queue, &queue->scheduled);
-		reset_window(queue, &queue->main.ready);
-		reset_window(queue, &queue->strays);
-		dlist_foreach_modify(iter, &queue->lanes)
+		reset_window(queue, NULL, &queue->scheduled);
+		reset_window(queue, &queue->main, &queue->main.ready);
+		reset_window(queue, NULL, &queue->strays);
+		short_list_foreach_modify(node, &queue->lanes)
 		{
-			Lane	   *lane = dlist_container(Lane, link, iter.cur);
+			Lane	   *lane = link_container(Lane, link, node);
 
-			reset_window(queue, &lane->ready);
+			reset_window(queue, lane, &lane->ready);
 			lane_settle(lane);
 		}
 		lane_settle(&queue->main);

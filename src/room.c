@@ -43,7 +43,7 @@ static bool
 task_is_evictable(const Task *task)
 {
 	return (task->flags & TASK_FLAG_UNTOUCHED) != 0 && (task->flags & TASK_FLAG_CANCELLED) == 0 &&
-		!task_is_kept(task, database_of(queue_of_lane(task->lane))) &&
+		!task_is_kept(task, database_of(queue_of_lane(lane_of(task)))) &&
 		(task->state == TASK_SCHEDULED ||
 		 (task->state == TASK_READY && (task->flags & TASK_FLAG_TIMED) == 0));
 }
@@ -52,7 +52,7 @@ task_is_evictable(const Task *task)
 static Task *
 last_evictable(const Window *window, int64 key, int64 id)
 {
-	OrderNode  *node = window->set.last;
+	OrderNode  *node = order_last(&window->set);
 
 	for (int tries = 0; node != NULL && tries < 64; tries++, node = order_previous(node))
 	{
@@ -70,8 +70,8 @@ last_evictable(const Window *window, int64 key, int64 id)
 static void
 task_evict(Task *task)
 {
-	Queue	   *queue = queue_of_lane(task->lane);
-	Lane	   *lane = task->lane;
+	Queue	   *queue = queue_of_lane(lane_of(task));
+	Lane	   *lane = lane_of(task);
 
 	database_of(queue)->evictions++;
 	if (task->state == TASK_READY)
@@ -81,7 +81,7 @@ task_evict(Task *task)
 	}
 	else
 	{
-		window_leave_on_disk(&queue->scheduled, task->node.key, task->node.id);
+		window_leave_on_disk(database_of(queue), &queue->scheduled, task->node.key, task->node.id);
 		lane_unschedule(lane, task);
 	}
 	task_drop(task);
@@ -101,8 +101,8 @@ window_evict_after(Window *window, int64 key, int64 id)
 static int64
 lane_spare_ready(const Lane *lane, KeepLast keep)
 {
-	bool		keeps_last = lane->startable > 0 &&
-		(keep == KEEP_LAST || (keep == KEEP_LAST_IF_MIXED && lane->ready.set.count > lane->spare));
+	bool		mixed = lane->ready.set.count > lane->spare;
+	bool		keeps_last = lane->startable > 0 && (keep == KEEP_LAST || (keep == KEEP_LAST_IF_MIXED && mixed));
 
 	/* it counts its delayed tasks as well, which stand in the schedule */
 	return Min(lane->spare, lane->ready.set.count - keeps_last);
@@ -213,8 +213,8 @@ evict_any(void)
 static bool
 lane_is_evictable(const Lane *lane)
 {
-	return !lane->named && lane->setters == 0 && lane->running == 0 && lane->throttled_until == 0 &&
-		lane->rate_log.newest == 0 && !lane->ready.refilling && lane->tasks == lane->spare;
+	return !lane->limited && lane->running == 0 && !lane->turn.aside && lane->tasks == lane->spare &&
+		!window_is_refilling(database_of(queue_of_lane(lane)), &lane->ready);
 }
 
 /*
@@ -224,7 +224,7 @@ lane_is_evictable(const Lane *lane)
 static bool
 lane_is_delayed(const Lane *lane)
 {
-	return lane_is_evictable(lane) && lane->ready.set.count == 0 && !lane->ready.bounded &&
+	return lane_is_evictable(lane) && lane->ready.set.count == 0 && !window_is_bounded(&lane->ready) &&
 		(lane->tasks > 0 || queue_of_lane(lane)->pending == 0);
 }
 
@@ -232,12 +232,14 @@ lane_is_delayed(const Lane *lane)
 static Task *
 next_to_evict(Lane *lane)
 {
+	OrderNode  *ready = order_last(&lane->ready.set);
+	ShortNode  *scheduled = short_list_last(&lane->scheduled);
 	Task	   *task = NULL;
 
-	if (lane->ready.set.last != NULL)
-		task = order_container(Task, node, lane->ready.set.last);
-	else if (!dlist_is_empty(&lane->delayed))
-		task = dlist_tail_element(Task, link, &lane->delayed);
+	if (ready != NULL)
+		task = order_container(Task, node, ready);
+	else if (scheduled != NULL)
+		task = link_container(Task, link, scheduled);
 	return task != NULL && task_is_evictable(task) ? task : NULL;
 }
 
@@ -258,10 +260,10 @@ lane_evict(Lane *lane)
 	if (lane->tasks > 0)
 		return false;
 	lane->backlog = 0;			/* it is not known any more */
-	if (lane->ready.bounded)
+	if (window_is_bounded(&lane->ready))
 	{
-		lane->ready.bounded = false;
-		window_leave_on_disk(&queue->strays, 0, lane->disk_first);
+		window_leave_on_disk(database_of(queue), &queue->strays, 0, lane_disk_first(lane));
+		window_init(&lane->ready);
 		fanout_shared->has_strays = true;
 	}
 	lane_release(lane);
@@ -292,7 +294,7 @@ queue_with_most_lanes(const Queue *queue)
 static bool
 queue_may_have_delayed_lane(const Queue *queue)
 {
-	return queue->lane_count > 0 && (queue->delayed > 0 || queue->scheduled.bounded);
+	return queue->lane_count > 0 && (queue->delayed > 0 || window_is_bounded(&queue->scheduled));
 }
 
 /* Might the queue get room for one more lane? */

@@ -2,9 +2,9 @@
  * shared_state.c
  *		The layout of shared memory, and its pools.
  *
- * All of it is allocated at server start and has a fixed size.  The pools of
- * tasks, leases and workers are the server's own hash tables of fixed size:
- * their elements never move, so other structures point to them.  What is
+ * All of it is allocated at server start and has a fixed size.  Elements of
+ * the pools (pool.c), and of the server's own hash tables of fixed size that
+ * have the workers, never move, so other structures link to them.  What is
  * looked for is looked for by number, what is ordered is linked by its own
  * nodes.
  */
@@ -17,17 +17,18 @@
 #include "utils/hsearch.h"
 
 #include "lane.h"
+#include "pool.h"
 #include "room.h"
 #include "shared_state.h"
+#include "window.h"
 
 SharedState *fanout_shared = NULL;
+char	   *link_base = NULL;
 Queue	   *fanout_queues = NULL;
 Database   *fanout_databases = NULL;
 
-static HTAB *task_pool = NULL;
-static HTAB *lease_pool = NULL;
-static HTAB *lane_pool = NULL;
-static HTAB *group_pool = NULL;
+static Pool task_pool;
+static Pool lease_pool;
 static HTAB *worker_pool = NULL;
 static HTAB *worker_use_pool = NULL;
 static Waiter *waiters = NULL;
@@ -53,13 +54,6 @@ waiters_size(void)
 	return mul_size(WAITER_COUNT, sizeof(Waiter));
 }
 
-/* Fair groups that are kept: most lanes are in none, or share one with others. */
-int
-max_groups(void)
-{
-	return fanout_max_lanes / 4;
-}
-
 /* Ask for memory and the lock: for shmem_request_hook. */
 void
 shared_state_request(void)
@@ -70,12 +64,16 @@ shared_state_request(void)
 	size = add_size(size, databases_size());
 	size = add_size(size, waiters_size());
 	size = add_size(size, rate_pool_size());
-	size = add_size(size, hash_estimate_size(fanout_max_tracked_tasks, sizeof(Task)));
-	size = add_size(size, hash_estimate_size(fanout_max_tracked_tasks, sizeof(Lease)));
-	size = add_size(size, hash_estimate_size(fanout_max_lanes, sizeof(Lane)));
-	size = add_size(size, hash_estimate_size(max_groups(), sizeof(FairGroup)));
+	size = add_size(size, pool_size(fanout_max_tracked_tasks, sizeof(Task)));
+	size = add_size(size, pool_size(fanout_max_tracked_tasks, sizeof(Lease)));
+	size = add_size(size, lane_pools_size());
 	size = add_size(size, hash_estimate_size(fanout_max_workers, sizeof(Worker)));
 	size = add_size(size, hash_estimate_size(mul_size(fanout_max_workers, 2), sizeof(WorkerUse)));
+	if (size > LINK_REACH)
+		ereport(FATAL,
+				(errcode(ERRCODE_CONFIGURATION_LIMIT_EXCEEDED),
+				 errmsg("pg_fanout would need more than 16 GB of shared memory"),
+				 errhint("Lower pg_fanout.max_tracked_tasks, pg_fanout.max_lanes or pg_fanout.max_limited_lanes.")));
 	RequestAddinShmemSpace(size);
 	RequestNamedLWLockTranche("pg_fanout", 1);
 }
@@ -92,29 +90,26 @@ hash_number(int64 number, Oid db)
 }
 
 static uint32
-hash_task(const void *key, Size keysize)
+hash_task(const Task *task)
 {
-	return hash_number(((const TaskKey *) key)->task, ((const TaskKey *) key)->db);
+	return hash_number(task->node.id, fanout_queues[task->queue].db);
 }
 
 static uint32
-hash_lease(const void *key, Size keysize)
+hash_lease(const Lease *lease)
 {
-	return hash_number(((const LeaseKey *) key)->lease, ((const LeaseKey *) key)->db);
+	return hash_number(lease->node.id, lease->db);
 }
 
-/* Without a function of its own, the hash is one of the key's bytes. */
 static HTAB *
-create_pool(const char *name, int64 count, Size keysize, Size entrysize, HashValueFunc hash)
+create_table(const char *name, int64 count, Size keysize, Size entrysize)
 {
 	HASHCTL		info;
 
 	memset(&info, 0, sizeof(info));
 	info.keysize = keysize;
 	info.entrysize = entrysize;
-	info.hash = hash;
-	return ShmemInitHash(name, count, count, &info,
-						 HASH_ELEM | HASH_FIXED_SIZE | (hash != NULL ? HASH_FUNCTION : HASH_BLOBS));
+	return ShmemInitHash(name, count, count, &info, HASH_ELEM | HASH_FIXED_SIZE | HASH_BLOBS);
 }
 
 /* Lay the memory out, or attach to it: for shmem_startup_hook. */
@@ -127,16 +122,16 @@ shared_state_startup(void)
 	LWLockAcquire(AddinShmemInitLock, LW_EXCLUSIVE);
 
 	fanout_shared = ShmemInitStruct("pg_fanout state", sizeof(SharedState), &found);
+	link_base = (char *) fanout_shared;
 	fanout_queues = ShmemInitStruct("pg_fanout queues", queues_size(), &found);
 	fanout_databases = ShmemInitStruct("pg_fanout databases", databases_size(), &found);
 	waiters = ShmemInitStruct("pg_fanout waiters", waiters_size(), &found);
-	task_pool = create_pool("pg_fanout tasks", fanout_max_tracked_tasks, sizeof(TaskKey), sizeof(Task), hash_task);
-	lease_pool = create_pool("pg_fanout leases", fanout_max_tracked_tasks, sizeof(LeaseKey), sizeof(Lease), hash_lease);
-	lane_pool = create_pool("pg_fanout lanes", fanout_max_lanes, sizeof(LaneKey), sizeof(Lane), NULL);
-	group_pool = create_pool("pg_fanout groups", max_groups(), sizeof(FairGroupKey), sizeof(FairGroup), NULL);
-	worker_pool = create_pool("pg_fanout workers", fanout_max_workers, sizeof(WorkerKey), sizeof(Worker), NULL);
-	worker_use_pool = create_pool("pg_fanout worker uses", (int64) fanout_max_workers * 2,
-								  sizeof(WorkerUseKey), sizeof(WorkerUse), NULL);
+	pool_attach(&task_pool, "pg_fanout tasks", fanout_max_tracked_tasks, sizeof(Task));
+	pool_attach(&lease_pool, "pg_fanout leases", fanout_max_tracked_tasks, sizeof(Lease));
+	lane_pools_attach();
+	worker_pool = create_table("pg_fanout workers", fanout_max_workers, sizeof(WorkerKey), sizeof(Worker));
+	worker_use_pool = create_table("pg_fanout worker uses", (int64) fanout_max_workers * 2,
+								   sizeof(WorkerUseKey), sizeof(WorkerUse));
 
 	if (!found)
 	{
@@ -149,6 +144,7 @@ shared_state_startup(void)
 		fanout_shared->free_tasks = fanout_max_tracked_tasks;
 		fanout_shared->free_leases = fanout_max_tracked_tasks;
 		fanout_shared->free_lanes = fanout_max_lanes;
+		fanout_shared->free_limited_lanes = fanout_max_limited_lanes;
 		fanout_shared->free_groups = max_groups();
 		fanout_shared->free_workers = fanout_max_workers;
 		fanout_shared->free_uses = (int64) fanout_max_workers * 2;
@@ -202,13 +198,25 @@ database_enter(Oid db)
 		database->db = db;
 		order_init(&database->expiry);
 		database->next_deadline = database->deadlines_at_work = DT_NOEND;
-		dlist_init(&database->journal);
 		dlist_init(&database->result_waiters);
-		dlist_init(&database->ended);
 		fanout_shared->database_high = Max(fanout_shared->database_high, i + 1);
 		return database;
 	}
 	return NULL;
+}
+
+static void
+free_lease_of(Lease *lease, void *database)
+{
+	if (lease->db == ((Database *) database)->db)
+		lease_free(lease);
+}
+
+static void
+free_task_of(Task *task, void *database)
+{
+	if (fanout_queues[task->queue].db == ((Database *) database)->db)
+		task_free(task);
 }
 
 /* Free everything in memory that belongs to the database; its slot stays, as STARTING. */
@@ -216,34 +224,22 @@ void
 database_clear(Database *database)
 {
 	HASH_SEQ_STATUS scan;
-	Task	   *task;
-	Lease	   *lease;
 	WorkerUse  *use;
 	Worker	   *worker;
 
 	database->state = DATABASE_STARTING;
 	order_init(&database->expiry);
-	dlist_init(&database->journal);
 	dlist_init(&database->result_waiters);
-	dlist_init(&database->ended);
+	database->journal.first = database->ended.first = 0;
 	database->refill_serial += database->refill_serial & 1; /* whoever was reading is gone */
+	database->refilling = NULL;
 	database->journal_count = 0;
 	database->dirty_join_count = 0;
 	database->dirty_join_overflow = false;
 	database->next_deadline = database->deadlines_at_work = DT_NOEND;
 
-	hash_seq_init(&scan, lease_pool);
-	while ((lease = hash_seq_search(&scan)) != NULL)
-	{
-		if (lease->key.db == database->db)
-			lease_free(lease);
-	}
-	hash_seq_init(&scan, task_pool);
-	while ((task = hash_seq_search(&scan)) != NULL)
-	{
-		if (task->key.db == database->db)
-			task_free(task);
-	}
+	lease_iterate(free_lease_of, database);
+	task_iterate(free_task_of, database);
 	hash_seq_init(&scan, worker_use_pool);
 	while ((use = hash_seq_search(&scan)) != NULL)
 	{
@@ -309,9 +305,10 @@ queue_enter(Oid db, int32 id)
 		queue->db = db;
 		queue->id = id;
 		queue->generation = ++fanout_shared->queue_generations;
-		queue->main.key.queue = i;
-		queue->main.settings.weight = 1;
-		dlist_init(&queue->lanes);
+		queue->main.turn.queue = i;
+		window_init(&queue->main.ready);
+		window_init(&queue->strays);
+		window_init(&queue->scheduled);
 		dlist_init(&queue->waiters);
 		fanout_shared->queue_high = Max(fanout_shared->queue_high, i + 1);
 		return queue;
@@ -319,46 +316,32 @@ queue_enter(Oid db, int32 id)
 	return NULL;
 }
 
-/*
- * The keys of tasks and leases are padded with a zero by hand, and worker
- * names are filled up with zeros: the hash tables compare bytes.
- */
-static TaskKey
-task_key(Oid db, int64 task)
-{
-	TaskKey		key = {.task = task, .db = db, .zero = 0};
-
-	return key;
-}
-
 Task *
 task_find(Oid db, int64 task)
 {
-	TaskKey		key = task_key(db, task);
+	Task	   *entry = pool_bucket(&task_pool, hash_number(task, db));
 
-	return hash_search(task_pool, &key, HASH_FIND, NULL);
+	while (entry != NULL && !task_is(entry, db, task))
+		entry = link_target(entry->next);
+	return entry;
 }
 
 /*
- * A pool entry for a task that is not in memory, zeroed but for its key; NULL
- * if the pool is used up.  Should the task be in memory after all, its entry
- * is left alone, as it is linked to others: NULL, too.
+ * A pool entry for a task that is not in memory, zeroed but for its id and its
+ * queue; NULL if the pool is used up.  Should the task be in memory after all,
+ * its entry is left alone, as it is linked to others: NULL, too.
  */
 Task *
-task_enter(Oid db, int64 task)
+task_enter(Queue *queue, int64 task)
 {
-	TaskKey		key = task_key(db, task);
-	Task	   *entry;
-	bool		found;
+	Task	   *entry = task_find(queue->db, task);
 
-	if (fanout_shared->free_tasks == 0)
+	Assert(entry == NULL);
+	if (entry != NULL || fanout_shared->free_tasks == 0)
 		return NULL;
-	entry = hash_search(task_pool, &key, HASH_ENTER_NULL, &found);
-	Assert(entry != NULL && !found);
-	if (entry == NULL || found)
-		return NULL;
-	memset((char *) entry + sizeof(TaskKey), 0, sizeof(Task) - sizeof(TaskKey));
+	entry = pool_enter(&task_pool, hash_number(task, queue->db));
 	entry->node.id = task;
+	entry->queue = queue - fanout_queues;
 	fanout_shared->free_tasks--;
 	return entry;
 }
@@ -366,10 +349,7 @@ task_enter(Oid db, int64 task)
 void
 task_free(Task *task)
 {
-	TaskKey		key = task->key;
-
-	hash_search(task_pool, &key, HASH_REMOVE, NULL);
-	task->key.task = 0;			/* for task_is() */
+	pool_free(&task_pool, hash_task(task), task);
 	fanout_shared->free_tasks++;
 	if (fanout_shared->task_wanted)
 		tasks_freed();
@@ -379,45 +359,36 @@ task_free(Task *task)
 void
 task_iterate(void (*visit) (Task *task, void *arg), void *arg)
 {
-	HASH_SEQ_STATUS scan;
 	Task	   *task;
 
-	hash_seq_init(&scan, task_pool);
-	while ((task = hash_seq_search(&scan)) != NULL)
-		visit(task, arg);
-}
-
-static LeaseKey
-lease_key(Oid db, int64 lease)
-{
-	LeaseKey	key = {.lease = lease, .db = db, .zero = 0};
-
-	return key;
+	for (int32 i = 0; (task = pool_element(&task_pool, i)) != NULL; i++)
+	{
+		if (task->node.id != 0)
+			visit(task, arg);
+	}
 }
 
 Lease *
 lease_find(Oid db, int64 lease)
 {
-	LeaseKey	key = lease_key(db, lease);
+	Lease	   *entry = pool_bucket(&lease_pool, hash_number(lease, db));
 
-	return hash_search(lease_pool, &key, HASH_FIND, NULL);
+	while (entry != NULL && !lease_is(entry, db, lease))
+		entry = link_target(entry->next);
+	return entry;
 }
 
 Lease *
 lease_enter(Oid db, int64 lease)
 {
-	LeaseKey	key = lease_key(db, lease);
-	Lease	   *entry;
-	bool		found;
+	Lease	   *entry = lease_find(db, lease);
 
-	if (fanout_shared->free_leases == 0)
+	Assert(entry == NULL);
+	if (entry != NULL || fanout_shared->free_leases == 0)
 		return NULL;
-	entry = hash_search(lease_pool, &key, HASH_ENTER_NULL, &found);
-	Assert(entry != NULL && !found);
-	if (entry == NULL || found)
-		return NULL;
-	memset((char *) entry + sizeof(LeaseKey), 0, sizeof(Lease) - sizeof(LeaseKey));
+	entry = pool_enter(&lease_pool, hash_number(lease, db));
 	entry->node.id = lease;
+	entry->db = db;
 	fanout_shared->free_leases--;
 	return entry;
 }
@@ -425,10 +396,7 @@ lease_enter(Oid db, int64 lease)
 void
 lease_free(Lease *lease)
 {
-	LeaseKey	key = lease->key;
-
-	hash_search(lease_pool, &key, HASH_REMOVE, NULL);
-	lease->key.lease = 0;		/* for lease_is() */
+	pool_free(&lease_pool, hash_lease(lease), lease);
 	fanout_shared->free_leases++;
 }
 
@@ -436,180 +404,16 @@ lease_free(Lease *lease)
 void
 lease_iterate(void (*visit) (Lease *lease, void *arg), void *arg)
 {
-	HASH_SEQ_STATUS scan;
 	Lease	   *lease;
 
-	hash_seq_init(&scan, lease_pool);
-	while ((lease = hash_seq_search(&scan)) != NULL)
-		visit(lease, arg);
-}
-
-static LaneKey
-lane_key(const Queue *queue, int64 partition)
-{
-	LaneKey		key = {.partition = partition, .queue = queue - fanout_queues, .zero = 0};
-
-	return key;
-}
-
-Lane *
-lane_find(Queue *queue, int64 partition)
-{
-	LaneKey		key = lane_key(queue, partition);
-
-	return partition == 0 ? &queue->main : hash_search(lane_pool, &key, HASH_FIND, NULL);
-}
-
-/* The lane, entered if it is not known yet; NULL if the pool is used up. */
-Lane *
-lane_enter(Queue *queue, int64 partition)
-{
-	LaneKey		key = lane_key(queue, partition);
-	Lane	   *lane = lane_find(queue, partition);
-
-	if (lane != NULL || fanout_shared->free_lanes == 0)
-		return lane;
-	lane = hash_search(lane_pool, &key, HASH_ENTER_NULL, NULL);
-	memset((char *) lane + sizeof(LaneKey), 0, sizeof(Lane) - sizeof(LaneKey));
-	lane->settings.weight = 1;
-	dlist_push_tail(&queue->lanes, &lane->link);
-	queue->lane_count++;
-	fanout_shared->free_lanes--;
-	return lane;
-}
-
-static dlist_node *
-lane_before(Queue *queue, dlist_node *node)
-{
-	return dlist_has_prev(&queue->lanes, node) ? dlist_prev_node(&queue->lanes, node) : NULL;
-}
-
-/* Take the lane from the list of its queue, and what points into that with it. */
-static void
-leave_list(Queue *queue, Lane *lane)
-{
-	if (queue->walk == &lane->link)
-		queue->walk = lane_before(queue, &lane->link);
-	if (queue->last_asker == &lane->link)
-		queue->last_asker = lane_before(queue, &lane->link);
-	dlist_delete(&lane->link);
-}
-
-/* The lane asks for a refill, and stands behind those that do already. */
-void
-lane_ask_for_refill(Lane *lane)
-{
-	Queue	   *queue = &fanout_queues[lane->key.queue];
-
-	Assert(lane->key.partition != 0 && !lane->wants_refill);
-	lane->wants_refill = true;
-	leave_list(queue, lane);
-	if (queue->last_asker != NULL)
-		dlist_insert_after(queue->last_asker, &lane->link);
-	else
-		dlist_push_head(&queue->lanes, &lane->link);
-	queue->last_asker = &lane->link;
-}
-
-/* The lane that has asked for a refill first, and asks no more; NULL: none does, or it is "but_not". */
-Lane *
-queue_take_asker(Queue *queue, const Lane *but_not)
-{
-	Lane	   *lane;
-
-	if (queue->last_asker == NULL)
-		return NULL;
-	lane = dlist_head_element(Lane, link, &queue->lanes);
-	if (lane == but_not)
-		return NULL;
-	Assert(lane->wants_refill);
-	lane->wants_refill = false;
-	leave_list(queue, lane);
-	dlist_push_tail(&queue->lanes, &lane->link);
-	return lane;
-}
-
-void
-lane_free(Lane *lane)
-{
-	LaneKey		key = lane->key;
-	Queue	   *queue = &fanout_queues[key.queue];
-
-	Assert(key.partition != 0);
-	leave_list(queue, lane);
-	queue->lane_count--;
-	rate_log_free(&lane->rate_log);
-	hash_search(lane_pool, &key, HASH_REMOVE, NULL);
-	fanout_shared->free_lanes++;
-}
-
-/* Another of the queue's lanes, of which there must be one, with each call. */
-Lane *
-queue_walk_lanes(Queue *queue)
-{
-	dlist_node *node = queue->walk;
-
-	node = node != NULL && dlist_has_next(&queue->lanes, node) ?
-		dlist_next_node(&queue->lanes, node) : dlist_head_node(&queue->lanes);
-	queue->walk = node;
-	return dlist_container(Lane, link, node);
-}
-
-void
-queue_clear_lanes(Queue *queue)
-{
-	rate_log_free(&queue->rate_log);
-	while (!dlist_is_empty(&queue->lanes))
+	for (int32 i = 0; (lease = pool_element(&lease_pool, i)) != NULL; i++)
 	{
-		Lane	   *lane = dlist_head_element(Lane, link, &queue->lanes);
-
-		if (lane->group != NULL && --lane->group->lane_count == 0)
-			group_free(lane->group);
-		lane_free(lane);
+		if (lease->node.id != 0)
+			visit(lease, arg);
 	}
 }
 
-static FairGroupKey
-group_key(const Queue *queue, int64 number)
-{
-	FairGroupKey key = {.group = number, .queue = queue - fanout_queues, .zero = 0};
-
-	return key;
-}
-
-FairGroup *
-group_find(Queue *queue, int64 number)
-{
-	FairGroupKey key = group_key(queue, number);
-
-	return hash_search(group_pool, &key, HASH_FIND, NULL);
-}
-
-/* A group that is not known yet, without lanes; NULL if the pool is used up. */
-FairGroup *
-group_enter(Queue *queue, int64 number)
-{
-	FairGroupKey key = group_key(queue, number);
-	FairGroup  *group;
-
-	if (fanout_shared->free_groups == 0)
-		return NULL;
-	group = hash_search(group_pool, &key, HASH_ENTER_NULL, NULL);
-	memset((char *) group + sizeof(FairGroupKey), 0, sizeof(FairGroup) - sizeof(FairGroupKey));
-	group->turn.shared = true;
-	fanout_shared->free_groups--;
-	return group;
-}
-
-void
-group_free(FairGroup *group)
-{
-	FairGroupKey key = group->key;
-
-	hash_search(group_pool, &key, HASH_REMOVE, NULL);
-	fanout_shared->free_groups++;
-}
-
+/* Keys of the server's own hash tables are compared as bytes: what is left of them is zero. */
 static WorkerKey
 worker_key(Oid db, const char *name)
 {
@@ -639,8 +443,9 @@ worker_enter(Oid db, const char *name)
 	if (worker != NULL || fanout_shared->free_workers == 0)
 		return worker;
 	worker = hash_search(worker_pool, &key, HASH_ENTER_NULL, NULL);
-	dlist_init(&worker->leases);
+	worker->leases.first = 0;
 	worker->lease_count = 0;
+	worker->ended_count = 0;
 	fanout_shared->free_workers--;
 	return worker;
 }
@@ -723,4 +528,17 @@ Waiter *
 waiter_of_backend(void)
 {
 	return &waiters[MyProc - ProcGlobal->allProcs];
+}
+
+/* This backend, as long as it lives; not 0. */
+int32
+backend_number(void)
+{
+	return MyProc - ProcGlobal->allProcs + 1;
+}
+
+int
+backend_pid(int32 number)
+{
+	return number != 0 ? ProcGlobal->allProcs[number - 1].pid : 0;
 }

@@ -18,6 +18,7 @@
 #include "audit.h"
 #include "order.h"
 #include "rate.h"
+#include "short_list.h"
 #include "turns.h"
 
 #define FANOUT_NAME_LEN			64	/* of a queue's or a worker's name, with the final NUL */
@@ -35,15 +36,8 @@
 typedef struct Window
 {
 	OrderedSet	set;
-	bool		bounded;
-	int64		bound_key;
+	int64		bound_key;		/* WINDOW_UNBOUNDED, and bound_id, too: none */
 	int64		bound_id;
-
-	/* While the keeper reads from the bound on: the first task left on disk meanwhile. */
-	bool		refilling;
-	bool		missed;
-	int64		missed_key;
-	int64		missed_id;
 } Window;
 
 typedef struct QueueSettings
@@ -67,17 +61,6 @@ typedef struct QueueSettings
 	bool		retries_pass;	/* a partition that runs one at a time does not wait for a task that is tried again */
 } QueueSettings;
 
-/*
- * A lane: the ready tasks of a queue that have the same partition key, with
- * limits and a share of their own.
- */
-typedef struct LaneKey
-{
-	int64		partition;		/* hash of the key; 0: the queue's main lane, of tasks without one */
-	int32		queue;			/* index of its Queue */
-	uint32		zero;			/* keys are compared as bytes */
-} LaneKey;
-
 typedef struct LaneSettings
 {
 	int32		concurrency;	/* 0: the queue's for each partition */
@@ -88,51 +71,59 @@ typedef struct LaneSettings
 	TimestampTz held_until;		/* nothing of it starts before */
 } LaneSettings;
 
-/* A fair group: lanes of a queue that share one turn. */
-typedef struct FairGroupKey
+/* What few lanes have: settings of their own, and starts that a rate limit remembers.  An element of a pool. */
+typedef struct LaneLimits
 {
-	int64		group;			/* hash of its name */
-	int32		queue;			/* index of its Queue */
-	uint32		zero;			/* keys are compared as bytes */
-} FairGroupKey;
+	Link		next;			/* in the pool */
+	Link		lane;
+	LaneSettings settings;
+	RateLog		rate_log;
+	RateUse		rate_use;
+	int32		unjournaled;	/* units that have started and are not on disk yet */
+	int32		keepers;		/* notes of open transactions that are about the lane */
+	bool		named;			/* it has settings of its own: it stays */
+} LaneLimits;
 
+/* A fair group: lanes of a queue that share one turn.  An element of a pool. */
 typedef struct FairGroup
 {
-	FairGroupKey key;
+	Link		next;			/* in the pool */
 	Turn		turn;			/* in Queue.turns, while a lane of it is in "lanes" */
-	Turns		lanes;			/* of its lanes, those that have a task that may start */
 	int32		lane_count;		/* that belong to it; the last one takes it along */
+	int64		number;			/* hash of its name */
+	Turns		lanes;			/* of its lanes, those that have a task that may start */
 	int64		sample_task;	/* a task that named it: its row tells the name */
 } FairGroup;
 
+/*
+ * A lane: the ready tasks of a queue that have the same partition key, with
+ * limits and a share of their own.  An element of a pool, but for the main
+ * lanes.  There may be many, so that each of its bytes counts.
+ */
 typedef struct Lane
 {
-	LaneKey		key;
-	FairGroup  *group;			/* NULL: none */
-	Turn		turn;			/* its node is in Queue.turns or in FairGroup.lanes, or in Queue.throttled */
-	TimestampTz throttled_until;	/* not 0: in Queue.throttled */
-	RateLog		rate_log;
-	RateUse		rate_use;
-	dlist_node	link;			/* in Queue.lanes */
+	Link		next;			/* in the pool */
+	uint32		sample_task;	/* the low half of the id of one of its tasks, maybe ended, or not committed if it is
+								 * the first: its row tells the partition's key */
+	int64		partition;		/* hash of the key; 0: the queue's main lane, of tasks without one */
 	Window		ready;			/* ordered by (rank, id) */
-	dlist_head	retries;		/* tasks that are SCHEDULED for another attempt: Task.link */
-	dlist_head	delayed;		/* SCHEDULED ones that may be left on disk: Task.link; not of the main lane */
-	int64		disk_first;		/* bounded: no task that is on disk only has a smaller id */
-	int64		sample_task;	/* one of its tasks, maybe ended, or not committed if it is the first: its row tells
-								 * the partition's key */
+	Turn		turn;			/* in Queue.turns or in FairGroup.lanes, or aside in Queue.throttled */
+	Link		group;			/* FairGroup; 0: none */
+	ShortList	scheduled;		/* SCHEDULED tasks: first those that wait for another attempt, last those that may be
+								 * left on disk; others are not in it, nor are those of the main lane.  Task.link */
+	ShortNode	link;			/* in Queue.lanes */
 	int32		tasks;			/* pool entries that belong to it */
 	int32		spare;			/* those that may be left on disk: the delayed ones, and READY ones of that kind */
 	int32		backlog;		/* its waiting tasks, those on disk and of open transactions too; not of the main
 								 * lane */
 	int32		running;		/* permits held, uncommitted claims included */
-	int32		unjournaled;	/* units that have started and are not on disk yet */
 	int32		startable;		/* how many of its tasks may start now, as far as the lane goes; not 0: it waits for
 								 * its turn */
-	LaneSettings settings;
-	int32		setters;		/* open transactions that are to change its settings */
-	bool		named;			/* it has settings of its own: it stays */
-	bool		wants_refill;
-	bool		starved;		/* the last refill found no memory */
+	uint32		disk_before:28; /* no task that is on disk only has an id that is further below bound_id */
+	uint32		limited:1;		/* it has LaneLimits */
+	uint32		wants_refill:1;
+	uint32		starved:1;		/* the last refill found no memory */
+	uint32		starts_lost:1;	/* a rebuild found no place for its starts: it waits until none of them counts */
 #ifdef FANOUT_CHECKED
 	Recount		recount;
 #endif
@@ -158,10 +149,10 @@ typedef struct Queue
 	QueueSettings settings;
 
 	Lane		main;			/* tasks without a partition key */
-	dlist_head	lanes;			/* all others; those that ask for a refill come first, in the order they asked in */
-	dlist_node *last_asker;		/* the last of these; NULL: there is none */
+	ShortList	lanes;			/* all others; those that ask for a refill come first, in the order they asked in */
+	Link		last_asker;		/* the last of these, Lane.link; 0: there is none */
 	int32		lane_count;
-	dlist_node *walk;			/* where queue_walk_lanes() goes on; NULL: at the head */
+	Link		walk;			/* where queue_walk_lanes() goes on; 0: at the head */
 	Window		strays;			/* by (0, id): on disk, and their lanes have no place in memory; its set is empty */
 	Window		scheduled;		/* timed tasks, ordered by (due, id) */
 
@@ -174,9 +165,9 @@ typedef struct Queue
 	bool		starts_lost;	/* by that rebuild, of partitions whose lane had no place in memory */
 	int64		startable;		/* tasks that may start as far as their lanes go */
 	int64		ready_count;	/* ready tasks that are in memory */
-	int64		delayed;		/* tasks in Lane.delayed of its lanes */
+	int64		delayed;		/* tasks in its lanes' lists with TASK_FLAG_DELAYED */
 	int64		main_delayed;	/* such of the main lane */
-	int64		spare;			/* tasks that may be left on disk: those that its lanes count, and these of the main lane */
+	int64		spare;			/* tasks that may be left on disk: what its lanes count, and these of the main lane */
 
 	int64		waiting;		/* ready and scheduled ones, on disk too */
 	int64		timed;			/* those of them that are scheduled */
@@ -211,13 +202,6 @@ typedef enum TaskState
 	TASK_ENDED					/* tombstone: a refill may still see it as unfinished */
 } TaskState;
 
-typedef struct TaskKey
-{
-	int64		task;
-	Oid			db;
-	uint32		zero;			/* keys are compared as bytes */
-} TaskKey;
-
 #define TASK_FLAG_TIMED			0x01	/* has a run_at of its own */
 #define TASK_FLAG_UNTOUCHED		0x02	/* not leased in this life: its row says all */
 #define TASK_FLAG_WAS_SCHEDULED	0x04	/* what an ENDING task goes back to */
@@ -226,33 +210,33 @@ typedef struct TaskKey
 #define TASK_FLAG_CANCELLED		0x20	/* somebody has asked its worker to stop */
 #define TASK_FLAG_NEW			0x40	/* ENDING: its enqueuer is the same transaction, and it counts as pending */
 #define TASK_FLAG_UNPLACED		0x80	/* and it had no place in memory */
-#define TASK_FLAG_RETRIED		0x100	/* in Lane.retries */
-#define TASK_FLAG_DELAYED		0x200	/* SCHEDULED, and may be left on disk: in Lane.delayed, unless of the main lane */
+#define TASK_FLAG_RETRIED		0x100	/* in Lane.scheduled: it waits for another attempt */
+#define TASK_FLAG_DELAYED		0x200	/* it may be left on disk: in Lane.scheduled, unless of the main lane */
 
 /* An unfinished task that is in memory: an element of the pool. */
 typedef struct Task
 {
-	TaskKey		key;
-	OrderNode	node;			/* in its lane's ready window, or in the queue's scheduled one */
-	Lane	   *lane;			/* NULL: ENDED */
-	struct Lease *lease;		/* RUNNING */
+	Link		next;			/* in the pool */
+	OrderNode	node;			/* in its lane's ready window, or in the queue's scheduled one; its id is the task's */
+	Link		lane;			/* 0: ENDED */
+	Link		lease;			/* RUNNING */
 	int64		batch;			/* 0: none */
 	int64		rank;			/* its place in its lane: the priority, unless the queue has aging */
 	TimestampTz deadline;		/* it is cancelled unless it has started by then; 0: none, or it has */
 	int32		priority;
 	int32		cost;			/* units of rate limits */
-	int32		queue;			/* index of its Queue */
-	int16		attempts;		/* begun ones, the running one included */
-	int16		max_attempts;	/* 0: the queue's */
 	TransactionId ender;		/* ENDING: the transaction that ends or changes it; ENQUEUED: that enqueues it;
 								 * RUNNING: the last one that was to cancel it */
 	int32		note;			/* ENDING: the ender's last note about it, of pending.c */
+	ShortNode	link;			/* in Database.ended, if ENDED; in Lane.scheduled, if TASK_FLAG_RETRIED or
+								 * TASK_FLAG_DELAYED */
+	uint16		queue;			/* index of its Queue */
+	int16		attempts;		/* begun ones, the running one included */
+	int16		max_attempts;	/* 0: the queue's */
 	ItemPointerData tid;
-	uint16		flags;
-	uint8		state;
 	uint16		kept_for;		/* the refill that may still read its row as it was before a change; 0: none */
-	dlist_node	link;			/* in Database.ended, if ENDED; in Lane.retries, if TASK_FLAG_RETRIED; in
-								 * Lane.delayed, if TASK_FLAG_DELAYED */
+	uint16		flags:12;
+	uint16		state:4;		/* TaskState */
 } Task;
 
 typedef struct WorkerKey
@@ -265,8 +249,9 @@ typedef struct WorkerKey
 typedef struct Worker
 {
 	WorkerKey	key;
-	dlist_head	leases;
+	ShortList	leases;
 	int32		lease_count;
+	int32		ended_count;	/* leases that have ended and are to be journaled with its name */
 #ifdef FANOUT_CHECKED
 	Recount		recount;
 #endif
@@ -290,45 +275,39 @@ typedef struct WorkerUse
 #endif
 } WorkerUse;
 
-typedef struct LeaseKey
-{
-	int64		lease;
-	Oid			db;
-	uint32		zero;
-} LeaseKey;
-
 #define LEASE_JOURNAL_CLAIM		0x01	/* what the journal is yet to write of a lease */
 #define LEASE_JOURNAL_EXTEND	0x02
 #define LEASE_JOURNAL_EXPIRE	0x04
 
+/* An element of the pool. */
 typedef struct Lease
 {
-	LeaseKey	key;
-	OrderNode	node;			/* in Database.expiry, by until, once committed */
-	Task	   *task;			/* NULL once it has ended and only the journal needs it */
+	Link		next;			/* in the pool */
+	OrderNode	node;			/* in Database.expiry, once committed; the key is when it ends, the id its number */
+	Link		task;			/* 0 once it has ended and only the journal needs it */
+	Link		worker;
+	Link		use;			/* the worker's use of the task's queue; 0 once it has ended */
+	Oid			db;
 	int64		task_id;
-	Worker	   *worker;
-	WorkerUse  *use;			/* the worker's use of the task's queue */
-	dlist_node	worker_link;
-	dlist_node	journal_link;
-	PGPROC	   *holder;			/* the backend whose open transaction claimed it, or to which it is bound */
-	int32		holder_pid;
-	TransactionId ender;		/* the open transaction that is ending it */
+	int64		permit_of;		/* the lease whose permit was passed on to this claim, or 0 */
 	TimestampTz claimed_at;
-	TimestampTz until;
+	ShortNode	worker_link;	/* in Worker.leases, until it has ended */
+	ShortNode	journal_link;
+	int32		holder;			/* the backend whose open transaction claimed it, or to which it is bound, as
+								 * backend_number() tells; 0: none */
+	TransactionId ender;		/* the open transaction that is ending it */
+	int32		cost;			/* units of rate limits that it has taken */
 	uint16		pins;			/* transactions that wrote under it: it does not expire under them */
 	int16		attempt;
-	int32		cost;			/* units of rate limits that it has taken */
-	bool		unjournaled;	/* these are not on disk yet, and count so in its queue and lane */
-	bool		synchronous;	/* its claim is to be on disk with its own commit, for the sake of rate limits */
-	uint8		journal;		/* LEASE_JOURNAL_ bits; not 0: in Database.journal */
-	bool		committed;
-	bool		bound;			/* ends with the holder's session */
-	bool		passed_on;		/* the transaction that ends it has given its permit to a claim of its own */
-	bool		lane_lent;		/* its permit of the lane is free for a claim of that transaction, for one hold of the lock */
-	bool		lane_passed_on; /* and that claim has taken it */
-	int64		permit_of;		/* the lease whose permit was passed on to this claim, or 0 */
-	char		worker_name[FANOUT_NAME_LEN];
+	uint16		journal:3;		/* LEASE_JOURNAL_ bits; not 0: in Database.journal */
+	uint16		unjournaled:1;	/* its units are not on disk yet, and count so in its queue */
+	uint16		lane_unjournaled:1; /* and in the limits of its lane */
+	uint16		synchronous:1;	/* its claim is to be on disk with its own commit, for the sake of rate limits */
+	uint16		committed:1;
+	uint16		bound:1;		/* ends with the holder's session */
+	uint16		passed_on:1;	/* the transaction that ends it has given its permit to a claim of its own */
+	uint16		lane_lent:1;	/* its lane's permit is free for that claim, while the lock is held */
+	uint16		lane_passed_on:1;	/* and that claim has taken it */
 } Lease;
 
 typedef enum DatabaseState
@@ -362,7 +341,7 @@ typedef struct Database
 	bool		next_segment_wanted;
 
 	OrderedSet	expiry;			/* committed leases, by their end */
-	dlist_head	journal;		/* leases with something for the journal to write */
+	ShortList	journal;		/* leases with something for the journal to write */
 	int64		journal_count;
 	dlist_head	result_waiters; /* Waiter.result_link */
 
@@ -375,7 +354,11 @@ typedef struct Database
 
 	uint16		refill_serial;	/* odd while a refill reads: there is one at a time */
 	bool		refill_void;	/* what that has read is not to be relied on */
-	dlist_head	ended;			/* tombstones, kept while a refill reads */
+	Window	   *refilling;		/* the window that it reads for, from its bound on; NULL: none */
+	bool		missed;			/* a task of it was left on disk meanwhile: */
+	int64		missed_key;		/* the first such */
+	int64		missed_id;
+	ShortList	ended;			/* tombstones, kept while a refill reads */
 	int64		changes;		/* of tasks that wait, committed since the server started */
 
 	int64		refills;
@@ -424,6 +407,7 @@ typedef struct SharedState
 	int64		free_tasks;
 	int64		free_leases;
 	int64		free_lanes;
+	int64		free_limited_lanes;
 	int64		free_groups;
 	bool		has_strays;		/* a queue may have strays */
 	bool		task_wanted;	/* a refill has found no memory for a task */
@@ -448,6 +432,7 @@ extern int	fanout_max_queues;
 extern int	fanout_max_databases;
 extern int	fanout_max_workers;
 extern int	fanout_max_lanes;
+extern int	fanout_max_limited_lanes;
 extern int	fanout_max_rate_entries;
 extern int	fanout_journal_interval;
 extern int	fanout_max_wait;
@@ -500,17 +485,47 @@ task_is_kept(const Task *task, const Database *database)
 static inline bool
 task_is(const Task *entry, Oid db, int64 task)
 {
-	return entry != NULL && entry->key.task == task && entry->key.db == db;
+	return entry != NULL && entry->node.id == task && fanout_queues[entry->queue].db == db;
 }
 
 static inline bool
 lease_is(const Lease *entry, Oid db, int64 lease)
 {
-	return entry != NULL && entry->key.lease == lease && entry->key.db == db;
+	return entry != NULL && entry->node.id == lease && entry->db == db;
+}
+
+static inline Lane *
+lane_of(const Task *task)
+{
+	return link_target(task->lane);
+}
+
+static inline Lease *
+lease_of(const Task *task)
+{
+	return link_target(task->lease);
+}
+
+static inline Task *
+task_of(const Lease *lease)
+{
+	return link_target(lease->task);
+}
+
+static inline Worker *
+worker_of(const Lease *lease)
+{
+	return link_target(lease->worker);
+}
+
+static inline WorkerUse *
+use_of(const Lease *lease)
+{
+	return link_target(lease->use);
 }
 
 extern Task *task_find(Oid db, int64 task);
-extern Task *task_enter(Oid db, int64 task);
+extern Task *task_enter(Queue *queue, int64 task);
 extern void task_free(Task *task);
 extern void task_iterate(void (*visit) (Task *task, void *arg), void *arg);
 
@@ -518,19 +533,6 @@ extern Lease *lease_find(Oid db, int64 lease);
 extern Lease *lease_enter(Oid db, int64 lease);
 extern void lease_free(Lease *lease);
 extern void lease_iterate(void (*visit) (Lease *lease, void *arg), void *arg);
-
-extern Lane *lane_find(Queue *queue, int64 partition);
-extern Lane *lane_enter(Queue *queue, int64 partition);
-extern void lane_free(Lane *lane);
-extern void lane_ask_for_refill(Lane *lane);
-extern Lane *queue_take_asker(Queue *queue, const Lane *but_not);
-extern Lane *queue_walk_lanes(Queue *queue);
-extern void queue_clear_lanes(Queue *queue);
-
-extern int	max_groups(void);
-extern FairGroup *group_find(Queue *queue, int64 number);
-extern FairGroup *group_enter(Queue *queue, int64 number);
-extern void group_free(FairGroup *group);
 
 extern Worker *worker_find(Oid db, const char *name);
 extern Worker *worker_enter(Oid db, const char *name);
@@ -545,5 +547,7 @@ extern void worker_use_iterate(void (*visit) (WorkerUse *use, void *arg), void *
 #endif
 
 extern Waiter *waiter_of_backend(void);
+extern int32 backend_number(void);
+extern int	backend_pid(int32 number);
 
 #endif							/* FANOUT_SHARED_STATE_H */

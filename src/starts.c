@@ -12,6 +12,7 @@
 #include "utils/timestamp.h"
 
 #include "lane.h"
+#include "lane_limits.h"
 #include "starts.h"
 #include "wait.h"
 
@@ -86,30 +87,30 @@ queue_set(Queue *queue, const QueueSettings *settings)
 void
 lease_note_start(Lease *lease)
 {
-	Task	   *task = lease->task;
-	Queue	   *queue = queue_of_lane(task->lane);
+	Task	   *task = task_of(lease);
+	Queue	   *queue = queue_of_lane(lane_of(task));
 	RateView	rate = rate_of(queue);
-	TimestampTz at = Max(lease->claimed_at, Max(queue->rate_log.seen, task->lane->rate_log.seen));
+	TimestampTz at = Max(lease->claimed_at, Max(queue->rate_log.seen, lane_earliest_start(lane_of(task))));
 
-	if (rate.count == 0 && !lane_has_rate(task->lane))
+	if (rate.count == 0 && !lane_has_rate(lane_of(task)))
 		return;
 	if (rate.count > 0)
 	{
 		rate_take(&rate, task->cost, at);
 		audit_start(&rate, task->cost, at);
 	}
-	lane_start(task->lane, task->cost, at);
+	lane_start(lane_of(task), task->cost, at);
 	lease->claimed_at = at;
 	lease->cost = task->cost;
 
 	/* what a crash may make us forget is bounded: beyond that, a claim is on disk with its own commit */
 	lease->synchronous = (rate.count > 0 && queue->unjournaled + task->cost > rate_slack(&rate)) ||
-		!lane_has_slack(task->lane, task->cost);
+		!lane_has_slack(lane_of(task), task->cost);
 	if (lease->synchronous)
 		return;
 	lease->unjournaled = true;
 	queue->unjournaled += task->cost;
-	task->lane->unjournaled += task->cost;
+	lease->lane_unjournaled = lane_leave_unjournaled(lane_of(task), task->cost);
 }
 
 /* What the lease's start has taken of rate limits is on disk by now, or was given back. */
@@ -118,26 +119,28 @@ lease_start_journaled(Lease *lease)
 {
 	Queue	   *queue;
 
-	if (!lease->unjournaled || lease->task == NULL)
+	if (!lease->unjournaled || lease->task == 0)
 		return;
-	queue = queue_of_lane(lease->task->lane);
+	queue = queue_of_lane(lane_of(task_of(lease)));
 	lease->unjournaled = false;
 	queue->unjournaled -= lease->cost;
-	lease->task->lane->unjournaled -= lease->cost;
+	if (lease->lane_unjournaled)
+		lane_journaled(lane_of(task_of(lease)), lease->cost);
+	lease->lane_unjournaled = false;
 }
 
 /* The claim was undone: give back what its start has taken. */
 void
 lease_undo_start(Lease *lease)
 {
-	Queue	   *queue = queue_of_lane(lease->task->lane);
+	Queue	   *queue = queue_of_lane(lane_of(task_of(lease)));
 	RateView	rate = rate_of(queue);
 
 	if (lease->cost == 0)
 		return;
 	if (rate.count > 0)
 		rate_give_back(&rate, lease->cost, lease->claimed_at);
-	lane_unstart(lease->task->lane, lease->cost, lease->claimed_at);
+	lane_unstart(lane_of(task_of(lease)), lease->cost, lease->claimed_at);
 	lease_start_journaled(lease);
 }
 
@@ -168,11 +171,9 @@ queue_remember_unknown_starts(Queue *queue, TimestampTz now)
 {
 	RateView	rate = rate_of(queue);
 
-	dlist_iter	iter;
-
 	if (rate.count > 0)
 		rate_take(&rate, rate_slack(&rate), Max(now, queue->rate_log.seen));
-	dlist_foreach(iter, &queue->lanes)
-		lane_remember_unknown_starts(dlist_container(Lane, link, iter.cur), now);
+	short_list_foreach(node, &queue->lanes)
+		lane_remember_unknown_starts(link_container(Lane, link, node), now);
 	queue->loaded_at = now;
 }

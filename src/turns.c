@@ -16,27 +16,42 @@
 
 #define TURN	INT64CONST(1048576) /* virtual time of a turn at weight 1 */
 
+static inline int64
+time_of(const Turn *turn)
+{
+	return turn->aside ? turn->node.id : turn->node.key;
+}
+
+/* Of one that does not wait. */
+static inline void
+set_time(Turn *turn, int64 time)
+{
+	if (turn->aside)
+		turn->node.id = time;
+	else
+		turn->node.key = time;
+}
+
 void
 turn_begin(Turns *turns, Turn *turn)
 {
-	turn->time = turns->forgotten_time;
+	set_time(turn, turns->forgotten_time);
 }
 
 void
 turn_forget(Turns *turns, Turn *turn)
 {
 	Assert(!turn->waits);
-	turns->forgotten_time = Max(turns->forgotten_time, turn->time);
+	turns->forgotten_time = Max(turns->forgotten_time, time_of(turn));
 }
 
 /* Of those that are even, the one with the smallest id is first. */
 void
 turn_wait(Turns *turns, Turn *turn, int64 id)
 {
-	Assert(!turn->waits);
+	Assert(!turn->waits && !turn->aside);
 	turn->waits = true;
-	turn->time = Max(turn->time, turns->clock);
-	turn->node.key = turn->time;
+	turn->node.key = Max(turn->node.key, turns->clock);
 	turn->node.id = id;
 	order_insert(&turns->set, &turn->node);
 }
@@ -49,27 +64,46 @@ turn_stop(Turns *turns, Turn *turn)
 	order_remove(&turns->set, &turn->node);
 }
 
+/* The order of the other set is by this key, and of those that are even, by virtual time. */
+void
+turn_set_aside(OrderedSet *set, Turn *turn, int64 key)
+{
+	Assert(!turn->waits && !turn->aside);
+	turn->aside = true;
+	turn->node.id = turn->node.key;
+	turn->node.key = key;
+	order_insert(set, &turn->node);
+}
+
+void
+turn_bring_back(OrderedSet *set, Turn *turn)
+{
+	Assert(turn->aside);
+	order_remove(set, &turn->node);
+	turn->aside = false;
+	turn->node.key = turn->node.id;
+}
+
 /* Move its time on, or back. */
 static void
 move_time(Turns *turns, Turn *turn, int64 by)
 {
-	turn->time += by;
 	if (!turn->waits)
-		return;
-	if (turns->set.count == 1)
+		set_time(turn, time_of(turn) + by);
+	else if (turns->set.count == 1)
+		turn->node.key += by;	/* it has every turn */
+	else
 	{
-		turn->node.key = turn->time;	/* it has every turn */
-		return;
+		order_remove(&turns->set, &turn->node);
+		turn->node.key += by;
+		order_insert(&turns->set, &turn->node);
 	}
-	order_remove(&turns->set, &turn->node);
-	turn->node.key = turn->time;
-	order_insert(&turns->set, &turn->node);
 }
 
 void
 turn_take(Turns *turns, Turn *turn, int32 weight)
 {
-	turns->clock = turn->time;
+	turns->clock = time_of(turn);
 	move_time(turns, turn, TURN / weight);
 }
 

@@ -12,10 +12,12 @@
 /* The turns of one: embedded in what has them. */
 typedef struct Turn
 {
-	OrderNode	node;			/* in Turns.set by virtual time, while it waits for its turn */
-	int64		time;			/* its virtual time */
-	bool		waits;
-	bool		shared;			/* it is that of a FairGroup, else that of a Lane */
+	OrderNode	node;			/* in Turns.set, while it waits for its turn; the key is its virtual time, also when
+								 * it does not */
+	uint16		queue;			/* index of its Queue */
+	bool		waits:1;
+	bool		shared:1;		/* it is that of a FairGroup, else that of a Lane */
+	bool		aside:1;		/* the node is in another set, and its virtual time is the id */
 } Turn;
 
 /* Those that take turns with each other. */
@@ -33,6 +35,10 @@ extern void turn_forget(Turns *turns, Turn *turn);
 /* It has something to do, for which this id stands, and waits for its turn; it waits no longer. */
 extern void turn_wait(Turns *turns, Turn *turn, int64 id);
 extern void turn_stop(Turns *turns, Turn *turn);
+
+/* It does not wait: its node may stand in another set meanwhile. */
+extern void turn_set_aside(OrderedSet *set, Turn *turn, int64 key);
+extern void turn_bring_back(OrderedSet *set, Turn *turn);
 
 /* It has its turn; that was for nothing. */
 extern void turn_take(Turns *turns, Turn *turn, int32 weight);

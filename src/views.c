@@ -20,10 +20,12 @@
 #include "utils/timestamp.h"
 
 #include "arguments.h"
+#include "lane_pools.h"
 #include "registry.h"
 #include "spi.h"
 #include "storage.h"
 #include "views.h"
+#include "window.h"
 
 PG_FUNCTION_INFO_V1(fanout_queue_visible);
 PG_FUNCTION_INFO_V1(fanout_role_visible);
@@ -110,6 +112,7 @@ typedef struct Status
 	int64		free_leases;
 	int64		free_workers;
 	int64		free_lanes;
+	int64		free_limited_lanes;
 	int64		free_groups;
 	int32		queues;
 } Status;
@@ -253,9 +256,9 @@ copy_task(const Task *task, TimestampTz now, LiveTask *live)
 	live->attempt = task->attempts;
 	if (task->state == TASK_RUNNING)
 	{
-		live->lease = task->lease->key.lease;
-		live->until = task->lease->until;
-		memcpy(live->worker, task->lease->worker_name, FANOUT_NAME_LEN);
+		live->lease = lease_of(task)->node.id;
+		live->until = lease_of(task)->node.key;
+		memcpy(live->worker, worker_of(lease_of(task))->key.name, FANOUT_NAME_LEN);
 	}
 }
 
@@ -264,7 +267,8 @@ static bool
 queue_is_all_in_memory(const Queue *queue)
 {
 	return queue != NULL && queue->state != QUEUE_FREE && queue->pending == 0 &&
-		!queue->main.ready.bounded && !queue->scheduled.bounded && queue->lane_count == 0 && !queue->strays.bounded;
+		!window_is_bounded(&queue->main.ready) && !window_is_bounded(&queue->scheduled) && queue->lane_count == 0 &&
+		!window_is_bounded(&queue->strays);
 }
 
 /* Look for the task in memory; false if there is no memory to tell. */
@@ -349,17 +353,17 @@ fanout_live_task(PG_FUNCTION_ARGS)
 static OrderNode *
 first_not_before(const OrderedSet *set, int64 key, int64 id)
 {
-	OrderNode  *node = set->root;
+	OrderNode  *node = link_target(set->root);
 	OrderNode  *found = NULL;
 
 	while (node != NULL)
 	{
 		if (order_less(node->key, node->id, key, id))
-			node = node->right;
+			node = link_target(node->right);
 		else
 		{
 			found = node;
-			node = node->left;
+			node = link_target(node->left);
 		}
 	}
 	return found;
@@ -374,7 +378,7 @@ static Task *
 oldest_ready(const Queue *queue)
 {
 	const OrderedSet *set = &queue->main.ready.set;
-	OrderNode  *node = set->first;
+	OrderNode  *node = order_first(set);
 	OrderNode  *oldest = node;
 
 	for (int i = 0; node != NULL && i < OLDEST_MAX_PRIORITIES; i++)
@@ -396,7 +400,7 @@ copy_queue(const Queue *queue, LiveQueue *live)
 	live->ready = queue->waiting - live->scheduled;
 	live->running = queue->running;
 	live->in_memory = queue->ready_count + queue->scheduled.set.count + queue->reserved + queue->running;
-	live->oldest_task = oldest != NULL ? oldest->key.task : 0;
+	live->oldest_task = oldest != NULL ? oldest->node.id : 0;
 	if (oldest != NULL)
 		live->oldest_tid = oldest->tid;
 	live->waiting_workers = queue->waiter_count;
@@ -510,20 +514,20 @@ copy_lease(Lease *lease, void *arg)
 	LeaseCopy  *copy = arg;
 	LiveLease  *live;
 
-	if (lease->key.db != MyDatabaseId || lease->task == NULL)
+	if (lease->db != MyDatabaseId || lease->task == 0)
 		return;
 	if (copy->count++ >= copy->room)
 		return;
 	live = &copy->leases[copy->count - 1];
-	live->lease = lease->key.lease;
+	live->lease = lease->node.id;
 	live->task = lease->task_id;
-	live->queue_id = fanout_queues[lease->task->queue].id;
+	live->queue_id = fanout_queues[task_of(lease)->queue].id;
 	live->attempt = lease->attempt;
 	live->claimed_at = lease->claimed_at;
-	live->until = lease->until;
-	live->holder_pid = lease->holder_pid;
+	live->until = lease->node.key;
+	live->holder_pid = backend_pid(lease->holder);
 	live->committed = lease->committed;
-	memcpy(live->worker, lease->worker_name, FANOUT_NAME_LEN);
+	memcpy(live->worker, worker_of(lease)->key.name, FANOUT_NAME_LEN);
 }
 
 /* Copy all leases; once more if there are more than expected by then. */
@@ -633,6 +637,7 @@ copy_status(Status *status)
 	status->free_leases = fanout_shared->free_leases;
 	status->free_workers = fanout_shared->free_workers;
 	status->free_lanes = fanout_shared->free_lanes;
+	status->free_limited_lanes = fanout_shared->free_limited_lanes;
 	status->free_groups = fanout_shared->free_groups;
 	status->queues = count_queues();
 	dispatcher_unlock();
@@ -723,6 +728,8 @@ add_pool_items(ResultSet *set, const Status *status)
 			 fanout_max_workers - status->free_workers, fanout_max_workers);
 	add_item(set, "lanes in memory", INT64_FORMAT " of %d",
 			 fanout_max_lanes - status->free_lanes, fanout_max_lanes);
+	add_item(set, "limited lanes in memory", INT64_FORMAT " of %d",
+			 fanout_max_limited_lanes - status->free_limited_lanes, fanout_max_limited_lanes);
 	add_item(set, "fair groups in memory", INT64_FORMAT " of %d", max_groups() - status->free_groups, max_groups());
 }
 

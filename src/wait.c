@@ -134,7 +134,7 @@ results_note_end(Database *database, const Task *task)
 		Waiter	   *waiter = dlist_container(Waiter, result_link, iter.cur);
 
 		if (waiter->batch != 0 ? waiter->batch != task->batch :
-			(task->key.task < waiter->first_task || task->key.task > waiter->last_task))
+			(task->node.id < waiter->first_task || task->node.id > waiter->last_task))
 			continue;
 		if (++waiter->hits >= waiter->hits_wanted)
 			SetLatch(&waiter->proc->procLatch);

@@ -18,9 +18,11 @@
 #include "arguments.h"
 #include "groups.h"
 #include "lane.h"
+#include "lane_limits.h"
 #include "registry.h"
 #include "starts.h"
 #include "storage.h"
+#include "window.h"
 
 PG_FUNCTION_INFO_V1(fanout_why);
 
@@ -79,7 +81,7 @@ typedef struct Facts
 static int64
 place_of(const Task *task)
 {
-	OrderNode  *node = task->lane->ready.set.first;
+	OrderNode  *node = order_first(&lane_of(task)->ready.set);
 
 	for (int64 place = 1; place <= PLACES_COUNTED && node != NULL; place++)
 	{
@@ -117,10 +119,10 @@ look_at_lane(Queue *queue, Lane *lane, const Task *task, TimestampTz now, Facts 
 		return REASON_QUEUE_PAUSED;
 	if (settings->held_until > now)
 		return note_time(facts, REASON_QUEUE_HELD, settings->held_until);
-	if (lane != NULL && lane->settings.paused)
+	if (lane != NULL && lane_settings(lane)->paused)
 		return REASON_PARTITION_PAUSED;
-	if (lane != NULL && lane->settings.held_until > now)
-		return note_time(facts, REASON_PARTITION_HELD, lane->settings.held_until);
+	if (lane != NULL && lane_settings(lane)->held_until > now)
+		return note_time(facts, REASON_PARTITION_HELD, lane_settings(lane)->held_until);
 	if (settings->concurrency > 0 && queue->running >= settings->concurrency)
 		return note_concurrency(facts, REASON_QUEUE_CONCURRENCY, queue->running, settings->concurrency);
 	if (lane != NULL && lane_limit(lane) > 0 && lane->running >= lane_limit(lane))
@@ -128,11 +130,11 @@ look_at_lane(Queue *queue, Lane *lane, const Task *task, TimestampTz now, Facts 
 	retry = lane != NULL ? lane_awaited_retry(lane) : NULL;
 	if (retry != NULL)
 	{
-		facts->other = retry->key.task;
+		facts->other = retry->node.id;
 		return note_time(facts, REASON_PARTITION_RETRY, retry->node.key);
 	}
-	if (lane != NULL && lane->throttled_until > now && (lane_first(lane) != NULL || lane->ready.bounded))
-		return note_time(facts, REASON_PARTITION_RATE_LIMIT, lane->throttled_until);
+	if (lane != NULL && lane_throttled_until(lane) > now && (lane_first(lane) != NULL || window_is_bounded(&lane->ready)))
+		return note_time(facts, REASON_PARTITION_RATE_LIMIT, lane_throttled_until(lane));
 	at = queue_admits_start(queue, now);
 	if (at != 0)
 		return note_time(facts, REASON_RATE_LIMIT, at);
@@ -141,7 +143,7 @@ look_at_lane(Queue *queue, Lane *lane, const Task *task, TimestampTz now, Facts 
 
 	facts->place = place_of(task);
 	facts->lanes = queue->turns.set.count;
-	facts->group_lanes = lane->group != NULL ? lane->group->lanes.set.count : 0;
+	facts->group_lanes = lane->group != 0 ? group_of(lane)->lanes.set.count : 0;
 	if (facts->place == 1 && queue_lane_in_turn(queue) == lane)
 		return queue->waiter_count == 0 ? REASON_NO_WORKER : REASON_WORKERS;
 	return REASON_TURN;
@@ -165,10 +167,10 @@ look(int64 number, const TaskRow *row, Facts *facts)
 	else if (task != NULL && task->state == TASK_RUNNING)
 	{
 		facts->reason = REASON_RUNNING;
-		facts->lease = task->lease->key.lease;
-		facts->time = task->lease->until;
+		facts->lease = lease_of(task)->node.id;
+		facts->time = lease_of(task)->node.key;
 		facts->cancelled = (task->flags & TASK_FLAG_CANCELLED) != 0;
-		memcpy(facts->worker, task->lease->worker_name, FANOUT_NAME_LEN);
+		memcpy(facts->worker, worker_of(lease_of(task))->key.name, FANOUT_NAME_LEN);
 	}
 	else if (task != NULL && task->state == TASK_ENDING)
 		facts->reason = REASON_ENDING;
@@ -184,7 +186,7 @@ look(int64 number, const TaskRow *row, Facts *facts)
 	{
 		bool		ready = task != NULL && task->state == TASK_READY;
 
-		facts->reason = look_at_lane(queue, ready ? task->lane : lane_find(queue, row->partition),
+		facts->reason = look_at_lane(queue, ready ? lane_of(task) : lane_find(queue, row->partition),
 									 ready ? task : NULL, now, facts);
 	}
 	dispatcher_unlock();

@@ -20,64 +20,74 @@
 
 #include "window.h"
 
+void
+window_init(Window *window)
+{
+	order_init(&window->set);
+	window->bound_key = window->bound_id = WINDOW_UNBOUNDED;
+}
+
 /* Is a task at this place possibly on disk only? */
 bool
 window_is_beyond(const Window *window, int64 key, int64 id)
 {
-	return window->bounded && !order_less(key, id, window->bound_key, window->bound_id);
+	return !order_less(key, id, window->bound_key, window->bound_id);
 }
 
 /* The first task of the order, or NULL if there is none or a refill must come before. */
 OrderNode *
 window_first(const Window *window)
 {
-	OrderNode  *first = window->set.first;
+	OrderNode  *first = order_first(&window->set);
 
 	/* without a bound the task is not looked at: it is not in the processor's cache yet */
-	if (first == NULL || !window->bounded)
+	if (first == NULL || !window_is_bounded(window))
 		return first;
 	return window_is_beyond(window, first->key, first->id) ? NULL : first;
 }
 
+static void
+lower_bound(Window *window, int64 key, int64 id)
+{
+	if (window_is_beyond(window, key, id))
+		return;
+	window->bound_key = key;
+	window->bound_id = id;
+}
+
 /* A waiting task at this place is, from now on, on disk only. */
 void
-window_leave_on_disk(Window *window, int64 key, int64 id)
+window_leave_on_disk(Database *database, Window *window, int64 key, int64 id)
 {
-	if (!window_is_beyond(window, key, id))
+	lower_bound(window, key, id);
+	if (window_is_refilling(database, window) &&
+		(!database->missed || order_less(key, id, database->missed_key, database->missed_id)))
 	{
-		window->bounded = true;
-		window->bound_key = key;
-		window->bound_id = id;
-	}
-	if (window->refilling &&
-		(!window->missed || order_less(key, id, window->missed_key, window->missed_id)))
-	{
-		window->missed = true;
-		window->missed_key = key;
-		window->missed_id = id;
+		database->missed = true;
+		database->missed_key = key;
+		database->missed_id = id;
 	}
 }
 
 /* To be called before the snapshot of the refill is taken. */
 void
-window_begin_refill(Window *window)
+window_begin_refill(Database *database, Window *window)
 {
-	window->refilling = true;
-	window->missed = false;
+	database->refilling = window;
+	database->missed = false;
 }
 
 /*
  * The refill has put into memory all it saw before (key, id), or all there is
- * if there is no more.
+ * if that is WINDOW_UNBOUNDED.
  */
 void
-window_end_refill(Window *window, bool more, int64 key, int64 id)
+window_end_refill(Database *database, Window *window, int64 key, int64 id)
 {
-	window->refilling = false;
-	window->bounded = more;
+	Assert(window_is_refilling(database, window));
+	database->refilling = NULL;
 	window->bound_key = key;
 	window->bound_id = id;
-	if (window->missed)
-		window_leave_on_disk(window, window->missed_key, window->missed_id);
-	window->missed = false;
+	if (database->missed)
+		lower_bound(window, database->missed_key, database->missed_id);
 }

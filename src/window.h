@@ -9,10 +9,25 @@
 
 #include "shared_state.h"
 
+#define WINDOW_UNBOUNDED	PG_INT64_MAX	/* as key and id of a bound: no task comes after it */
+
+static inline bool
+window_is_bounded(const Window *window)
+{
+	return window->bound_id != WINDOW_UNBOUNDED;
+}
+
+static inline bool
+window_is_refilling(const Database *database, const Window *window)
+{
+	return database->refilling == window;
+}
+
+extern void window_init(Window *window);
 extern bool window_is_beyond(const Window *window, int64 key, int64 id);
 extern OrderNode *window_first(const Window *window);
-extern void window_leave_on_disk(Window *window, int64 key, int64 id);
-extern void window_begin_refill(Window *window);
-extern void window_end_refill(Window *window, bool more, int64 key, int64 id);
+extern void window_leave_on_disk(Database *database, Window *window, int64 key, int64 id);
+extern void window_begin_refill(Database *database, Window *window);
+extern void window_end_refill(Database *database, Window *window, int64 key, int64 id);
 
 #endif							/* FANOUT_WINDOW_H */

@@ -258,5 +258,5 @@ throw_no_memory_for_task(void)
 			(errcode(ERRCODE_CONFIGURATION_LIMIT_EXCEEDED),
 			 errmsg("the pool of tracked tasks is used up"),
 			 errdetail("A transaction keeps each task that it cancels or changes in memory until it has ended."),
-			 errhint("Try again when tasks have finished, with fewer tasks in a transaction, or raise pg_fanout.max_tracked_tasks (or max_lanes, with partitions) and restart the server.")));
+			 errhint("Try again when tasks have finished, with fewer tasks in a transaction, or raise pg_fanout.max_tracked_tasks (or max_lanes and max_limited_lanes, with partitions) and restart the server.")));
 }

@@ -96,5 +96,14 @@ $node->append_conf('postgresql.conf', "shared_preload_libraries = ''");
 $node->restart;
 is(sqlstate($node, 'DROP EXTENSION pg_fanout'), '', 'DROP EXTENSION does not need the library');
 
+# Links between elements of the pools reach so far.
 $node->stop;
+command_fails_like(
+	[
+		'postgres', '-D', $node->data_dir, '-c', 'shared_preload_libraries=pg_fanout', '-c', 'pg_fanout.max_tracked_tasks=67108864',
+		'-c', 'pg_fanout.max_lanes=67108864', '-C', 'shared_memory_size'
+	],
+	qr/pg_fanout would need more than 16 GB of shared memory/,
+	'pools that are too large are refused');
+
 done_testing();

@@ -200,5 +200,59 @@ $open->query_safe('ROLLBACK');
 $open->quit;
 is($node->safe_psql('postgres', "SELECT count(*) FROM fanout.dequeue('later', 'w', max_tasks => 5)"), 0, 'and no more');
 
+# Fewer places for limits than partitions that have started something, which 40 have before the server is told so
+my $starts_of = "SELECT count(*) FROM fanout.dequeue('limited', 'w', max_tasks => 100)";
+my $limited = "SELECT value FROM fanout.status() WHERE item = 'limited lanes in memory'";
+$node->safe_psql('postgres', <<'EOS');
+SELECT fanout.drop_queue('later', force => true);
+SELECT fanout.create_queue('limited', partition_rate_limit => 1, partition_rate_period => '1 hour', lease => '2 hours');
+SELECT count(*) FROM fanout.enqueue_many('limited', 'x', array_fill('{}'::jsonb, '{80}'), partition_keys => ARRAY(SELECT 'key' || n % 40 FROM generate_series(1, 80) n));
+EOS
+is($node->safe_psql('postgres', $starts_of), 40, 'one start a partition');
+is($node->safe_psql('postgres', $limited), '40 of 16384', 'each has a place');
+$node->append_conf('postgresql.conf', "pg_fanout.max_limited_lanes = 16\npg_fanout.max_rate_entries = 65536");
+$node->restart;
+wait_for_memory($node);
+is($node->safe_psql('postgres', $limited), '16 of 16', 'after a restart there are 16 places');
+is($node->safe_psql('postgres', $starts_of), 0, 'promise 5: but no start is forgotten');
+is($node->safe_psql('postgres', "SELECT count(*) FROM fanout.partitions WHERE next_start BETWEEN now() + '50 min' AND now() + '61 min'"), 40,
+	'of no partition');
+is($node->safe_psql('postgres', "SELECT code FROM fanout.tasks t, fanout.why(t.task) WHERE state = 'ready' GROUP BY 1"), 'partition_rate_limit',
+	'and each of them says so');
+
+# Partitions that have not started anything wait for a place
+$node->safe_psql('postgres', "SELECT count(*) FROM fanout.enqueue_many('limited', 'x', array_fill('{}'::jsonb, '{20}'), partition_keys => ARRAY(SELECT 'new' || n FROM generate_series(1, 20) n))");
+is($node->safe_psql('postgres', $starts_of), 0, 'without a place nothing starts');
+my ($result, undef, $error) = $node->psql('postgres', "SELECT fanout.set_partition('limited', 'new1', concurrency => 2)", extra_params => ['-v', 'VERBOSITY=verbose']);
+like($error, qr/53400: too many partitions\nHINT:  Raise pg_fanout.max_lanes or pg_fanout.max_limited_lanes/, 'nor are there settings');
+$node->safe_psql('postgres', "SELECT fanout.alter_queue('limited', unset => '{partition_rate_limit}')");
+is($node->safe_psql('postgres', $limited), '0 of 16', 'without the rate limit all places are free');
+is($node->safe_psql('postgres', $starts_of), 60, 'and all may start');
+
+# They come and go: partitions take turns for the places
+$node->safe_psql('postgres', <<'EOS');
+SELECT fanout.drop_queue('limited', force => true);
+SELECT fanout.create_queue('limited', partition_rate_limit => 1, partition_rate_period => '200 ms');
+SELECT count(*) FROM fanout.enqueue_many('limited', 'x', array_fill('{}'::jsonb, '{200}'), partition_keys => ARRAY(SELECT 'key' || n % 100 FROM generate_series(1, 200) n));
+EOS
+$node->safe_psql('postgres', "CALL work_off('limited', 200)");
+is($node->safe_psql('postgres', "SELECT succeeded FROM fanout.queues WHERE queue = 'limited'"), 200, 'all get their places in time');
+is($node->safe_psql('postgres', "SELECT count(*) FROM (SELECT claimed_at - lag(claimed_at) OVER (PARTITION BY lane ORDER BY claimed_at) AS apart FROM fanout.attempts a JOIN fanout.task t ON t.id = a.task WHERE a.queue = 'limited') s WHERE apart <= '200 ms'"),
+	0, 'promise 5: and none more than its limit');
+ok($node->poll_query_until('postgres', $limited, '0 of 16'), 'all places are given back');
+
+# Settings take places, also by transactions that come to nothing
+$node->safe_psql('postgres', <<'EOS');
+BEGIN;
+SELECT count(fanout.set_partition('limited', 'set' || n, concurrency => 2)) FROM generate_series(1, 16) n;
+ROLLBACK;
+SELECT count(fanout.set_partition('limited', 'set' || n, concurrency => 2)) FROM generate_series(1, 16) n;
+EOS
+($result, undef, $error) = $node->psql('postgres', "SELECT fanout.set_partition('limited', 'set17', concurrency => 2)", extra_params => ['-v', 'VERBOSITY=verbose']);
+like($error, qr/53400: too many partitions/, 'settings for one partition too many');
+$node->safe_psql('postgres', "SELECT fanout.set_partition('limited', 'set1', unset => '{concurrency}')");
+$node->safe_psql('postgres', "SELECT fanout.set_partition('limited', 'set17', concurrency => 2)");
+is($node->safe_psql('postgres', $limited), '16 of 16', 'one gives its place to another');
+
 $node->stop;
 done_testing();

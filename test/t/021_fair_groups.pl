@@ -47,7 +47,7 @@ start_after_crash($node);
 wait_for_memory($node);
 is(shares('g', 60), 'a 20, b 20, many 20', 'a crash as well');
 $node->safe_psql('postgres', "SELECT fanout.drop_queue('g', force => true)");
-is($node->safe_psql('postgres', $groups), '0 of 16384', 'no group is left');
+is($node->safe_psql('postgres', $groups), '0 of 2048', 'no group is left');
 
 # Pools that are far too small
 $node->append_conf('postgresql.conf', "pg_fanout.max_tracked_tasks = 64\npg_fanout.max_lanes = 16");
