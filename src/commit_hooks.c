@@ -24,6 +24,7 @@
 
 #include "lane.h"
 #include "pending.h"
+#include "points.h"
 #include "spi.h"
 #include "starts.h"
 #include "wait.h"
@@ -566,6 +567,7 @@ apply_all(void)
 	for (int i = 0; i < pending_used; i++)
 	{
 		apply(&pending[i], now);
+		FANOUT_POINT(COMMIT_NOTE);
 		breathe(i);
 	}
 	dispatcher_unlock();
@@ -582,6 +584,7 @@ undo_from_level(int level)
 	while (pending_used > 0 && pending[pending_used - 1].level >= level)
 	{
 		undo(pending_pop());
+		FANOUT_POINT(ABORT_NOTE);
 		breathe(pending_used);
 	}
 	dispatcher_unlock();
@@ -597,12 +600,19 @@ transaction_callback(XactEvent event, void *arg)
 
 	switch (event)
 	{
+		case XACT_EVENT_PRE_COMMIT:
+			FANOUT_POINT(COMMIT_BEGUN);
+			break;
 		case XACT_EVENT_COMMIT:
+			FANOUT_POINT(COMMIT_RECORDED);
 			apply_all();
+			FANOUT_POINT(COMMIT_APPLIED);
 			pending_forget_all();
 			break;
 		case XACT_EVENT_ABORT:
+			FANOUT_POINT(ABORT_BEGUN);
 			undo_from_level(0);
+			FANOUT_POINT(ABORT_UNDONE);
 			pending_forget_all();
 			break;
 		case XACT_EVENT_PRE_PREPARE:

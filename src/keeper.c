@@ -32,6 +32,7 @@
 #include "finish.h"
 #include "ids.h"
 #include "journal.h"
+#include "points.h"
 #include "rebuild.h"
 #include "refill.h"
 #include "segments.h"
@@ -238,6 +239,8 @@ expire_leases(TimestampTz now, int64 *exhausted, int *exhausted_count)
 		}
 	}
 	dispatcher_unlock();
+	if (looked > *exhausted_count)
+		FANOUT_POINT(EXPIRY_TOLD);
 	return looked == FANOUT_WORK_CHUNK;
 }
 
@@ -268,11 +271,13 @@ fail_exhausted(int64 lease)
 		end_cancelled(&held);
 	else if (held.lease != 0)
 	{
+		FANOUT_POINT(EXHAUSTED_HELD);
 		pending_end(held.entry, lease, held.task, OUTCOME_FAILED);
 
 		/* should memory be wrong about the task, to insist would be a duplicate key, and the end of this process */
 		if (outcome_of(held.task) == 0)
 			write_exhausted(&held);
+		FANOUT_POINT(EXHAUSTED_WRITTEN);
 	}
 	PopActiveSnapshot();
 	CommitTransactionCommand();
@@ -484,7 +489,11 @@ run_join(int64 batch)
 		{
 			if (tasks == NULL)
 				count = read_unfinished(batch, context, &tasks);
-			ended = cancel_chunk(tasks, count, &next, &left) && next == count && !left && note_end(batch);
+			FANOUT_POINT(JOIN_DECIDED);
+			ended = cancel_chunk(tasks, count, &next, &left) && next == count && !left;
+			FANOUT_POINT(JOIN_CANCELLED);
+			ended = ended && note_end(batch);
+			FANOUT_POINT(JOIN_NOTED);
 			more = next < count && next > begin;
 		}
 		PopActiveSnapshot();

@@ -22,6 +22,7 @@
 
 #include "dispatch.h"
 #include "lane.h"
+#include "points.h"
 #include "refill.h"
 #include "room.h"
 #include "seed.h"
@@ -345,6 +346,7 @@ load_rows(Refill *refill)
 		if (++done % FANOUT_WORK_CHUNK == 0)
 		{
 			dispatcher_unlock();
+			FANOUT_POINT(REFILL_CHUNK);
 			dispatcher_lock();
 		}
 	}
@@ -399,8 +401,11 @@ run_refill(Refill *refill)
 		most = Min(most, REFILL_LEAST); /* its end is probably near */
 	refill->limit = most;
 	refill->rows = palloc(refill->limit * refill->segment_count * sizeof(RefillRow));
+	FANOUT_POINT(REFILL_BEGUN);
 	read_from_bound(refill);
+	FANOUT_POINT(REFILL_READ);
 	load_rows(refill);
+	FANOUT_POINT(REFILL_DONE);
 	pfree(refill->rows);
 	return refill->headway;
 }

@@ -26,6 +26,7 @@
 #include "pgstat.h"
 #include "utils/snapmgr.h"
 
+#include "points.h"
 #include "registry.h"
 #include "segments.h"
 #include "spi.h"
@@ -191,6 +192,7 @@ segments_move_on(Database *database)
 
 	if (next >= 0)
 		begin_segment(database, current, next, first);
+	FANOUT_POINT(SEGMENT_COMMITTED);
 
 	dispatcher_lock();
 	if (next >= 0)

@@ -17,6 +17,7 @@
 
 #include "audit.h"
 #include "order.h"
+#include "points.h"
 #include "rate.h"
 #include "turns.h"
 
@@ -429,6 +430,7 @@ typedef struct SharedState
 	int32		database_high;
 #ifdef FANOUT_CHECKED
 	AuditState	audit;
+	PointState	points[POINT_COUNT];
 #endif
 } SharedState;
 
