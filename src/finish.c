@@ -300,7 +300,6 @@ fail_one(int64 lease, const FailOptions *options, TimestampTz *due)
 
 	if (!lease_hold(lease, LEASE_USE_END, &held))
 		return false;
-	FANOUT_POINT(END_HELD);
 
 	if (held.cancelled)
 	{
@@ -314,6 +313,7 @@ fail_one(int64 lease, const FailOptions *options, TimestampTz *due)
 
 		*due = 0;
 		pending_end(held.entry, lease, held.task, OUTCOME_FAILED);
+		FANOUT_POINT(END_HELD);
 		if (!options->error_isnull)
 			value = error_value(VARDATA_ANY(options->error), VARSIZE_ANY_EXHDR(options->error));
 		writer = log_writer_open(LOG_OUTCOME, 1);
@@ -323,6 +323,7 @@ fail_one(int64 lease, const FailOptions *options, TimestampTz *due)
 	{
 		*due = now + (options->retry_in >= 0 ? options->retry_in : backoff_after(&held));
 		pending_requeue(held.entry, lease, *due, true);
+		FANOUT_POINT(END_HELD);
 		writer = log_writer_open(LOG_ATTEMPT, 1);
 		write_attempt(writer, lease, held.task, 'f', now, *due, held.worker, PointerGetDatum(options->error),
 					  options->error_isnull);
@@ -383,13 +384,13 @@ release_one(int64 lease, int64 delay)
 
 	if (!lease_hold(lease, LEASE_USE_END, &held))
 		return false;
-	FANOUT_POINT(END_HELD);
 	if (held.cancelled)
 	{
 		end_cancelled(&held);
 		return true;
 	}
 	pending_requeue(held.entry, lease, due, false);
+	FANOUT_POINT(END_HELD);
 	writer = log_writer_open(LOG_ATTEMPT, 1);
 	write_attempt(writer, lease, held.task, 'r', now, due, held.worker, (Datum) 0, true);
 	log_writer_close(writer);

@@ -271,8 +271,8 @@ fail_exhausted(int64 lease)
 		end_cancelled(&held);
 	else if (held.lease != 0)
 	{
-		FANOUT_POINT(EXHAUSTED_HELD);
 		pending_end(held.entry, lease, held.task, OUTCOME_FAILED);
+		FANOUT_POINT(EXHAUSTED_HELD);
 
 		/* should memory be wrong about the task, to insist would be a duplicate key, and the end of this process */
 		if (outcome_of(held.task) == 0)

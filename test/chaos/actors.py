@@ -26,7 +26,7 @@ QUEUES = {
 }
 RATES = {"rated": {500_000: 20, 2_000_000: 60}}     # units by period, in microseconds
 PARTITION_RATES = {"rated": {1_000_000: 5}}
-PARTITIONS = [None, *(f"k{n}" for n in range(8))]
+PARTITIONS = [None, "k0", "k0", "k0", "k0", "k1", "k1", "k2", "k3", "k4"]    # unevenly, so that limits bind
 UNIQUE_KEYS = [f"unique{n}" for n in range(4)]      # never held by two unfinished tasks
 OTHER_KEYS = [f"other{n}" for n in range(4)]
 BACKLOG = 400                                       # of a queue; tasks beyond it are not enqueued
@@ -169,7 +169,7 @@ class Worker(Actor):
             self.spawn(lease, task)
         if self.chance(0.05):
             self.extend(lease)
-        time.sleep(self.random.choice([0, 0.001, 0.005, 0.02]))
+        time.sleep(self.random.choice([0, 0.001, 0.005, 0.02, 0.1]))
         return self.finish(lease, task)
 
     def try_under(self, lease, action):
