@@ -33,7 +33,7 @@ cleanup() {
 use_checked_build "$dir/checked"
 
 run_as_user mkdir "$dir/server"
-server_create "$dir/server" "fsync = off" "pg_fanout.max_tracked_tasks = ${POOL:-512}" "pg_fanout.max_lanes = 200" \
+server_create "$dir/server" "fsync = off" "pg_fanout.max_tracked_tasks = ${POOL:-512}" "pg_fanout.max_lanes = 200" "pg_fanout.max_workers_tracked = 64" \
 	"max_connections = 60" "restart_after_crash = on" "log_line_prefix = '%m [%p] %b %e '" "wal_keep_size = '64MB'"
 server_start "$dir/server"
 psql --no-psqlrc --quiet --command 'CREATE EXTENSION pg_fanout'

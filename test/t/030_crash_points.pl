@@ -19,6 +19,8 @@ use Test::More;
 my $node = new_node('main', conf => <<EOC);
 pg_fanout.max_tracked_tasks = 1024
 pg_fanout.max_lanes = 16
+pg_fanout.max_workers_tracked = 16
+pg_fanout.max_rate_entries = 1024
 restart_after_crash = on
 max_worker_processes = 16
 EOC
@@ -288,6 +290,7 @@ my @of_keeper = (
 	});
 
 my $crossings = 0;
+my $control;
 my ($last_launcher) = processes($node, 'launcher');
 
 sub tagged
@@ -298,11 +301,20 @@ sub tagged
 	return $sql;
 }
 
+# By a session that lives until the server crashes: a psql for each question would take most of the time.
+sub ask
+{
+	my ($sql) = @_;
+
+	$control //= session($node);
+	return $control->query_safe($sql);
+}
+
 sub becomes
 {
 	my ($sql) = @_;
 
-	return wait_until { my ($rc, $out) = $node->psql('postgres', $sql); $rc == 0 && ($out // '') eq 't' } $sql, 60;
+	return wait_until { ask($sql) eq 't' } $sql, 60;
 }
 
 # Begin: prepare, set the point, act. The client may be stopped at the point.
@@ -312,7 +324,7 @@ sub begin
 	my $tag = sprintf 'c%03d', ++$crossings;
 
 	$times //= 1;
-	$node->safe_psql('postgres', tagged(($story->{prepare} // '') . "; CALL rest(); SELECT fanout._set_point('$point', '$action', times => $times)", $tag));
+	ask(tagged(($story->{prepare} // 'SELECT') . "; CALL rest(); SELECT fanout._set_point('$point', '$action', times => $times);", $tag));
 	return ($tag, start_client($node, tagged($story->{act}, $tag)));
 }
 
@@ -320,7 +332,7 @@ sub stop_at
 {
 	my ($point, $how) = @_;
 
-	$node->safe_psql('postgres', "CALL stop_at('$point', '$how')");
+	ask("CALL stop_at('$point', '$how')");
 	return;
 }
 
@@ -331,7 +343,7 @@ sub settles
 	my $settled = becomes(tagged("SELECT ($expected) AND NOT EXISTS (SELECT FROM broken())", $tag));
 
 	ok($settled, $what);
-	diag($node->safe_psql('postgres', tagged("SELECT task, name, state, attempt FROM fanout.tasks WHERE name LIKE 'TAG%' LIMIT 5; SELECT * FROM broken() LIMIT 5", $tag)))
+	diag(ask(tagged("SELECT task, name, state, attempt FROM fanout.tasks WHERE name LIKE 'TAG%' LIMIT 5; SELECT * FROM broken() LIMIT 5", $tag)))
 	  if !$settled;
 	return;
 }
@@ -340,16 +352,18 @@ sub drain
 {
 	my ($what) = @_;
 
-	$node->safe_psql('postgres', 'CALL drain(); CALL rest()');
+	ask('CALL drain(); CALL rest()');
 	# the keeper may have something to write
 	becomes('SELECT count(*) = 0 FROM left_over()');
-	is($node->safe_psql('postgres', 'SELECT * FROM left_over() LIMIT 5'), '', "$what: all is done, and nothing is left over");
+	is(ask('SELECT * FROM left_over() LIMIT 5'), '', "$what: all is done, and nothing is left over");
 	return;
 }
 
 # A process was killed, and the postmaster has begun anew, with another launcher.
 sub has_crashed
 {
+	drop_session($control);
+	$control = undef;
 	return wait_until
 	{
 		my ($rc, $out) = $node->psql('postgres', "SELECT pid FROM pg_stat_activity WHERE backend_type ~ 'fanout launcher'"
@@ -433,7 +447,7 @@ foreach my $story (@of_keeper)
 			my ($tag, $client) = begin($story, $point, 'wait');
 
 			ok(finish_clients($client), "$name: $how at $point of the keeper");
-			$node->safe_psql('postgres', tagged($story->{meanwhile}, $tag)) if defined $story->{meanwhile};
+			ask(tagged($story->{meanwhile}, $tag)) if defined $story->{meanwhile};
 			is(sqlstate($node, $story->{meanwhile_fails}), '57014', "$name: others wait while the keeper is at $point")
 			  if defined $story->{meanwhile_fails} && $how eq 'go on';
 			stop_at($point, $how);
@@ -458,6 +472,7 @@ foreach my $story (@of_keeper)
 	drain('segments');
 }
 
+$control->quit;
 $node->stop;
 my $log = slurp_file($node->logfile);
 unlike($log, qr/PANIC:|TRAP:|pg_fanout violation/, 'no panic, no violation in the log');
