@@ -40,8 +40,8 @@ class Logs:
         if self.limits and self.limits[-1][1] is None:
             self.limits[-1][1] = float("inf")
         for lease in self.leases.values():
-            if not lease.open_end:              # nobody has ended it: it was there until then at least
-                lease.end = min([lease.until, *(max(begin, lease.at) for begin, end in stops if end > lease.at)])
+            if not lease.open_end:              # as far as we know nobody has ended it: it was there until then at least
+                lease.end = min([lease.until, lease.end, *(max(begin, lease.at) for begin, end in stops if end > lease.at)])
             self.of_task[lease.task].append(lease)
 
     def read(self, line):
