@@ -459,8 +459,13 @@ apply_batch_change(const Pending *op)
 {
 	Database   *database = database_find(MyDatabaseId);
 
-	if (database != NULL)
-		results_wake_batch(database, op->u.batch);
+	if (database == NULL)
+		return;
+	results_wake_batch(database, op->u.batch);
+
+	/* its tasks may have ended before it was sealed */
+	if (op->kind == PENDING_BATCH_SEAL)
+		database_note_dirty_join(database, op->u.batch);
 }
 
 /* Carry out one note. */
@@ -499,6 +504,7 @@ apply(const Pending *op, TimestampTz now)
 				apply_to_queue(op, queue);
 			break;
 		case PENDING_BATCH_CHANGE:
+		case PENDING_BATCH_SEAL:
 			apply_batch_change(op);
 			break;
 		case PENDING_REGISTER:
@@ -552,6 +558,7 @@ undo(const Pending *op)
 			break;
 		case PENDING_QUEUE_ALTER:
 		case PENDING_BATCH_CHANGE:
+		case PENDING_BATCH_SEAL:
 		case PENDING_REGISTER:
 		case PENDING_RELOAD:
 			break;
