@@ -109,11 +109,11 @@ BEGIN
 	ELSIF how = 'cancel' THEN
 		PERFORM pg_cancel_backend(who);
 	END IF;
-	IF how IN ('terminate', 'cancel') THEN
-		WHILE EXISTS (SELECT FROM pg_stat_activity WHERE pid = who AND wait_event = 'Extension' AND (backend_type ~ 'keeper' OR state = 'active')) LOOP
-			PERFORM pg_sleep(0.005);
-		END LOOP;
-	END IF;
+	-- a keeper that is terminated ends when it has done what it is at, everybody else at once
+	WHILE how = 'cancel' AND EXISTS (SELECT FROM fanout.status() WHERE item = 'keeper pid' AND value = who::text)
+		OR how IN ('terminate', 'cancel') AND EXISTS (SELECT FROM pg_stat_activity WHERE pid = who AND backend_type = 'client backend' AND state = 'active') LOOP
+		PERFORM pg_sleep(0.005);
+	END LOOP;
 	PERFORM fanout._set_point(the_point, 'nothing');
 END $$;
 
@@ -160,7 +160,11 @@ sub ask
 {
 	my ($sql) = @_;
 
-	$control //= session($node);
+	if (!defined $control)
+	{
+		$control = session($node);
+		$control->set_query_timer_restart;
+	}
 	return $control->query_safe($sql);
 }
 
@@ -290,10 +294,8 @@ sub cross_for_keeper
 		settles("$name, crash at $point: as promised", crash_at($story, $point), $story->{crash}{$point} // $story->{effect});
 		drain("$name, crash at $point") if $story->{drain};
 		fail_keeper_at($story, $point);
-		foreach my $how (defined $story->{meanwhile} || defined $story->{meanwhile_fails} ? ('go on', 'terminate') : ($crossings % 2 ? 'terminate' : 'cancel'))
-		{
-			stop_keeper_at($story, $point, $how);
-		}
+		stop_keeper_at($story, $point, 'go on') if defined $story->{meanwhile} || $point eq $story->{points}[0];
+		stop_keeper_at($story, $point, $crossings % 2 ? 'terminate' : 'cancel');
 	}
 	drain($name);
 	return;
