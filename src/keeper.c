@@ -725,10 +725,14 @@ keep(void)
 		}
 
 		MemoryContextSwitchTo(context);
-		if (database->next_segment_wanted)
-			segments_move_on(database);
 		if (ids_want_ceiling(database))
 			ids_raise_ceilings(database);
+		if (database->next_segment_wanted)
+		{
+			/* it takes all ids up to the ceiling, and no two may begin at the same one */
+			segments_move_on(database);
+			ids_raise_ceilings(database);
+		}
 		MemoryContextSwitchTo(context);
 		if (now >= last_flush + fanout_journal_interval * INT64CONST(500))
 		{

@@ -115,7 +115,7 @@ segments_in_use(const Database *database, int *segments)
 /*
  * A keeper may have failed between the commit that began a segment and its
  * note in memory: ids were given out below the old ceiling then, and go on
- * from there.
+ * from there.  The segment is the one that was asked for.
  */
 void
 segments_load(Database *database)
@@ -143,7 +143,11 @@ segments_load(Database *database)
 
 	dispatcher_lock();
 	for (int i = 0; i < FANOUT_SEGMENTS; i++)
+	{
+		if (firsts[i] == newest && database->segments[i] != newest)
+			database->next_segment_wanted = false;
 		database->segments[i] = firsts[i];
+	}
 	database->next_task = Max(database->next_task, newest);
 	dispatcher_unlock();
 }

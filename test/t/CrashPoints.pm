@@ -112,7 +112,7 @@ BEGIN
 	-- a keeper that is terminated ends when it has done what it is at, everybody else at once
 	WHILE how = 'cancel' AND EXISTS (SELECT FROM fanout.status() WHERE item = 'keeper pid' AND value = who::text)
 		OR how IN ('terminate', 'cancel') AND EXISTS (SELECT FROM pg_stat_activity WHERE pid = who AND backend_type = 'client backend' AND state = 'active') LOOP
-		PERFORM pg_sleep(0.005);
+		PERFORM pg_sleep(0.005), pg_stat_clear_snapshot();
 	END LOOP;
 	PERFORM fanout._set_point(the_point, 'nothing');
 END $$;
