@@ -513,6 +513,7 @@ refill_reset(Database *database)
 
 			reset_window(queue, &lane->ready);
 			lane_settle(lane);
+			lane_release(lane); /* its rate limit may remember nothing any more */
 		}
 		lane_settle(&queue->main);
 		queue->wants_refill = true;
