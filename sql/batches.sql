@@ -177,6 +177,14 @@ SELECT fanout.wait(:batch, '30 s');
 SELECT fanout.wait(ARRAY[test.task('b')], '30 s');
 SELECT ordinal, status FROM fanout.collect(:batch);
 
+-- One whose tasks have all ended when it is sealed is decided then.
+SELECT fanout.create_batch('fail_fast') AS batch \gset
+SELECT fanout.enqueue('q', 'c', batch => :batch) > 0;
+SELECT count(*) FROM fanout.dequeue('q');
+SELECT test.succeed('c');
+SELECT fanout.wait(:batch, '0'), fanout.seal_batch(:batch), fanout.wait(:batch, '30 s');
+SELECT test.becomes(format($$ (SELECT ended_at IS NOT NULL FROM fanout.batches WHERE batch = %s) $$, :batch));
+
 -- Joins that are none
 SELECT fanout.fan_out('q', 'x', '{1}', 'some');
 SELECT fanout.fan_out('q', 'x', '{1}', 'ALL');

@@ -119,6 +119,7 @@ SELECT relname, test.sqlstate_of(format('SELECT FROM fanout.%I', relname)) AS re
   FROM pg_class WHERE relnamespace = 'fanout'::regnamespace AND relkind = 'r' ORDER BY relname COLLATE "C";
 SELECT test.sqlstate_of($$SELECT nextval('fanout.task_id')$$), test.sqlstate_of($$SELECT setval('fanout.lease_id', 1)$$), test.sqlstate_of('SELECT fanout._register()'), test.sqlstate_of('SELECT fanout._next_segment()');
 SELECT test.sqlstate_of('SELECT fanout._violations()');
+SELECT test.sqlstate_of('SELECT fanout._points()'), test.sqlstate_of($$SELECT fanout._set_point('claim-made', 'kill')$$);
 SET ROLE regress_fanout_stranger;
 -- They tell nothing that the views would not.
 SELECT count(*) FROM fanout._live_leases();

@@ -293,7 +293,10 @@ fanout_seal_batch(PG_FUNCTION_ARGS)
 	if (sealed)
 	{
 		pending_prepare(1);
-		pending_batch_change(batch);
+		if (early_join)
+			pending_batch_seal(batch);
+		else
+			pending_batch_change(batch);
 	}
 	PG_RETURN_BOOL(sealed);
 }

@@ -10,6 +10,7 @@
 #include "arguments.h"
 #include "checkpoint.h"
 #include "lease.h"
+#include "points.h"
 #include "segments.h"
 #include "spi.h"
 #include "storage.h"
@@ -67,10 +68,12 @@ fanout_checkpoint(PG_FUNCTION_ARGS)
 
 	if (!lease_hold(PG_GETARG_INT64(0), LEASE_USE_WRITE, &held))
 		throw_not_held(PG_GETARG_INT64(0), &held);
+	FANOUT_POINT(CHECKPOINT_HELD);
 	while (!checkpoint_find(held.task, step, &stored))
 	{
 		if (!write_checkpoint(&held, step, PG_ARGISNULL(2) ? (Datum) 0 : PG_GETARG_DATUM(2), PG_ARGISNULL(2)))
 			continue;
+		FANOUT_POINT(CHECKPOINT_WRITTEN);
 		if (PG_ARGISNULL(2))
 			PG_RETURN_NULL();
 		PG_RETURN_DATUM(PG_GETARG_DATUM(2));

@@ -25,6 +25,7 @@
 #include "lane.h"
 #include "lane_limits.h"
 #include "pending.h"
+#include "points.h"
 #include "spi.h"
 #include "starts.h"
 #include "wait.h"
@@ -459,8 +460,13 @@ apply_batch_change(const Pending *op)
 {
 	Database   *database = database_find(MyDatabaseId);
 
-	if (database != NULL)
-		results_wake_batch(database, op->u.batch);
+	if (database == NULL)
+		return;
+	results_wake_batch(database, op->u.batch);
+
+	/* its tasks may have ended before it was sealed */
+	if (op->kind == PENDING_BATCH_SEAL)
+		database_note_dirty_join(database, op->u.batch);
 }
 
 /* Carry out one note. */
@@ -499,6 +505,7 @@ apply(const Pending *op, TimestampTz now)
 				apply_to_queue(op, queue);
 			break;
 		case PENDING_BATCH_CHANGE:
+		case PENDING_BATCH_SEAL:
 			apply_batch_change(op);
 			break;
 		case PENDING_REGISTER:
@@ -552,6 +559,7 @@ undo(const Pending *op)
 			break;
 		case PENDING_QUEUE_ALTER:
 		case PENDING_BATCH_CHANGE:
+		case PENDING_BATCH_SEAL:
 		case PENDING_REGISTER:
 		case PENDING_RELOAD:
 			break;
@@ -567,6 +575,7 @@ apply_all(void)
 	for (int i = 0; i < pending_used; i++)
 	{
 		apply(&pending[i], now);
+		FANOUT_POINT(COMMIT_NOTE);
 		breathe(i);
 	}
 	dispatcher_unlock();
@@ -583,6 +592,7 @@ undo_from_level(int level)
 	while (pending_used > 0 && pending[pending_used - 1].level >= level)
 	{
 		undo(pending_pop());
+		FANOUT_POINT(ABORT_NOTE);
 		breathe(pending_used);
 	}
 	dispatcher_unlock();
@@ -598,12 +608,19 @@ transaction_callback(XactEvent event, void *arg)
 
 	switch (event)
 	{
+		case XACT_EVENT_PRE_COMMIT:
+			FANOUT_POINT(COMMIT_BEGUN);
+			break;
 		case XACT_EVENT_COMMIT:
+			FANOUT_POINT(COMMIT_RECORDED);
 			apply_all();
+			FANOUT_POINT(COMMIT_APPLIED);
 			pending_forget_all();
 			break;
 		case XACT_EVENT_ABORT:
+			FANOUT_POINT(ABORT_BEGUN);
 			undo_from_level(0);
+			FANOUT_POINT(ABORT_UNDONE);
 			pending_forget_all();
 			break;
 		case XACT_EVENT_PRE_PREPARE:

@@ -33,6 +33,7 @@ extern void pending_withdraw(Task *task);
 extern void pending_change(Task *task);
 extern void pending_cancel_request(int64 task);
 extern void pending_batch_change(int64 batch);
+extern void pending_batch_seal(int64 batch);
 extern void pending_queue_create(Queue *queue);
 extern const QueueSettings *pending_settings(Queue *queue);
 extern void pending_queue_alter(Queue *queue, const QueueSettings *settings);

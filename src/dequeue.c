@@ -22,6 +22,7 @@
 #include "commit_hooks.h"
 #include "finish.h"
 #include "lease.h"
+#include "points.h"
 #include "snapshot.h"
 #include "starts.h"
 #include "storage.h"
@@ -308,10 +309,13 @@ dequeue(FunctionCallInfo fcinfo, const QueueList *list, DequeueOptions *options)
 		TaskReader *reader = task_reader_open();
 		Datum		no_checkpoints = DirectFunctionCall1(jsonb_in, CStringGetDatum("{}"));
 
+		FANOUT_POINT(CLAIM_MADE);
 		journal_synchronous(claims, count, options);
+		FANOUT_POINT(CLAIM_JOURNALED);
 		for (int i = 0; i < count; i++)
 			return_claim(&set, reader, list, &claims[i], no_checkpoints);
 		task_reader_close(reader);
+		FANOUT_POINT(CLAIM_RETURNED);
 	}
 	pfree(claims);
 }

@@ -43,8 +43,8 @@ task_end_unforeseen(Task *task, Outcome outcome)
 }
 
 /* Have the keeper look whether the batch has ended by its join. */
-static void
-note_dirty_join(Database *database, int64 batch)
+void
+database_note_dirty_join(Database *database, int64 batch)
 {
 	for (int i = 0; i < database->dirty_join_count; i++)
 	{
@@ -90,7 +90,7 @@ task_end(Task *task, Outcome outcome)
 
 	results_note_end(database, task);
 	if (task->flags & TASK_FLAG_EARLY_JOIN)
-		note_dirty_join(database, task->batch);
+		database_note_dirty_join(database, task->batch);
 
 	if (queue->refilling > 0 || task_is_kept(task, database))
 	{

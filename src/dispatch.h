@@ -122,6 +122,7 @@ extern void task_forget_changed(Task *task);
 extern void task_change_on_disk(int64 task, Queue *from, Queue *target, const TaskTerms *terms);
 extern void task_end(Task *task, Outcome outcome);
 extern void task_end_unforeseen(Task *task, Outcome outcome);
+extern void database_note_dirty_join(Database *database, int64 batch);
 
 /* time, and memory */
 extern void database_note_deadline(Database *database, TimestampTz deadline);

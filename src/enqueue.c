@@ -25,6 +25,7 @@
 #include "keys.h"
 #include "lane.h"
 #include "lease.h"
+#include "points.h"
 #include "queue_settings.h"
 #include "queues.h"
 #include "request.h"
@@ -270,7 +271,9 @@ enqueue_tasks(Request *request)
 		return;
 	queue_lock(request->ref.id, RowExclusiveLock);
 	admit_to_queue(request);
+	FANOUT_POINT(ENQUEUE_RESERVED);
 	insert_rows(request);
+	FANOUT_POINT(ENQUEUE_WRITTEN);
 	if (request->seed.batch != 0)
 		batch_add_part(request->seed.batch, request->seed.task, request->count);
 }

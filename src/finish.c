@@ -22,6 +22,7 @@
 #include "commit_hooks.h"
 #include "finish.h"
 #include "lease.h"
+#include "points.h"
 #include "spi.h"
 #include "storage.h"
 
@@ -131,6 +132,7 @@ complete_held(const Datum *leases, int count, const Datum *results, const bool *
 	LogWriter  *writer;
 
 	lease_hold_many(leases, count, LEASE_USE_COMPLETE, held);
+	FANOUT_POINT(COMPLETE_HELD);
 	writer = log_writer_open(LOG_OUTCOME, count);
 	for (int i = 0; i < count; i++)
 	{
@@ -141,6 +143,7 @@ complete_held(const Datum *leases, int count, const Datum *results, const bool *
 						  isnull ? (Datum) 0 : results[i], isnull);
 	}
 	log_writer_close(writer);
+	FANOUT_POINT(COMPLETE_WRITTEN);
 }
 
 bool
@@ -284,6 +287,7 @@ end_cancelled(const HeldLease *held)
 	write_outcome(writer, held->task, held, OUTCOME_CANCELLED, GetCurrentTimestamp(),
 				  reason != NULL ? error_value(reason, strlen(reason)) : (Datum) 0, reason == NULL);
 	log_writer_close(writer);
+	FANOUT_POINT(END_WRITTEN);
 }
 
 /* Fail one attempt if its lease is live; "due" is 0 if that was the last one. */
@@ -309,6 +313,7 @@ fail_one(int64 lease, const FailOptions *options, TimestampTz *due)
 
 		*due = 0;
 		pending_end(held.entry, lease, held.task, OUTCOME_FAILED);
+		FANOUT_POINT(END_HELD);
 		if (!options->error_isnull)
 			value = error_value(VARDATA_ANY(options->error), VARSIZE_ANY_EXHDR(options->error));
 		writer = log_writer_open(LOG_OUTCOME, 1);
@@ -318,11 +323,13 @@ fail_one(int64 lease, const FailOptions *options, TimestampTz *due)
 	{
 		*due = now + (options->retry_in >= 0 ? options->retry_in : backoff_after(&held));
 		pending_requeue(held.entry, lease, *due, true);
+		FANOUT_POINT(END_HELD);
 		writer = log_writer_open(LOG_ATTEMPT, 1);
 		write_attempt(writer, lease, held.task, 'f', now, *due, held.worker, PointerGetDatum(options->error),
 					  options->error_isnull);
 	}
 	log_writer_close(writer);
+	FANOUT_POINT(END_WRITTEN);
 	return true;
 }
 
@@ -383,9 +390,11 @@ release_one(int64 lease, int64 delay)
 		return true;
 	}
 	pending_requeue(held.entry, lease, due, false);
+	FANOUT_POINT(END_HELD);
 	writer = log_writer_open(LOG_ATTEMPT, 1);
 	write_attempt(writer, lease, held.task, 'r', now, due, held.worker, (Datum) 0, true);
 	log_writer_close(writer);
+	FANOUT_POINT(END_WRITTEN);
 	return true;
 }
 

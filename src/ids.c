@@ -22,6 +22,7 @@
 #include "utils/timestamp.h"
 
 #include "ids.h"
+#include "points.h"
 #include "spi.h"
 #include "wait.h"
 
@@ -120,6 +121,7 @@ ids_raise_ceilings(Database *database)
 	PopActiveSnapshot();
 	ForceSyncCommit();
 	CommitTransactionCommand();
+	FANOUT_POINT(CEILING_COMMITTED);
 
 	dispatcher_lock();
 	database->task_ceiling = Max(database->task_ceiling, task_ceiling);

@@ -21,6 +21,7 @@
 
 #include "finish.h"
 #include "journal.h"
+#include "points.h"
 #include "starts.h"
 
 #define JOURNAL_CHUNK	1024
@@ -106,19 +107,23 @@ journal_flush(Database *database)
 	if (count == 0)
 		return false;
 
+	FANOUT_POINT(JOURNAL_COPIED);
 	StartTransactionCommand();
 	PushActiveSnapshot(GetTransactionSnapshot());
 	writer = log_writer_open(LOG_ATTEMPT, count * 2);
 	for (int i = 0; i < count; i++)
 		write_item(writer, &items[i], now);
 	log_writer_close(writer);
+	FANOUT_POINT(JOURNAL_WRITTEN);
 	PopActiveSnapshot();
 	CommitTransactionCommand();
+	FANOUT_POINT(JOURNAL_COMMITTED);
 
 	dispatcher_lock();
 	for (int i = 0; i < count; i++)
 		settle_item(&items[i]);
 	database->journaled += count;
 	dispatcher_unlock();
+	FANOUT_POINT(JOURNAL_SETTLED);
 	return true;
 }

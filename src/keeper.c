@@ -32,6 +32,7 @@
 #include "finish.h"
 #include "ids.h"
 #include "journal.h"
+#include "points.h"
 #include "rebuild.h"
 #include "refill.h"
 #include "segments.h"
@@ -239,6 +240,8 @@ expire_leases(TimestampTz now, int64 *exhausted, int *exhausted_count)
 		}
 	}
 	dispatcher_unlock();
+	if (looked > *exhausted_count)
+		FANOUT_POINT(EXPIRY_TOLD);
 	return looked == FANOUT_WORK_CHUNK;
 }
 
@@ -270,10 +273,12 @@ fail_exhausted(int64 lease)
 	else if (held.lease != 0)
 	{
 		pending_end(held.entry, lease, held.task, OUTCOME_FAILED);
+		FANOUT_POINT(EXHAUSTED_HELD);
 
 		/* should memory be wrong about the task, to insist would be a duplicate key, and the end of this process */
 		if (outcome_of(held.task) == 0)
 			write_exhausted(&held);
+		FANOUT_POINT(EXHAUSTED_WRITTEN);
 	}
 	PopActiveSnapshot();
 	CommitTransactionCommand();
@@ -485,7 +490,11 @@ run_join(int64 batch)
 		{
 			if (tasks == NULL)
 				count = read_unfinished(batch, context, &tasks);
-			ended = cancel_chunk(tasks, count, &next, &left) && next == count && !left && note_end(batch);
+			FANOUT_POINT(JOIN_DECIDED);
+			ended = cancel_chunk(tasks, count, &next, &left) && next == count && !left;
+			FANOUT_POINT(JOIN_CANCELLED);
+			ended = ended && note_end(batch);
+			FANOUT_POINT(JOIN_NOTED);
 			more = next < count && next > begin;
 		}
 		PopActiveSnapshot();
@@ -717,10 +726,14 @@ keep(void)
 		}
 
 		MemoryContextSwitchTo(context);
-		if (database->next_segment_wanted)
-			segments_move_on(database);
 		if (ids_want_ceiling(database))
 			ids_raise_ceilings(database);
+		if (database->next_segment_wanted)
+		{
+			/* it takes all ids up to the ceiling, and no two may begin at the same one */
+			segments_move_on(database);
+			ids_raise_ceilings(database);
+		}
 		MemoryContextSwitchTo(context);
 		if (now >= last_flush + fanout_journal_interval * INT64CONST(500))
 		{

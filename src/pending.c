@@ -284,6 +284,12 @@ pending_batch_change(int64 batch)
 }
 
 void
+pending_batch_seal(int64 batch)
+{
+	note(PENDING_BATCH_SEAL, NULL)->u.batch = batch;
+}
+
+void
 pending_queue_create(Queue *queue)
 {
 	note(PENDING_QUEUE_CREATE, queue);

@@ -102,7 +102,7 @@ static SpiStatement usage_statements = {
 	"SELECT 'GRANT USAGE ON SCHEMA fanout TO ' || quote_ident($1)"
 	" UNION ALL"
 	" SELECT format('GRANT EXECUTE ON ROUTINE %s TO %I', p.oid::regprocedure, $1) FROM pg_catalog.pg_proc p"
-	" WHERE p.pronamespace = 'fanout'::regnamespace AND p.proname NOT IN ('grant_usage', '_register', '_filled', '_next_segment', '_violations')"
+	" WHERE p.pronamespace = 'fanout'::regnamespace AND p.proname NOT IN ('grant_usage', '_register', '_filled', '_next_segment', '_violations', '_points', '_set_point')"
 	" AND (p.proname <> 'create_queue' OR $2) AND NOT has_function_privilege($1::name, p.oid, 'EXECUTE')"
 	" UNION ALL"
 	" SELECT format('GRANT SELECT ON %s TO %I', c.oid::regclass, $1) FROM pg_catalog.pg_class c"

@@ -23,6 +23,7 @@
 #include "ids.h"
 #include "lane_limits.h"
 #include "partitions.h"
+#include "points.h"
 #include "queue_settings.h"
 #include "rebuild.h"
 #include "registry.h"
@@ -480,17 +481,25 @@ rebuild(Database *database, bool foreign)
 	PushActiveSnapshot(GetTransactionSnapshot());
 	segments_load(database);
 	ids_load(database, foreign);
+	FANOUT_POINT(REBUILD_BEGUN);
 	load_queues(database);
 	partitions_load(database);
+	FANOUT_POINT(REBUILD_QUEUES);
 	load_starts(database, state.now);
+	FANOUT_POINT(REBUILD_STARTS);
 	state.histories = load_histories();
+	FANOUT_POINT(REBUILD_HISTORIES);
 	enter_attempted(&state);
+	FANOUT_POINT(REBUILD_ATTEMPTED);
 	for (int i = 0; i < FANOUT_SEGMENTS; i++)
 		for_each_chunk(&select_unfinished[i], handle_unfinished, &state);
+	FANOUT_POINT(REBUILD_UNFINISHED);
 	PopActiveSnapshot();
 	CommitTransactionCommand();
+	FANOUT_POINT(REBUILD_COMMITTED);
 
 	ids_raise_ceilings(database);
+	FANOUT_POINT(REBUILD_CEILINGS);
 
 	if (state.forgotten > 0)
 		ereport(WARNING,

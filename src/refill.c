@@ -22,6 +22,7 @@
 
 #include "dispatch.h"
 #include "lane.h"
+#include "points.h"
 #include "refill.h"
 #include "room.h"
 #include "seed.h"
@@ -346,6 +347,7 @@ load_rows(Refill *refill)
 		if (++done % FANOUT_WORK_CHUNK == 0)
 		{
 			dispatcher_unlock();
+			FANOUT_POINT(REFILL_CHUNK);
 			dispatcher_lock();
 		}
 	}
@@ -401,8 +403,11 @@ run_refill(Refill *refill)
 		most = Min(most, REFILL_LEAST); /* its end is probably near */
 	refill->limit = most;
 	refill->rows = palloc(refill->limit * refill->segment_count * sizeof(RefillRow));
+	FANOUT_POINT(REFILL_BEGUN);
 	read_from_bound(refill);
+	FANOUT_POINT(REFILL_READ);
 	load_rows(refill);
+	FANOUT_POINT(REFILL_DONE);
 	pfree(refill->rows);
 	return refill->headway;
 }
@@ -501,6 +506,7 @@ refill_reset(Database *database)
 
 			reset_window(queue, lane, &lane->ready);
 			lane_settle(lane);
+			lane_release(lane); /* its rate limit may remember nothing any more */
 		}
 		lane_settle(&queue->main);
 		queue->wants_refill = true;

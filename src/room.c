@@ -10,6 +10,7 @@
 #include "postgres.h"
 
 #include "lane.h"
+#include "points.h"
 #include "room.h"
 #include "wait.h"
 #include "window.h"
@@ -84,7 +85,9 @@ task_evict(Task *task)
 		window_leave_on_disk(database_of(queue), &queue->scheduled, task->node.key, task->node.id);
 		lane_unschedule(lane, task);
 	}
+	FANOUT_POINT(EVICT_BOUND);
 	task_drop(task);
+	FANOUT_POINT(EVICT_DROPPED);
 }
 
 bool
@@ -259,6 +262,7 @@ lane_evict(Lane *lane)
 	lane->tasks--;
 	if (lane->tasks > 0)
 		return false;
+	FANOUT_POINT(EVICT_LANE);
 	lane->backlog = 0;			/* it is not known any more */
 	if (window_is_bounded(&lane->ready))
 	{

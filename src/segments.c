@@ -26,6 +26,7 @@
 #include "pgstat.h"
 #include "utils/snapmgr.h"
 
+#include "points.h"
 #include "registry.h"
 #include "segments.h"
 #include "spi.h"
@@ -114,7 +115,7 @@ segments_in_use(const Database *database, int *segments)
 /*
  * A keeper may have failed between the commit that began a segment and its
  * note in memory: ids were given out below the old ceiling then, and go on
- * from there.
+ * from there.  The segment is the one that was asked for.
  */
 void
 segments_load(Database *database)
@@ -142,7 +143,11 @@ segments_load(Database *database)
 
 	dispatcher_lock();
 	for (int i = 0; i < FANOUT_SEGMENTS; i++)
+	{
+		if (firsts[i] == newest && database->segments[i] != newest)
+			database->next_segment_wanted = false;
 		database->segments[i] = firsts[i];
+	}
 	database->next_task = Max(database->next_task, newest);
 	dispatcher_unlock();
 }
@@ -191,6 +196,7 @@ segments_move_on(Database *database)
 
 	if (next >= 0)
 		begin_segment(database, current, next, first);
+	FANOUT_POINT(SEGMENT_COMMITTED);
 
 	dispatcher_lock();
 	if (next >= 0)

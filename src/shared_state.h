@@ -17,6 +17,7 @@
 
 #include "audit.h"
 #include "order.h"
+#include "points.h"
 #include "rate.h"
 #include "short_list.h"
 #include "turns.h"
@@ -419,6 +420,7 @@ typedef struct SharedState
 	int32		database_high;
 #ifdef FANOUT_CHECKED
 	AuditState	audit;
+	PointState	points[POINT_COUNT];
 #endif
 } SharedState;
 

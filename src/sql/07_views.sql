@@ -34,6 +34,12 @@ COMMENT ON FUNCTION fanout.status IS 'what the extension is doing in this databa
 CREATE FUNCTION fanout._violations(OUT kind text, OUT looked bigint, OUT violations bigint, OUT first text) RETURNS SETOF record
     AS 'MODULE_PATHNAME', 'fanout_violations' LANGUAGE C VOLATILE ROWS 10;
 
+-- For tests, of the same builds: what is to happen where a process comes to a crash point.
+CREATE FUNCTION fanout._set_point(point text, action text, times int DEFAULT 1, skip int DEFAULT 0) RETURNS void
+    AS 'MODULE_PATHNAME', 'fanout_set_point' LANGUAGE C VOLATILE;
+CREATE FUNCTION fanout._points(OUT point text, OUT may_fail boolean, OUT action text, OUT reached int, OUT pid int) RETURNS SETOF record
+    AS 'MODULE_PATHNAME', 'fanout_points' LANGUAGE C VOLATILE ROWS 50;
+
 CREATE VIEW fanout.queues WITH (security_barrier) AS
     SELECT q.name AS queue, q.owner::text AS owner, q.paused,
            l.scheduled, l.ready, l.running, l.oldest_ready, now() - l.oldest_ready AS oldest_ready_age,

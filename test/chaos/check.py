@@ -16,14 +16,22 @@ class Lease:
     def __init__(self, claim):
         self.__dict__.update(claim)
         self.end = self.until
-        self.kept = self.undone = self.open_end = False
+        self.kept = self.undone = False
+        self.open_end = False       # somebody was about to end it, at the time "end"
+        self.done = []              # what was committed under it: (server's time before it, what)
 
 
 class Logs:
     def __init__(self, directory, stops):
+        self.stops = stops
         self.leases, self.wrong = {}, []
+        self.of_task = collections.defaultdict(list)
         self.enqueued, self.never, self.completed = set(), set(), collections.defaultdict(list)
+        self.deadlines, self.children = {}, {}
+        self.steps = {}             # by task and step: value, and when its commit was known
         self.limits, self.errors = [], collections.Counter()
+        self.counts = collections.Counter()
+        self.steps_given = []       # by claims: (when it began, task, checkpoints)
         for name in sorted(glob.glob(f"{directory}/*.log")):
             with open(name) as file:
                 for line in file:
@@ -32,15 +40,18 @@ class Logs:
         if self.limits and self.limits[-1][1] is None:
             self.limits[-1][1] = float("inf")
         for lease in self.leases.values():
-            if not lease.open_end:              # nobody has ended it: it was there until then at least
-                lease.end = min([lease.until, *(max(begin, lease.at) for begin, end in stops if end > lease.at)])
+            if not lease.open_end:              # as far as we know nobody has ended it: it was there until then at least
+                lease.end = min([lease.until, lease.end, *(max(begin, lease.at) for begin, end in stops if end > lease.at)])
+            self.of_task[lease.task].append(lease)
 
     def read(self, line):
         event = line.pop("event")
+        self.counts[event] += 1
         if event == "claim":
             if line["lease"] in self.leases:
                 self.wrong.append(f"lease {line['lease']} was given twice")
             self.leases[line["lease"]] = Lease(line)
+            self.steps_given.append((line["t0"], line["task"], line.pop("steps")))
         elif event in ("kept", "undone"):
             for number in line["leases"]:
                 lease = self.leases.get(number)
@@ -50,14 +61,21 @@ class Logs:
                         lease.end, lease.open_end = line["at"], True
         elif event in ("ending", "not ended"):
             lease = self.leases[line["lease"]]
-            lease.open_end = event == "ending"
+            lease.open_end = event == "ending" and line["sure"]
             lease.end = line["at"] if event == "ending" else lease.until
         elif event == "ended":
-            lease = self.leases[line["lease"]]
-            if line["how"] == "complete" and line["did"]:
-                self.completed[lease.task].append(lease.lease)
+            self.read_end(self.leases[line["lease"]], line)
         elif event == "lost":
             self.leases[line["lease"]].open_end = False
+        elif event == "stepped":
+            self.read_step(self.leases[line["lease"]], line)
+        elif event == "spawned":
+            self.enqueued.add(line["child"])
+            self.leases[line["lease"]].done.append((0, "spawned"))
+            if self.children.setdefault(line["task"], line["child"]) != line["child"]:
+                self.wrong.append(f"task {line['task']} has two children of one step: {self.children[line['task']]}, {line['child']}")
+        elif event == "deadline":
+            self.deadlines[line["task"]] = line["at"]
         elif event == "enqueued":
             self.enqueued.update(line["tasks"])
         elif event == "never":
@@ -68,8 +86,70 @@ class Logs:
             self.limits.append([line["at"], None, (line["limit"], line["each"]), None])
         elif event == "limited":
             self.limits[-1][1], self.limits[-1][3] = line["at"], line["committed"]
+        elif event == "violation":
+            self.wrong.append(line["text"])
         elif event == "error":
             self.errors[line["sqlstate"], line["text"].split("\n")[0]] += 1
+
+    def read_end(self, lease, line):
+        lease.open_end = True
+        if line["did"]:
+            lease.done.append((line["before"], line["how"]))
+            if line["how"] == "complete":
+                self.completed[lease.task].append(lease.lease)
+
+    def read_step(self, lease, line):
+        place = line["task"], line["step"]
+        mine = line["value"][0] == lease.lease
+        if mine:
+            lease.done.append((line["before"], f"step {line['step']}"))
+        known = self.steps.get(place)
+        if known is None or line["t"] < known[1]:
+            self.steps[place] = line["value"], line["t"]
+        if known is not None and known[0] != line["value"]:
+            self.wrong.append(f"step {place} has two values: {known[0]}, {line['value']}")
+
+    # -- leases
+
+    def check_leases(self, durable):
+        """A lease that was given although another one of the task lives, or one that did something after another was given."""
+        for task, leases in self.of_task.items():
+            leases.sort(key=lambda lease: lease.lease)
+            for first, second in zip(leases, leases[1:]):
+                if first.at < second.at < first.end and (first.kept or first.open_end):
+                    self.wrong.append(f"task {task} has lease {second.lease} at {second.at}, and {first.lease} until {first.end}")
+            for i, stale in enumerate(leases):
+                for before, what in stale.done:
+                    self.check_stale(task, stale, before, what, leases[i + 1:], durable)
+
+    def check_stale(self, task, stale, before, what, later, durable):
+        for lease in later:
+            if lease.at >= before:
+                continue
+            # a crash forgets a lease that no row tells of, and the one before it may live again
+            if lease.lease not in durable and any(begin <= before and end >= lease.at for begin, end in self.stops):
+                continue
+            self.wrong.append(f"task {task}: {what} by lease {stale.lease} at {before}, after {lease.lease} at {lease.at}")
+
+    def check_steps(self, stored):
+        """What was committed before a claim began comes along with it; all values of a step are the same."""
+        for t0, task, given in self.steps_given:
+            for n in range(task % 4):
+                known = self.steps.get((task, f"s{n}"))
+                if known is not None and known[1] < t0 and f"s{n}" not in given:
+                    self.wrong.append(f"task {task} was given out without its step s{n}")
+                if f"s{n}" in given and given[f"s{n}"] != stored.get((task, f"s{n}")):
+                    self.wrong.append(f"task {task} was given out with {given[f's{n}']} for step s{n}, stored is {stored.get((task, f's{n}'))}")
+        for place, (value, _) in self.steps.items():
+            if stored.get(place) != value:
+                self.wrong.append(f"step {place} was stored as {value}, and is {stored.get(place)}")
+
+    def check_deadlines(self, renewed):
+        """A first start after the deadline."""
+        for task, deadline in self.deadlines.items():
+            leases = self.of_task.get(task, [])
+            if leases and task not in renewed and (first := min(leases, key=lambda lease: lease.at)).at > deadline:
+                self.wrong.append(f"task {task} has started at {first.at}, its deadline was {deadline}")
 
     # -- concurrency
 
@@ -125,7 +205,7 @@ class Logs:
                         self.wrong.append(f"rate of {queue}, {name}: {units} of {limit} in {period} us to {at}")
         return dict(highest)
 
-    def check(self):
+    def check_limits(self):
         used = {kind: self.check_concurrency(kind, group) for kind, group in (
             ("queue", lambda lease: ""), ("worker", lambda lease: lease.worker), ("partition", lambda lease: lease.key))}
         for queue, limits in RATES.items():

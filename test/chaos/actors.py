@@ -1,0 +1,499 @@
+#!/usr/bin/python3
+"""One of those who use the server in the chaos: a worker, an enqueuer, a meddler or a watcher.
+
+    actors.py worker|enqueue|meddle|watch NAME SEED LOG
+
+Connects as libpq does, again and again, until SIGTERM. Writes down what it did, one JSON object a line. Times named "at"
+and "before" are microseconds of the server's clock; "t" is this machine's monotonic clock, the same for all actors. What
+it is about to do is written before it is done where that may remain unknown.
+"""
+import json
+import os
+import random
+import signal
+import sys
+import time
+
+import psycopg
+
+# by name: settings of create_queue
+QUEUES = {
+    "steady": {"concurrency": 6, "worker_concurrency": 2, "partition_concurrency": 2},
+    "changing": {"concurrency": 4, "partition_concurrency": 1},
+    "rated": {"rate_limit": 20, "rate_period": "500 ms", "partition_rate_limit": 5, "partition_rate_period": "1 s"},
+    "synchronous": {"synchronous_claims": True},
+    "aging": {"aging": "100 ms"},
+}
+RATES = {"rated": {500_000: 20, 2_000_000: 60}}     # units by period, in microseconds
+PARTITION_RATES = {"rated": {1_000_000: 5}}
+PARTITIONS = [None, "k0", "k0", "k0", "k0", "k1", "k1", "k2", "k3", "k4"]    # unevenly, so that limits bind
+UNIQUE_KEYS = [f"unique{n}" for n in range(4)]      # never held by two unfinished tasks
+OTHER_KEYS = [f"other{n}" for n in range(4)]
+BACKLOG = 400                                       # of a queue; tasks beyond it are not enqueued
+NOW = "SELECT (extract(epoch FROM clock_timestamp()) * 1000000)::bigint"
+
+CONNECTION_GOES = ("57P01", "57P02", "57P03")
+# what is not a failure: cancelled, timeouts of statements and locks, deadlocks of changes and keys, small pools, a key that
+# is held, and the errors that are planted at crash points
+EXPECTED = ("57014", "55P03", "40P01", "53400", "FO006", "P0001", "53100")
+
+
+class Actor:
+    def __init__(self, name, seed, log):
+        self.name = name
+        self.random = random.Random(seed)
+        # a line is one write to the kernel: it is there whatever becomes of this process, and the machine stays up
+        self.file = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+        self.connection = None
+        self.quiet = os.path.join(os.path.dirname(log), "quiet")    # while it is there, nothing is cut off
+        self.stopping = self.limited = False
+        signal.signal(signal.SIGTERM, self.stop)
+
+    def stop(self, *_):
+        self.stopping = True
+
+    def log(self, event, **what):
+        os.write(self.file, (json.dumps({"event": event, "t": time.monotonic_ns(), **what}) + "\n").encode())
+
+    def chance(self, probability):
+        return self.random.random() < probability
+
+    def execute(self, query, *parameters):
+        cursor = self.connection.execute(query, parameters)
+        return cursor.fetchall() if cursor.description else []
+
+    def value(self, query, *parameters):
+        return self.execute(query, *parameters)[0][0]
+
+    def column(self, query, *parameters):
+        return [row[0] for row in self.execute(query, *parameters)]
+
+    def connect(self):
+        self.connection = psycopg.connect(autocommit=True, connect_timeout=5, target_session_attrs="read-write",
+                                          options="-c client_min_messages=error -c synchronous_commit=on")
+        self.limited = False
+
+    def limit_time(self):
+        """Some steps may be cut off by a timeout, at any moment."""
+        if self.chance(0.04) and not os.path.exists(self.quiet):
+            self.execute(f"SET statement_timeout = {self.random.choice([1, 2, 5, 10, 30])}")
+            self.execute(f"SET lock_timeout = {self.random.choice([1, 5, 10])}")
+            self.limited = True
+        elif self.limited:
+            self.execute("RESET statement_timeout")
+            self.execute("RESET lock_timeout")
+            self.limited = False
+
+    def main(self):
+        while not self.stopping:
+            try:
+                if self.connection is None:
+                    self.connect()
+                self.limit_time()
+                self.step()
+            except psycopg.Error as error:
+                self.note_error(error)
+                if self.connection is not None:
+                    self.connection.close()
+                self.connection = None
+                time.sleep(0.05)
+
+    def note_error(self, error):
+        state = error.diag.sqlstate
+        if self.connection is not None and not self.connection.closed and state not in CONNECTION_GOES + EXPECTED:
+            self.log("error", sqlstate=state, text=str(error))
+
+    def end_transaction(self, commits):
+        self.execute("COMMIT" if commits else "ROLLBACK")
+
+
+class Worker(Actor):
+    def __init__(self, *arguments):
+        super().__init__(*arguments)
+        self.stalled = []           # when to come back to them, leases that run out or nearly so, and their tasks
+        self.old = []               # leases that have ended
+
+    # -- claims
+
+    def claim(self, query, *parameters):
+        """Dequeue, and write down what was given before anybody knows whether it will be kept."""
+        t0 = time.monotonic_ns()
+        given = self.execute(query, *parameters)
+        steps = {lease: checkpoints for lease, _, checkpoints in given}
+        for lease, task, queue, key, cost, at, until in self.execute(
+                "SELECT l.lease, l.task, l.queue, t.partition_key, coalesce(t.cost, 1), (extract(epoch FROM l.claimed_at) * 1000000)::bigint,"
+                " (extract(epoch FROM l.lease_until) * 1000000)::bigint FROM fanout.leases l JOIN fanout.task t ON t.id = l.task WHERE l.lease = ANY (%s)", [*steps]):
+            self.log("claim", lease=lease, task=task, queue=queue, key=key, cost=cost, at=at, until=until, worker=self.name,
+                     t0=t0, steps=steps[lease])
+        return given
+
+    def take(self):
+        queues = self.random.sample([*QUEUES], self.random.choice([1, 1, 2, 3]))
+        return self.claim("SELECT lease, task, checkpoints FROM fanout.dequeue(%s::text[], %s, max_tasks => %s, wait => %s)",
+                          queues, self.name, self.random.choice([1, 1, 2, 5]), self.random.choice([None, "50 ms", "200 ms"]))
+
+    def undo(self, rows, command):
+        at = self.value(NOW)
+        self.execute(command)
+        self.log("undone", leases=[row[0] for row in rows], at=at)
+
+    def step(self):
+        self.execute("BEGIN")
+        if self.chance(0.1):
+            self.execute("SAVEPOINT s")
+            self.undo(self.take(), "ROLLBACK TO SAVEPOINT s")
+        rows = self.take()
+        if self.chance(0.1):
+            time.sleep(self.random.random() * 0.02)
+            self.undo(rows, "ROLLBACK")
+            return
+        self.execute("COMMIT")
+        self.log("kept", leases=[row[0] for row in rows])
+        while rows:
+            rows += self.work(*rows.pop(0))
+        if self.stalled and self.stalled[0][0] < time.monotonic():
+            self.finish(*self.stalled.pop(0)[1:])   # late, be the lease lost by now or not
+        if self.old and self.chance(0.1):
+            self.report_again(*self.random.choice(self.old))
+        self.old = self.old[-20:]
+
+    # -- the work
+
+    def work(self, lease, task, checkpoints):
+        """The steps of the task that have not been done, and then one of the ways to end; what was claimed in its place."""
+        for n in range(task % 4):
+            # one that has been done gives its first value again
+            if (f"s{n}" not in checkpoints or self.chance(0.1)) and not self.do_step(lease, task, f"s{n}"):
+                return []
+        if self.chance(0.05):
+            self.spawn(lease, task)
+        if self.chance(0.05):
+            self.extend(lease)
+        time.sleep(self.random.choice([0, 0.001, 0.005, 0.02, 0.1]))
+        return self.finish(lease, task)
+
+    def try_under(self, lease, action):
+        """Do it in a transaction; None if the lease is lost, or the task cancelled, which ends it for us."""
+        try:
+            self.execute("BEGIN")
+            return action()
+        except psycopg.Error as error:
+            if error.diag.sqlstate not in ("FO001", "FO002"):
+                raise
+            self.execute("ROLLBACK")
+            self.log("lost", lease=lease)
+            if error.diag.sqlstate == "FO002":
+                self.end(lease, None, "release", "SELECT fanout.release(%s::bigint)")
+            return None
+
+    def do_step(self, lease, task, step):
+        """False if there is nothing to go on with."""
+        def action():
+            commits = self.chance(0.9)
+            self.log("step", lease=lease, task=task, step=step)
+            before = self.value(NOW)
+            if self.chance(0.1):
+                self.execute("SAVEPOINT s")
+                self.execute("SELECT fanout.checkpoint(%s::bigint, %s, %s)", lease, step, json.dumps([lease, -1]))
+                self.execute("ROLLBACK TO SAVEPOINT s")
+            value = self.value("SELECT fanout.checkpoint(%s::bigint, %s, %s)", lease, step,
+                               json.dumps([lease, self.random.randrange(1_000_000)]))
+            self.end_transaction(commits)
+            if commits:
+                self.log("stepped", lease=lease, task=task, step=step, value=value, before=before)
+            return commits or self.chance(0.5)
+        if self.chance(0.005):
+            os._exit(1)
+        return bool(self.try_under(lease, action))
+
+    def spawn(self, lease, task):
+        """A child, which a replay is to find and not to make again."""
+        def action():
+            child = self.value("SELECT fanout.enqueue('steady', 'child', '1', lease => %s, step => 'child')", lease)
+            commits = self.chance(0.8)
+            self.end_transaction(commits)
+            if commits:
+                self.log("spawned", lease=lease, task=task, child=child)
+        self.try_under(lease, action)
+
+    def extend(self, lease):
+        def action():
+            self.execute("SELECT fanout.extend(%s::bigint, '2 s')", lease)
+            self.execute("COMMIT")
+        self.try_under(lease, action)
+
+    def finish(self, lease, task):
+        """Any of the ways in which an attempt can go; returns what was claimed in its place."""
+        way = self.random.random()
+        if way < 0.04:
+            self.stalled.append((time.monotonic() + self.random.uniform(0.5, 2.5), lease, task))
+        elif way < 0.044:
+            os._exit(1)
+        elif way < 0.6:
+            self.end(lease, task, "complete", "SELECT fanout.complete(%s::bigint, '1')")
+        elif way < 0.72:
+            return self.complete_and_dequeue(lease, task)
+        elif way < 0.82:
+            self.end(lease, task, "fail", f"SELECT fanout.fail(%s::bigint, 'x', retry_in => '{self.random.choice([0, 0, 50])} ms')")
+        elif way < 0.86:
+            self.end(lease, task, "fail", "SELECT fanout.fail(%s::bigint, 'x', final => true)")
+        elif way < 0.94:
+            self.end(lease, task, "release", f"SELECT fanout.release(%s::bigint, '{self.random.choice([0, 0, 30])} ms')")
+        else:
+            self.end(lease, task, None, "SELECT fanout.complete(%s::bigint)")
+            self.end(lease, task, "complete", "SELECT fanout.complete(%s::bigint)")
+        return []
+
+    def end(self, lease, task, how, query):
+        """how: None if it is to be rolled back."""
+        def action():
+            before = self.value(NOW)
+            if self.chance(0.05):
+                self.execute("SAVEPOINT s")
+                self.execute("SELECT fanout.complete(%s::bigint)", lease)
+                self.execute("ROLLBACK TO SAVEPOINT s")
+            did = self.value(query, lease)
+            self.log("ending", lease=lease, at=self.value(NOW), sure=True)
+            self.end_transaction(how is not None)
+            if how:
+                self.log("ended", lease=lease, how=how, did=did is not False, before=before)
+                self.old.append((lease, task, how))
+            else:
+                self.log("not ended", lease=lease)
+        self.try_under(lease, action)
+
+    def complete_and_dequeue(self, lease, task):
+        # the new claim may have the old one's permit, so the old one ends before it
+        def action():
+            before = self.value(NOW)
+            self.log("ending", lease=lease, at=before, sure=False)
+            rows = self.claim("SELECT lease, task, checkpoints FROM fanout.complete_and_dequeue(%s::bigint, '2', %s, %s, max_tasks => 2)",
+                              lease, self.random.choice([*QUEUES]), self.name)
+            self.execute("COMMIT")
+            self.log("ended", lease=lease, how="complete", did=True, before=before)
+            self.log("kept", leases=[row[0] for row in rows])
+            self.old.append((lease, task, "complete"))
+            return rows
+        return self.try_under(lease, action) or []
+
+    def report_again(self, lease, task, how):
+        """What has ended with this lease does so no second time; a completion may be repeated."""
+        try:
+            if self.value("SELECT fanout.complete(%s::bigint, '3')", lease):
+                self.log("violation", text=f"lease {lease} of task {task} has ended twice, first by {how}")
+        except psycopg.Error as error:
+            if error.diag.sqlstate != "FO001":
+                raise
+            if how == "complete":
+                self.log("violation", text=f"lease {lease} of task {task} has completed it, and cannot say so again")
+
+
+class Enqueuer(Actor):
+    def __init__(self, *arguments):
+        super().__init__(*arguments)
+        self.growing = []           # batches that are not sealed
+
+    def step(self):
+        queue = self.random.choice([*QUEUES])
+        if sum(self.execute("SELECT coalesce(ready + scheduled, 0) FROM fanout.queues WHERE queue = %s", queue)[0]) > BACKLOG:
+            time.sleep(0.02)
+            return
+        commits = self.chance(0.85)
+        way = self.random.choice([self.many, self.many, self.many, self.single, self.single, self.keyed, self.fan_out, self.grow])
+        self.execute("BEGIN")
+        if self.chance(0.2):
+            self.execute("SAVEPOINT s")
+            tasks = self.many(queue)
+            self.execute("ROLLBACK TO SAVEPOINT s")
+            self.log("never", tasks=tasks)
+        tasks = way(queue)
+        self.log("enqueuing", tasks=tasks)
+        self.end_transaction(commits)
+        self.log("enqueued" if commits else "never", tasks=tasks)
+        time.sleep(self.random.random() * 0.01)
+
+    def options(self):
+        return (self.random.choice([0, 0, -1, 1, 5]), self.random.choice([1, 1, 2, 3]),
+                self.random.choice([None, None, None, "20 ms", "300 ms"]))
+
+    def many(self, queue, count=None, batch=None):
+        count = count or self.random.choice([1, 3, 10, 40])
+        return self.column(
+            "SELECT task FROM fanout.enqueue_many(%s, 'x', array_fill('1'::jsonb, ARRAY[%s::int]), priority => %s, cost => %s, delay => %s,"
+            " max_attempts => 4, partition_keys => %s, batch => %s)",
+            queue, count, *self.options(), [self.random.choice(PARTITIONS) for _ in range(count)], batch)
+
+    def single(self, queue):
+        priority, cost, delay = self.options()
+        within = self.random.choice([None, "50 ms", "200 ms", "1 s"])
+        try:
+            task, deadline = self.execute(
+                "SELECT fanout.enqueue(%s, 'x', '1', priority => %s, cost => %s, delay => %s, max_attempts => 4, partition_key => %s,"
+                " deadline => d.at), (extract(epoch FROM d.at) * 1000000)::bigint FROM (SELECT clock_timestamp() + %s::interval AS at OFFSET 0) d",
+                queue, priority, cost, None if within else delay, self.random.choice(PARTITIONS), within)[0]
+        except psycopg.errors.InvalidParameterValue:    # it has passed while the call waited
+            self.execute("ROLLBACK")
+            self.execute("BEGIN")
+            return []
+        if deadline is not None:
+            self.log("deadline", task=task, at=deadline)
+        return [task]
+
+    def keyed(self, queue):
+        """Only a task that is new is ours: what holds the key may be anybody's."""
+        unique = self.chance(0.5)
+        way = self.random.choice(["return", "reject"] if unique else ["replace", "supersede"])
+        task = self.value("SELECT fanout.enqueue(%s, 'x', '1', key => %s, on_conflict => %s, partition_key => %s, max_attempts => 4)", queue,
+                          self.random.choice(UNIQUE_KEYS if unique else OTHER_KEYS), way, self.random.choice(PARTITIONS))
+        ours = way != "replace" and self.value("SELECT xmin = pg_current_xact_id()::xid FROM fanout.task WHERE id = %s", task)
+        return [task] if ours else []
+
+    def fan_out(self, queue):
+        join = self.random.choice(["all", "any", "n", "fail_fast"])
+        count = self.random.choice([1, 4, 12])
+        batch = self.value("SELECT fanout.fan_out(%s, 'x'::text, array_fill('1'::jsonb, ARRAY[%s::int]), %s, join_count => %s, max_attempts => 4, partition_key => %s)",
+                           queue, count, join, self.random.choice([1, 2, 5]) if join == "n" else None, self.random.choice(PARTITIONS))
+        tasks = self.column("SELECT id FROM fanout.task WHERE batch = %s ORDER BY id", batch)
+        if len(tasks) != count:
+            self.log("violation", text=f"batch {batch} has {len(tasks)} tasks of {count}")
+        return tasks
+
+    def grow(self, queue):
+        """In its own transaction a batch is made, grown or sealed; so it is made and grown before anybody knows of it."""
+        if not self.growing or self.chance(0.3):
+            join = self.random.choice(["all", "any", "n", "fail_fast"])
+            self.growing.append(self.value("SELECT fanout.create_batch(%s, %s)", join, 3 if join == "n" else None))
+            return []
+        batch = self.random.choice(self.growing)
+        try:
+            if self.chance(0.3):
+                self.growing.remove(batch)
+                self.execute("SELECT fanout.seal_batch(%s)", batch)
+                return []
+            return self.many(queue, self.random.choice([1, 3]), batch)
+        except psycopg.Error as error:
+            if error.diag.sqlstate != "42704":      # it was rolled back
+                raise
+            if batch in self.growing:
+                self.growing.remove(batch)
+            self.execute("ROLLBACK")
+            self.execute("BEGIN")
+            return []
+
+
+class Meddler(Actor):
+    def step(self):
+        self.random.choice([self.alter, self.alter, self.set_partition, self.pause, self.resume, self.cancel, self.cancel_matching,
+                            self.retry, self.purge, self.change, self.change, self.look])()
+        time.sleep(self.random.random() * 0.05)
+
+    def alter(self):
+        """The limits of the queue that changes, with the time before and after."""
+        limit, each = self.random.choice([1, 2, 4, 8]), self.random.choice([1, 2, 3])
+        self.log("limit", queue="changing", limit=limit, each=each, at=self.value(NOW))
+        self.execute("BEGIN")
+        self.execute("SELECT fanout.alter_queue('changing', concurrency => %s, partition_concurrency => %s)", limit, each)
+        committed = self.chance(0.8)
+        self.end_transaction(committed)
+        self.log("limited", at=self.value(NOW), committed=committed)
+
+    def set_partition(self):
+        queue, key = self.random.choice([*QUEUES]), self.random.choice(PARTITIONS[1:])
+        self.execute("SELECT fanout.set_partition(%s, %s, weight => %s)", queue, key, self.random.choice([1, 2, 5]))
+
+    def pause(self):
+        queue, key = self.random.choice([*QUEUES]), self.random.choice(PARTITIONS)
+        if key is None:
+            self.execute("SELECT fanout.pause_queue(%s)", queue)
+            time.sleep(self.random.random() * 0.02)
+            self.execute("SELECT fanout.resume_queue(%s)", queue)
+        else:
+            self.execute("SELECT fanout.pause_partition(%s, %s)", queue, key)
+            time.sleep(self.random.random() * 0.02)
+            self.execute("SELECT fanout.resume_partition(%s, %s)", queue, key)
+
+    def resume(self):
+        """What was paused when the connection broke."""
+        self.execute("SELECT fanout.resume_queue(queue) FROM fanout.queues WHERE paused")
+        self.execute("SELECT fanout.resume_partition(queue, partition_key) FROM fanout.partitions WHERE paused")
+
+    def tasks(self, states):
+        """Some; not those with keys, which may be held by one only, nor those of batches, which have ended by their word."""
+        return self.column("SELECT task FROM fanout.tasks WHERE state = ANY (%s) AND key IS NULL AND batch IS NULL"
+                           " ORDER BY random() LIMIT 3", states)
+
+    def sometimes(self, *statement):
+        self.execute("BEGIN")
+        if self.chance(0.1):
+            self.execute("SAVEPOINT s")
+            self.execute(*statement)
+            self.execute("ROLLBACK TO SAVEPOINT s")
+        self.execute(*statement)
+        self.end_transaction(self.chance(0.7))
+
+    def cancel(self):
+        self.sometimes("SELECT fanout.cancel(%s::bigint[], 'meddled')",
+                       self.column("SELECT task FROM fanout.tasks WHERE state IN ('ready', 'scheduled', 'running') ORDER BY random() LIMIT 3"))
+
+    def cancel_matching(self):
+        self.sometimes("SELECT fanout.cancel_matching(%s, partition_key => %s, max_tasks => 3)",
+                       self.random.choice([*QUEUES]), self.random.choice(PARTITIONS[1:]))
+
+    def retry(self):
+        self.sometimes("SELECT fanout.retry(%s::bigint[])", self.tasks(["failed", "cancelled"]))
+
+    def change(self):
+        tasks = self.tasks(["ready", "scheduled"])
+        way = self.random.randrange(3)
+        if way == 0:
+            self.sometimes("SELECT fanout.reprioritize(%s::bigint[], %s)", tasks, self.random.choice([-2, 0, 3]))
+        elif way == 1:
+            self.sometimes("SELECT fanout.reschedule(%s::bigint[], delay => %s)", tasks, self.random.choice(["0", "50 ms", "500 ms"]))
+        else:
+            self.sometimes("SELECT fanout.move(%s::bigint[], %s, partition_key => %s)", tasks, self.random.choice([*QUEUES]),
+                           self.random.choice(PARTITIONS))
+
+    def purge(self):
+        if self.chance(0.1):
+            self.execute("SELECT fanout.purge_queue(%s)", self.random.choice([*QUEUES]))
+
+    def look(self):
+        for view in ("queues", "partitions", "leases", "workers", "batches"):
+            self.execute(f"SELECT * FROM fanout.{view}")
+        for task in self.tasks(["ready", "scheduled", "running"]):
+            self.execute("SELECT * FROM fanout.why(%s)", task)
+
+
+class Watcher(Actor):
+    """Looks, in one snapshot each, at what must hold at every moment, and waits for batches."""
+    SNAPSHOTS = {
+        "tasks with two outcomes": "SELECT task FROM fanout.outcome GROUP BY task HAVING count(*) > 1",
+        "steps with two values": "SELECT task FROM fanout.checkpoint GROUP BY task, step HAVING count(*) > 1",
+        "outcomes of no task": "SELECT o.task FROM fanout.outcome o WHERE NOT EXISTS (SELECT FROM fanout.task t WHERE t.id = o.task)",
+        "keys held twice": "SELECT min(t.id) FROM fanout.task t WHERE t.key ^@ 'unique' AND NOT EXISTS (SELECT FROM fanout.outcome o WHERE o.task = t.id)"
+                           " GROUP BY t.queue, t.key HAVING count(*) > 1",
+    }
+    BATCH = ("SELECT b.join_policy, b.join_count, b.sealed, count(t.id), count(o.task), count(*) FILTER (WHERE o.status = 's'), count(*) FILTER (WHERE o.status = 'f')"
+             " FROM fanout.batch b LEFT JOIN fanout.task t ON t.batch = b.id LEFT JOIN fanout.outcome o ON o.task = t.id WHERE b.id = %s GROUP BY b.id")
+
+    def step(self):
+        begin = time.monotonic()
+        what = self.random.choice([*self.SNAPSHOTS])
+        if wrong := self.column(self.SNAPSHOTS[what] + " LIMIT 5"):
+            self.log("violation", text=f"{what}: {wrong}")
+        for batch in self.column("SELECT id FROM fanout.batch ORDER BY random() LIMIT 2"):
+            self.watch_batch(batch)
+        time.sleep(0.05 + 5 * (time.monotonic() - begin))
+
+    def watch_batch(self, batch):
+        if not self.value("SELECT fanout.wait(%s::bigint, '200 ms')", batch):
+            return
+        join, least, sealed, tasks, ended, succeeded, failed = self.execute(self.BATCH, batch)[0]
+        if not (sealed and ended == tasks or join == "any" and succeeded >= 1 or join == "n" and succeeded >= least
+                or join == "fail_fast" and failed >= 1):
+            self.log("violation", text=f"batch {batch} has ended by join {join}, with {ended} of {tasks}, {succeeded} succeeded, {failed} failed, sealed {sealed}")
+
+
+if __name__ == "__main__":
+    kind, name, seed, log = sys.argv[1:]
+    {"worker": Worker, "enqueue": Enqueuer, "meddle": Meddler, "watch": Watcher}[kind](name, int(seed), log).main()

@@ -1,0 +1,263 @@
+#!/usr/bin/python3
+"""Puts a private server through chaos for some time, and looks whether all that is promised has held.
+
+    chaos.py SEED SECONDS DIRECTORY
+
+The server's data are in DIRECTORY/data, with the extension in an empty database. Prints a line "ok" or "not ok" for each
+thing it looks at.
+"""
+import os
+import random
+import subprocess
+import sys
+import time
+
+import psycopg
+
+from actors import QUEUES, RATES
+from check import Logs
+from servers import PATIENCE, Server
+
+HERE = os.path.dirname(os.path.abspath(__file__))
+ACTORS = {"enqueue": 2, "worker": 6, "meddle": 1, "watch": 1}
+FIRST_STOP = 3.0                    # seconds
+BETWEEN_STOPS = (2.5, 4.5)          # longer than the windows of rates: several crashes in one forget more, see README
+
+
+class Chaos:
+    def __init__(self, seed, seconds, directory):
+        self.random = random.Random(seed)
+        self.seconds, self.directory = seconds, directory
+        self.server = Server(directory, self.random)
+        self.query = self.server.query
+        self.actors = {}
+        self.made = 0
+        self.counts = {"terminated": 0, "cancelled": 0, "errors planted": 0, "workers killed": 0}
+        self.failed = 0
+
+    def look(self, what, truth, detail=""):
+        self.failed += not truth
+        print(f"{'ok' if truth else 'not ok'} - {what}{'' if truth else f': {detail}'}", flush=True)
+
+    def look_for_rows(self, what, query):
+        """There should be none, or soon be none: the keeper may have something to do."""
+        give_up = time.monotonic() + 10
+        while (wrong := self.query(query + " LIMIT 5")) and time.monotonic() < give_up:
+            time.sleep(0.2)
+        self.look(what, not wrong, wrong)
+
+    # -- the actors
+
+    def start(self, kind):
+        self.made += 1
+        name = f"{kind}{self.made}"
+        self.actors[name] = kind, subprocess.Popen(
+            [sys.executable, f"{HERE}/actors.py", kind, name, str(self.random.getrandbits(32)), f"{self.directory}/logs/{name}.log"])
+
+    def kill_worker(self):
+        name = self.random.choice([name for name, (kind, _) in self.actors.items() if kind == "worker"])
+        self.actors.pop(name)[1].kill()
+        self.start("worker")
+
+    def replace_dead(self):
+        for name, (kind, process) in [*self.actors.items()]:
+            if process.poll() is not None:
+                del self.actors[name]
+                self.start(kind)
+
+    def stop_actors(self):
+        for _, process in self.actors.values():
+            process.terminate()
+        for name, (_, process) in self.actors.items():
+            try:
+                process.wait(40)
+            except subprocess.TimeoutExpired:
+                process.kill()
+                self.look("actors end when they are told to", False, name)
+        self.actors = {}
+
+    def signal_one(self, function):
+        """Also the keeper and the launcher, which fail then."""
+        try:
+            self.query(f"SELECT {function}(pid) FROM (SELECT pid FROM pg_stat_activity"
+                       " WHERE pid <> pg_backend_pid() AND (datname = current_database() OR backend_type ~ 'fanout')"
+                       " AND backend_type ~ 'client|fanout' ORDER BY random() LIMIT 1) p")
+        except psycopg.Error:
+            pass
+
+    def disturb(self):
+        what = self.random.choice([*self.counts])
+        self.counts[what] += 1
+        if what == "terminated":
+            self.signal_one("pg_terminate_backend")
+        elif what == "cancelled":
+            self.signal_one("pg_cancel_backend")
+        elif what == "errors planted":
+            self.server.plant_error()
+        else:
+            self.kill_worker()
+
+    # -- the story
+
+    def set_up(self):
+        for queue, settings in QUEUES.items():
+            names = "".join(f", {name} => %s" for name in settings)
+            self.query(f"SELECT fanout.create_queue(%s, lease => '1500 ms', max_attempts => 4{names})", queue, *settings.values())
+        for queue, limits in RATES.items():
+            for period, units in limits.items():
+                self.query("SELECT fanout.set_rate_limit(%s, %s, %s * interval '1 us')", queue, units, period)
+
+    def run(self):
+        for kind, count in ACTORS.items():
+            for _ in range(count):
+                self.start(kind)
+        begin = time.monotonic()
+        next_stop = FIRST_STOP
+        while (now := time.monotonic() - begin) < self.seconds:
+            time.sleep(0.05 + self.random.random() * 0.3)
+            if now > next_stop:
+                self.server.stop_somehow()
+                next_stop = time.monotonic() - begin + self.random.uniform(*BETWEEN_STOPS)
+            elif self.random.random() < 0.4:
+                self.disturb()
+            self.replace_dead()
+        self.stop_actors()
+        self.server.clear_points()
+
+    # -- what is there when nobody works
+
+    def snapshot(self):
+        """What is shown of everything that has not ended; what time changes of it left out."""
+        return (self.query("SELECT task, queue, priority, partition_key, CASE state WHEN 'scheduled' THEN 'ready' ELSE state END, attempt, lease"
+                           " FROM fanout.tasks WHERE state IN ('scheduled', 'ready', 'running') ORDER BY task"),
+                self.query("SELECT lease, task, queue, worker, attempt, claimed_at FROM fanout.leases ORDER BY lease"),
+                self.query("SELECT queue, ready + scheduled, running FROM fanout.queues ORDER BY 1"),
+                self.query("SELECT queue, partition_key, running, concurrency, weight, paused FROM fanout.partitions"
+                           " WHERE running > 0 OR weight <> 1 OR paused ORDER BY 1, 2"),
+                self.query("SELECT worker, leases, queues FROM fanout.workers ORDER BY 1"))
+
+    def quiet_snapshot(self):
+        """Once nothing changes any more: deadlines have passed, and what was cancelled while it ran has ended."""
+        give_up = time.monotonic() + PATIENCE
+        snapshot = self.snapshot()
+        while time.monotonic() < give_up:
+            time.sleep(2)
+            before, snapshot = snapshot, self.snapshot()
+            if before == snapshot and not self.query("SELECT lease FROM fanout.leases WHERE lease_until < clock_timestamp() + '10 min'"):
+                return snapshot
+        self.look("it comes to rest", False)
+        return snapshot
+
+    def look_at_memory(self):
+        """Do the views agree with the tables, and is memory what a rebuild makes of these?"""
+        self.query("SELECT fanout.resume_queue(queue) FROM fanout.queues")
+        self.query("SELECT fanout.extend(ARRAY(SELECT lease FROM fanout.leases), '1 hour')")
+        self.query("SELECT lease FROM fanout.dequeue(%s::text[], 'rests', max_tasks => 20, lease => '1 hour')", [*QUEUES])
+        before = self.quiet_snapshot()
+        self.look_for_rows("the views agree with the tables",
+            "SELECT q.queue, q.ready + q.scheduled + q.running, u.n FROM fanout.queues q JOIN fanout.queue c ON c.name = q.queue,"
+            " LATERAL (SELECT count(*) AS n FROM fanout.task t WHERE t.queue = c.id AND NOT EXISTS (SELECT FROM fanout.outcome o WHERE o.task = t.id)) u"
+            " WHERE q.ready + q.scheduled + q.running <> u.n OR q.running <> (SELECT count(*) FROM fanout.leases l WHERE l.queue = q.queue)")
+        self.look_for_violations()
+        self.server.restart()
+        after = self.snapshot()
+        for what, one, other in zip(("tasks", "leases", "queues", "partitions", "workers"), before, after):
+            self.look(f"a rebuild makes the same {what} ({len(one)})", one == other,
+                      f"before {[row for row in one if row not in other][:3]}, after {[row for row in other if row not in one][:3]}")
+
+    def drain(self):
+        """Work off all that is left."""
+        self.query("SELECT fanout.seal_batch(batch) FROM fanout.batches WHERE NOT sealed")
+        self.query("SELECT fanout.alter_queue(queue, unset => '{concurrency,worker_concurrency,partition_concurrency,rate_limit,partition_rate_limit}') FROM fanout.queues")
+        self.query("SELECT fanout.resume_partition(queue, partition_key) FROM fanout.partitions WHERE partition_key IS NOT NULL")
+        self.query("SELECT fanout.complete(ARRAY(SELECT lease FROM fanout.leases))")
+        give_up = time.monotonic() + PATIENCE
+        with self.server.connect() as connection:
+            while connection.execute("SELECT sum(ready + scheduled + running) FROM fanout.queues").fetchone()[0] > 0 and time.monotonic() < give_up:
+                leases = [row[0] for row in connection.execute("SELECT lease FROM fanout.dequeue(%s::text[], 'drain', max_tasks => 50, wait => '200 ms')", ([*QUEUES],))]
+                connection.execute("SELECT fanout.complete(%s::bigint[])", (leases,))
+
+    # -- the end
+
+    def look_at_logs(self, logs):
+        """What the actors wrote down, with what the tables have."""
+        durable = {row[0] for row in self.query("SELECT lease FROM fanout.attempt UNION SELECT lease FROM fanout.outcome UNION SELECT lease FROM fanout.checkpoint")}
+        logs.check_leases(durable)
+        logs.check_steps({(task, step): value for task, step, value in self.query("SELECT task, step, value FROM fanout.checkpoint")})
+        logs.check_deadlines({row[0] for row in self.query("SELECT task FROM fanout.attempt WHERE event = 'n'")})
+        used = logs.check_limits()
+        lost = [lease.lease for lease in logs.leases.values() if lease.kept and lease.queue == "synchronous" and lease.lease not in durable]
+        self.look("synchronous claims are on disk", not lost, lost[:5])
+        self.look("there was something to look at", len(logs.leases) > 2 * self.seconds, f"{len(logs.leases)} claims in {self.seconds} s")
+        self.look("limits, rates, leases, steps, deadlines and joins, by what the actors wrote down", not logs.wrong, f"{len(logs.wrong)}: {logs.wrong[:5]}")
+        return used
+
+    def look_at_end(self, logs):
+        for what, query in (
+                ("all that was enqueued has ended, and once", "SELECT t.id FROM fanout.task t LEFT JOIN fanout.outcome o ON o.task = t.id GROUP BY t.id HAVING count(o.task) <> 1"),
+                ("each step has one value", "SELECT task, step FROM fanout.checkpoint GROUP BY 1, 2 HAVING count(*) <> 1"),
+                ("each lease was given for one task", "SELECT lease FROM fanout.attempt WHERE event IN ('c', 'b') GROUP BY 1 HAVING count(DISTINCT task) > 1"),
+                ("no permit is left over", "SELECT queue, running FROM fanout.queues WHERE running <> 0 OR ready <> 0 OR scheduled <> 0"),
+                ("nor one of a partition", "SELECT queue, partition_key, running FROM fanout.partitions WHERE running <> 0 OR ready <> 0 OR backlog <> 0"),
+                ("nor a lease", "SELECT lease, task FROM fanout.leases"),
+                ("nor a place in the pools", "SELECT * FROM fanout.status() WHERE item IN ('tasks in memory', 'leases in memory', 'workers in memory', 'journal lag') AND value !~ '^0'"),
+                ("nobody waits", "SELECT queue, waiting_workers FROM fanout.queues WHERE waiting_workers <> 0"),
+                ("all batches have ended", "SELECT batch FROM fanout.batches WHERE NOT fanout.wait(batch, '10 s')"),
+                ("and are collected whole", "SELECT b.batch, b.tasks, c.n FROM fanout.batches b,"
+                 " LATERAL (SELECT count(*) AS n, count(*) FILTER (WHERE status IN ('succeeded', 'failed', 'cancelled')) AS ended, max(ordinal) AS last"
+                 " FROM fanout.collect(b.batch, '0')) c WHERE b.tasks <> c.n OR c.ended <> c.n OR c.last <> c.n"),
+                ("the keeper has noted the ends of joins", "SELECT batch FROM fanout.batches WHERE \"join\" <> 'all' AND ended_at IS NULL AND tasks > 0")):
+            self.look_for_rows(what, query)
+        there = {row[0] for row in self.query("SELECT id FROM fanout.task")}
+        self.look("no task is lost", not (lost := logs.enqueued - there), sorted(lost)[:5])
+        self.look("none is there that was rolled back", not (extra := logs.never & there), sorted(extra)[:5])
+        succeeded = dict(self.query("SELECT task, lease FROM fanout.outcome WHERE status = 's'"))
+        wrong = [(task, leases) for task, leases in logs.completed.items() if succeeded.get(task) not in leases]
+        self.look("what a worker was told is completed is so, by its lease", not wrong, wrong[:5])
+
+    def memory(self):
+        return self.query("SELECT item, value FROM fanout.status() WHERE item ~ 'in memory$' ORDER BY item")
+
+    def look_at_empty_memory(self):
+        """Rate limits are gone, so only what has settings has a place."""
+        before = self.memory()
+        self.server.restart()
+        self.look("memory is as empty as a rebuild makes it", before == (after := self.memory()), f"before {before}, after {after}")
+
+    def look_for_violations(self):
+        kinds = self.query("SELECT * FROM fanout._violations()")
+        self.look("the build is a checked one", len(kinds) > 0)
+        self.look("no violations inside", not (wrong := [kind for kind in kinds if kind[2]]), wrong)
+
+    def look_at_log(self):
+        wanted = ("pg_fanout violation", "PANIC:", "TRAP:", "terminated by signal 11", "terminated by signal 6", "duplicate key", "XX000")
+        with open(f"{self.directory}/server.log", errors="replace") as file:
+            lines = [line.strip() for line in file if any(word in line for word in wanted)]
+        self.look("nothing bad in the server's log", not lines, lines[:3])
+
+
+def main():
+    seed, seconds, directory = int(sys.argv[1]), float(sys.argv[2]), sys.argv[3]
+    os.makedirs(f"{directory}/logs")
+    chaos = Chaos(seed, seconds, directory)
+    chaos.set_up()
+    try:
+        chaos.run()
+    finally:
+        chaos.stop_actors()
+    chaos.look_at_memory()
+    logs = Logs(f"{directory}/logs", sorted(chaos.server.stops))
+    used = chaos.look_at_logs(logs)
+    chaos.drain()
+    chaos.look_at_end(logs)
+    chaos.look_for_violations()
+    chaos.look_at_empty_memory()
+    chaos.look_at_log()
+    chaos.look("no error but those of lost connections and timeouts", not logs.errors, logs.errors.most_common(5))
+    print(f"seed {seed}: {len(logs.leases)} claims, {len(logs.enqueued)} tasks, {sum(map(len, logs.completed.values()))} completed;"
+          f" {chaos.counts}; {chaos.server.counts}; {dict(logs.counts)}; most used {used}")
+    sys.exit(chaos.failed > 0)
+
+
+if __name__ == "__main__":
+    main()
