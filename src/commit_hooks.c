@@ -24,6 +24,7 @@
 
 #include "lane.h"
 #include "pending.h"
+#include "segments.h"
 #include "spi.h"
 #include "starts.h"
 #include "wait.h"
@@ -454,6 +455,15 @@ apply_reload(void)
 }
 
 static void
+apply_segments(const Pending *op)
+{
+	Database   *database = database_find(MyDatabaseId);
+
+	if (database != NULL)
+		database_set_segments(database, &op->u.segments);
+}
+
+static void
 apply_batch_change(const Pending *op)
 {
 	Database   *database = database_find(MyDatabaseId);
@@ -506,6 +516,9 @@ apply(const Pending *op, TimestampTz now)
 		case PENDING_RELOAD:
 			apply_reload();
 			break;
+		case PENDING_SEGMENTS:
+			apply_segments(op);
+			break;
 	}
 }
 
@@ -553,6 +566,7 @@ undo(const Pending *op)
 		case PENDING_BATCH_CHANGE:
 		case PENDING_REGISTER:
 		case PENDING_RELOAD:
+		case PENDING_SEGMENTS:
 			break;
 	}
 }
