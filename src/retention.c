@@ -5,10 +5,11 @@
  * The current segment of the log gives way to the next one when it is as old as
  * half of the retention.  A segment that is not the current one is looked at
  * until all of its tasks have ended, so that a rebuild need not read it, and is
- * retired when the retention is over for what was enqueued to it last.  So a
- * task is kept for the retention, and half of it longer at most, if what has
- * to stay of the segment is little; if it is much, the segment is kept.  If
- * all segments are in use, the current one goes on.
+ * retired when the retention is over for what was enqueued to it last, and a
+ * little time more for that to have been done.  So a task is kept for the
+ * retention, and two thirds of it longer at most, if what has to stay of the
+ * segment is little; if it is much, the segment is kept.  If all segments are
+ * in use, the current one goes on.
  *
  * Whatever takes long is done in parts, one at each call.  Nothing here waits
  * for a lock, as the keeper must not: it tries again after a while.
@@ -34,6 +35,7 @@
 #define TICK_MOST		(60 * USECS_PER_SEC)
 #define RETRY_LOCK		(50 * INT64CONST(1000))
 #define LOCK_TRIES		6		/* before other segments are looked at */
+#define GRACE			8		/* a fraction of the retention, in which what was enqueued last is done */
 #define SNAPSHOT_PATIENCE	(600 * USECS_PER_SEC)
 
 typedef enum Job
@@ -59,6 +61,7 @@ static TrimWalk trim;
 static TimestampTz trim_at = 0;
 static FinishLook finish_looks[FANOUT_SEGMENTS];
 static TimestampTz next_tick = 0;
+static uint64 seen_version = 0;
 static TimestampTz next_try[FANOUT_SEGMENTS];
 static TimestampTz emptied_at[FANOUT_SEGMENTS];
 static bool told[FANOUT_SEGMENTS];	/* the log that it is kept */
@@ -221,7 +224,7 @@ begin_look(Database *database, int segment, int heir, TimestampTz now)
 	}
 }
 
-/* Begin to look at the oldest segment whose time has come: that of its tasks is not over before it has been the current one. */
+/* Begin to look at the oldest segment whose time has come: that counts from the begin of the one that comes next. */
 static void
 look_for_old(Database *database, TimestampTz now)
 {
@@ -233,7 +236,8 @@ look_for_old(Database *database, TimestampTz now)
 		int			segment = segments[i];
 
 		next_try[segment] = Min(next_try[segment], now + Max(retention() / 8, TICK_MOST));
-		if (database->segments.began[segments[i + 1]] <= before(now, retention()) && next_try[segment] <= now)
+		if (database->segments.began[segments[i + 1]] <= before(now, retention() + retention() / GRACE) &&
+			next_try[segment] <= now)
 			begin_look(database, segment, segments[i + 1], now);
 	}
 }
@@ -328,9 +332,10 @@ run_tick(Database *database, TimestampTz now)
 TimestampTz
 retention_run(Database *database, TimestampTz now)
 {
-	/* the clock may have been set back */
-	if (next_tick > now + TICK_MOST)
+	/* the clock may have been set back; and of other segments there is something else to do */
+	if (next_tick > now + TICK_MOST || seen_version != database->segments_version)
 		next_tick = now;
+	seen_version = database->segments_version;
 
 	switch (job)
 	{

@@ -90,9 +90,9 @@ END $do$;
 COMMENT ON VIEW fanout.tasks IS 'every task that is kept, with its state and outcome';
 
 -- Before the first one is left there is no row of it.
-CREATE VIEW fanout.segments AS
+CREATE VIEW fanout.segments WITH (security_barrier) AS
     WITH known AS (SELECT slot, first_task, began_at, finished FROM fanout.segment
-                   UNION ALL SELECT 1, 0, NULL, false WHERE NOT EXISTS (SELECT FROM fanout.segment))
+                   UNION ALL SELECT 1::smallint, 0, NULL, false WHERE NOT EXISTS (SELECT FROM fanout.segment))
     SELECT s.slot AS segment,
            CASE WHEN s.slot = (SELECT c.slot FROM known c ORDER BY c.first_task DESC NULLS LAST LIMIT 1) THEN 'current'
                 WHEN s.first_task IS NULL THEN 'emptied' WHEN s.finished THEN 'finished' ELSE 'older' END AS state,
