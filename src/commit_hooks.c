@@ -396,6 +396,16 @@ apply_cancel_request(const Pending *op)
 	queue_wake(&fanout_queues[task->queue]);
 }
 
+/* The queue may keep what is finished for another time than before. */
+static void
+note_retention(Queue *queue)
+{
+	Database   *database = database_of(queue);
+
+	database->retention_changed = true;
+	keeper_wake(database);
+}
+
 /* Carry out a note about a queue that is there. */
 static void
 apply_to_queue(const Pending *op, Queue *queue)
@@ -406,9 +416,11 @@ apply_to_queue(const Pending *op, Queue *queue)
 			queue->was_new = false;
 			if (queue->state == QUEUE_NEW)
 				queue->state = QUEUE_OPEN;
+			note_retention(queue);
 			break;
 		case PENDING_QUEUE_ALTER:
 			queue_set(queue, &op->u.settings);
+			note_retention(queue);
 			queue_wake(queue);
 			break;
 		case PENDING_LANE_SET:

@@ -3,7 +3,7 @@
  *		What is left in the small catalogues of tasks that are gone.
  *
  * A batch goes, with its parts, when it is sealed and the last of its tasks is
- * gone; what a task has spawned is forgotten with the task.  These are deletions
+ * gone, or the retention is over if it never had any; what a task has spawned is forgotten with the task.  These are deletions
  * of ordinary rows, which autovacuum is to clean up after.  They are found by
  * walking through the catalogues, which takes a row or two for each call that
  * made a batch or used a step: no index is kept for it.
@@ -23,8 +23,8 @@
 /* One that somebody has locked is left for the next walk. */
 static SpiStatement delete_batches = {
 	"WITH chunk AS MATERIALIZED (SELECT id FROM fanout.batch WHERE id >= $1 ORDER BY id LIMIT $2),"
-	" gone AS MATERIALIZED (SELECT b.id FROM fanout.batch b JOIN chunk USING (id) WHERE b.sealed AND b.created_at <= $3"
-	"   AND NOT EXISTS (SELECT FROM fanout.batch_part p, LATERAL (SELECT FROM fanout.task t"
+	" gone AS MATERIALIZED (SELECT b.id FROM fanout.batch b JOIN chunk USING (id) WHERE b.sealed"
+	"   AND (b.created_at <= $3 OR EXISTS (SELECT FROM fanout.batch_part p WHERE p.batch = b.id)) AND NOT EXISTS (SELECT FROM fanout.batch_part p, LATERAL (SELECT FROM fanout.task t"
 	"     WHERE t.id >= p.first_task AND t.id < p.first_task + p.tasks LIMIT 1) AS t WHERE p.batch = b.id)"
 	"   FOR UPDATE OF b SKIP LOCKED),"
 	" parts AS (DELETE FROM fanout.batch_part p USING gone WHERE p.batch = gone.id),"

@@ -87,6 +87,7 @@ static SpiStatement count_outcomes = {
 	"       WHERE o.task >= p.first_task AND o.task < p.first_task + p.tasks) c ON true"
 	" WHERE b.id = $1 GROUP BY b.id", 1, {INT8OID}
 };
+
 /*
  * The same where tasks may have been removed, which had ended: those are counted
  * that have not, by their rows.

@@ -336,6 +336,11 @@ retention_run(Database *database, TimestampTz now)
 	if (next_tick > now + TICK_MOST || seen_version != database->segments_version)
 		next_tick = now;
 	seen_version = database->segments_version;
+	if (database->retention_changed)
+	{
+		database->retention_changed = false;	/* before it is read */
+		trim_at = 0;
+	}
 
 	switch (job)
 	{
@@ -344,7 +349,7 @@ retention_run(Database *database, TimestampTz now)
 				move_on_in_time(database, now);
 			return continue_look(database, now);
 		case JOB_REMAINS:
-			if (!remains_continue(&remains, before(now, Max(retention(), 0))))
+			if (!remains_continue(&remains, retention() < 0 ? DT_NOBEGIN : before(now, retention())))
 				job = JOB_NONE;
 			return 0;
 		case JOB_TRIM:

@@ -389,6 +389,7 @@ typedef struct Database
 	SegmentKept kept[FANOUT_SEGMENTS];
 	bool		next_segment_wanted;
 	bool		segment_reopen_wanted;
+	bool		retention_changed;	/* of a queue, maybe */
 
 	OrderedSet	expiry;			/* committed leases, by their end */
 	dlist_head	journal;		/* leases with something for the journal to write */

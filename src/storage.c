@@ -471,8 +471,8 @@ task_reader_close(TaskReader *reader)
 		ExecDropSingleTupleTableSlot(part->slot);
 
 		/*
-		 * The lock stays: while a claim is not committed, the extension cannot go away, and what was read of a task stays
-		 * true of where its rows are.
+		 * The lock stays: while a claim is not committed, the extension cannot go away, and what was read of a task
+		 * stays true of where its rows are.
 		 */
 		table_close(part->relation, NoLock);
 	}

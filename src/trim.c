@@ -105,7 +105,7 @@ add_queue(TrimWalk *walk, int32 id, int64 retention, TimestampTz now)
 static int64
 read_queues(Database *database, TrimWalk *walk, TimestampTz now)
 {
-	int64		global = fanout_retention < 0 ? PG_INT64_MAX : fanout_retention * USECS_PER_SEC;
+	int64 global = fanout_retention < 0 ? PG_INT64_MAX : fanout_retention * USECS_PER_SEC;
 	int64		shortest = PG_INT64_MAX;
 	SpiScope	scope;
 	uint64		rows;
@@ -123,7 +123,7 @@ read_queues(Database *database, TrimWalk *walk, TimestampTz now)
 		int32		id = DatumGetInt32(spi_value(i, 1, &isnull));
 		int64		retention = kept_for(database, id, duration_of(DatumGetIntervalP(spi_value(i, 2, &isnull)), "retention"));
 
-		if (retention >= global || retention >= now)
+		if (retention >= global ||retention >= now)
 			continue;			/* they go with their segments */
 		add_queue(walk, id, retention, now);
 		shortest = Min(shortest, retention);

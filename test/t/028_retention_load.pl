@@ -14,7 +14,7 @@ use PostgreSQL::Test::Utils;
 use Test::More;
 
 my $node = new_node('main', conf => <<'EOC');
-pg_fanout.max_tracked_tasks = 64
+pg_fanout.max_tracked_tasks = 128
 pg_fanout.max_lanes = 16
 pg_fanout.retention = 1
 fsync = off
@@ -60,7 +60,7 @@ BEGIN
 			CONTINUE;
 		END IF;
 		IF claim.task % 7 = 0 THEN
-			PERFORM pg_sleep(random() * 1.5);
+			PERFORM pg_sleep(random());
 		END IF;
 		BEGIN
 			IF NOT coalesce(claim.checkpoints, '{}') ? 'read' THEN
@@ -90,7 +90,7 @@ my $retired = 0;
 foreach my $round (1 .. 3)
 {
 	my @clients = (
-		(map { start_client($node, "CALL produce(100)") } 1 .. 2),
+		(map { start_client($node, "CALL produce(25)") } 1 .. 2),
 		(map { start_client($node, "CALL work('w$_')") } 1 .. 6));
 	ok($node->poll_query_until('postgres', "SELECT value::int >= 3 FROM fanout.status() WHERE item = 'retired segments'"),
 		"round $round: segments are retired");
