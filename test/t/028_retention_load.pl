@@ -71,7 +71,7 @@ BEGIN
 		END;
 		IF claim.attempt = 1 AND claim.task % 5 = 0 THEN
 			PERFORM fanout.fail(claim.lease, 'once', retry_in => random() * interval '1 s');
-		ELSIF claim.attempt = 1 AND claim.task % 11 = 0 THEN
+		ELSIF claim.attempt = 1 AND claim.task % 11 = 0 AND random() < 0.5 THEN
 			PERFORM fanout.release(claim.lease, random() * interval '1 s');
 		ELSIF claim.task % 13 = 0 AND NOT EXISTS (SELECT FROM effect WHERE task = claim.task) AND random() < 0.7 THEN
 			PERFORM fanout.fail(claim.lease, 'another life', final => true);
