@@ -77,7 +77,11 @@ BEGIN
 			PERFORM fanout.fail(claim.lease, 'another life', final => true);
 			COMMIT;
 			PERFORM pg_sleep(random() * 0.5);
-			PERFORM fanout.retry(claim.task);
+			BEGIN
+				PERFORM fanout.retry(claim.task);
+			EXCEPTION WHEN undefined_object THEN	-- on a machine that is busy it may be gone by now
+				NULL;
+			END;
 		ELSIF fanout.complete(claim.lease, '1') THEN
 			INSERT INTO effect VALUES (claim.task);
 		END IF;
