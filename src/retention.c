@@ -332,8 +332,8 @@ run_tick(Database *database, TimestampTz now)
 TimestampTz
 retention_run(Database *database, TimestampTz now)
 {
-	/* the clock may have been set back; and of other segments there is something else to do */
-	if (next_tick > now + TICK_MOST || seen_version != database->segments_version)
+	/* the clock may have been set back, the retention may be shorter; and other segments are something else to do */
+	if (next_tick > now + tick() || seen_version != database->segments_version)
 		next_tick = now;
 	seen_version = database->segments_version;
 	if (database->retention_changed)
