@@ -462,6 +462,10 @@ apply_reload(void)
 
 	if (database == NULL)
 		return;
+	/* before our locks are released: what the keeper knows of the segments is out of date */
+	for (int i = 0; i < FANOUT_SEGMENTS; i++)
+		database->unsettled[i]++;
+	database->filled_at = GetCurrentTimestamp();
 	database->reload = true;
 	keeper_wake(database);
 }

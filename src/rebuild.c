@@ -473,6 +473,8 @@ rebuild(Database *database, bool foreign)
 
 	StartTransactionCommand();
 	PushActiveSnapshot(GetTransactionSnapshot());
+	if (foreign)
+		segments_forget_finished();
 	segments_load(database);
 	segment_count = segments_unfinished(database, segments);
 	ids_load(database, foreign);

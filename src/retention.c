@@ -36,6 +36,7 @@
 #define RETRY_LOCK		(50 * INT64CONST(1000))
 #define LOCK_TRIES		6		/* before other segments are looked at */
 #define GRACE			8		/* a fraction of the retention, in which what was enqueued last is done */
+#define RESTORE_PATIENCE	(SECS_PER_HOUR * USECS_PER_SEC)
 #define SNAPSHOT_PATIENCE	(600 * USECS_PER_SEC)
 
 typedef enum Job
@@ -304,16 +305,30 @@ continue_look(Database *database, TimestampTz now)
 	return job == JOB_LOOK ? next_try[look.segment] : 0;
 }
 
+/*
+ * A restore fills one table after the other.  Until it has ended, a segment may
+ * seem to be empty, or its tasks to be unfinished as their outcomes are yet to
+ * come: nothing is to be truncated or moved then.
+ */
+static bool
+is_being_restored(const Database *database, TimestampTz now)
+{
+	return database->filled_at != 0 && now - database->filled_at < RESTORE_PATIENCE;
+}
+
 /* What there is to do from time to time; when to be called again. */
 static TimestampTz
 run_tick(Database *database, TimestampTz now)
 {
 	next_tick = now + tick();
-	move_on_in_time(database, now);
-	truncate_emptied(database, now);
 	if (look_for_finished(database))
 		next_tick = 0;
-	look_for_old(database, now);
+	if (!is_being_restored(database, now))
+	{
+		move_on_in_time(database, now);
+		truncate_emptied(database, now);
+		look_for_old(database, now);
+	}
 	if (job == JOB_NONE && remains_wanted)
 	{
 		remains_wanted = false;

@@ -59,6 +59,9 @@ static SpiStatement update_finished = {
 	"UPDATE fanout.segment SET finished = $2 WHERE slot = $1", 2, {INT2OID, BOOLOID}
 };
 
+static SpiStatement forget_finished = {
+	"UPDATE fanout.segment SET finished = false WHERE finished", 0, {0}
+};
 static SpiStatement note_removed = {
 	"WITH known AS (SELECT below FROM fanout.removed),"
 	" raised AS (UPDATE fanout.removed SET below = $1 WHERE below < $1)"
@@ -254,6 +257,17 @@ database_set_segments(Database *database, const SegmentMap *map)
 	pg_write_barrier();
 	database->segments_version++;
 	database->next_task = Max(database->next_task, newest);
+}
+
+/* In a transaction, when others have filled the tables: there may be unfinished tasks where there were none. */
+void
+segments_forget_finished(void)
+{
+	SpiScope	scope;
+
+	spi_begin(&scope);
+	(void) spi_run(&forget_finished, NULL, NULL);
+	spi_end(&scope);
 }
 
 void

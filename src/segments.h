@@ -40,6 +40,7 @@ extern int	segments_unfinished(const Database *database, int *segments);
 
 /* Read from the catalogue what segments there are, in a transaction. */
 extern void segments_load(Database *database);
+extern void segments_forget_finished(void);
 
 /* Make the next one the current one, in a transaction of its own; false if none is free. */
 extern bool segments_move_on(Database *database);

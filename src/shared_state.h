@@ -389,6 +389,7 @@ typedef struct Database
 	SegmentKept kept[FANOUT_SEGMENTS];
 	bool		next_segment_wanted;
 	bool		segment_reopen_wanted;
+	TimestampTz filled_at;		/* when others last did so; 0: not since the server started */
 	bool		retention_changed;	/* of a queue, maybe */
 
 	OrderedSet	expiry;			/* committed leases, by their end */

@@ -359,5 +359,9 @@ finish_continue(Database *database, int segment, FinishLook *look)
 		return FINISH_LATER;
 	if (more)
 		return FINISH_MORE;
+
+	/* one that is empty costs nothing to read, and may be about to be restored: its tasks come all at once */
+	if (look->from == PG_INT64_MIN)
+		return FINISH_LATER;
 	return note_finished(database, segment, look) ? FINISHED : FINISH_LATER;
 }
