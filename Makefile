@@ -5,10 +5,12 @@
 # make model             check the model of a task's life with spin; FULL=1 for larger runs
 # make reference         compare the server with a reference by random operations: SEED=, OPERATIONS= (of each run)
 # make chaos             random work, faults, kills, crashes and promotions, then all promises: SEED=, SECONDS=
+# make soak              full rate for half an hour with a short retention: SECONDS=, RETENTION=
 # make installcheck      the regress, isolation and TAP tests alone, of what is installed
 # make indent            format src/ in PostgreSQL's style; make typedefs renews the list it needs
 #
-# demo, test, bench, model, reference and chaos install with apt what they miss, and run a private server in a temporary directory.
+# demo, test, bench, model, reference, chaos and soak install with apt what they miss, and run a private server in a
+# temporary directory.
 
 PG_CONFIG ?= $(firstword $(wildcard /usr/lib/postgresql/15/bin/pg_config) pg_config)
 PGXS := $(shell $(PG_CONFIG) --pgxs 2>/dev/null)
@@ -59,7 +61,7 @@ endif
 $(DATA_built): $(sort $(wildcard src/sql/[0-9]*.sql)) pg_fanout.control
 	cat $(filter %.sql,$^) >$@
 
-.PHONY: deps demo test bench model reference chaos indent typedefs
+.PHONY: deps demo test bench model reference chaos soak indent typedefs
 
 deps:
 	$(harness)/deps build
@@ -79,7 +81,7 @@ bench: deps
 	$(harness)/build
 	test/bench/run.sh
 
-reference chaos: deps
+reference chaos soak: deps
 	test/$@/run.sh
 
 ifneq ($(wildcard $(PGXS)),)

@@ -17,7 +17,7 @@ $$;
 SELECT fanout.create_batch() AS batch \gset
 SELECT count(*) FROM fanout.enqueue_many('q', 'first', '{1,2,3,4,5,6}', batch => :batch);
 SELECT fanout._next_segment();
-TABLE fanout.segment ORDER BY first_task LIMIT 1;
+SELECT slot, first_task FROM fanout.segment ORDER BY first_task LIMIT 1;
 SELECT count(*), bool_and(task >= first_task) AS above FROM fanout.enqueue_many('q', 'second', '{1,2,3,4,5,6}', batch => :batch), fanout.segment WHERE slot = 2;
 -- It moves on whatever becomes of the transaction, and tasks that were numbered before stay where they are.
 BEGIN;

@@ -21,6 +21,7 @@
 #include "commit_hooks.h"
 #include "deadlines.h"
 #include "finish.h"
+#include "ids.h"
 #include "lane.h"
 #include "queue_settings.h"
 #include "queues.h"
@@ -308,7 +309,7 @@ write_new_life(int64 task, int64 lease, TimestampTz finished_at, const char *wor
 
 	if (lease != 0)
 		write_attempt(writer, lease, task, 'f', finished_at, 0, worker, error, error_isnull);
-	write_attempt(writer, 0, task, 'n', GetCurrentTimestamp(), 0, NULL, (Datum) 0, true);
+	write_attempt(writer, ids_take_lease(require_database()), task, 'n', GetCurrentTimestamp(), 0, NULL, (Datum) 0, true);
 	log_writer_close(writer);
 }
 
@@ -318,10 +319,14 @@ take_back_outcome(int64 task)
 {
 	SpiScope	scope;
 	Datum		values[1] = {Int64GetDatum(task)};
+	int			segment;
 	bool		deleted;
 
+	segment = segment_hold(LOG_OUTCOME, task, RowExclusiveLock);
+	if (!segment_is_current(segment))
+		segment_unsettle(segment);
 	spi_begin(&scope);
-	deleted = spi_run_latest(&delete_outcome[segment_of(task)], values, NULL) == 1;
+	deleted = spi_run_latest(&delete_outcome[segment], values, NULL) == 1;
 	if (deleted)
 	{
 		bool		isnull;
@@ -473,7 +478,7 @@ renew(const QueueRef *ref, TaskRow *row, ItemPointer tid)
 	values[2] = TimestampTzGetDatum(seed->deadline);
 	nulls[2] = seed->deadline == 0 ? 'n' : ' ';
 	spi_begin(&scope);
-	if (spi_run_latest(&renew_row[segment_of(seed->task)], values, nulls) == 1)
+	if (spi_run_latest(&renew_row[segment_hold(LOG_TASK, seed->task, RowExclusiveLock)], values, nulls) == 1)
 		*tid = *(ItemPointer) DatumGetPointer(spi_value(0, 1, &isnull));
 	spi_end(&scope);
 }

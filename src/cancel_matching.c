@@ -413,6 +413,7 @@ cancel_on_disk(Match *match)
 	int			segments[FANOUT_SEGMENTS];
 	int			count;
 
+	segments_pin();				/* none is to move to a segment that was looked at before */
 	dispatcher_lock();
 	count = segments_in_use(match->database, segments);
 	dispatcher_unlock();

@@ -25,6 +25,7 @@
 #include "change.h"
 #include "commit_hooks.h"
 #include "finish.h"
+#include "ids.h"
 #include "lane.h"
 #include "lane_limits.h"
 #include "partitions.h"
@@ -238,7 +239,7 @@ update_row(Changing *changing)
 	values[14] = PointerGetDatum(change->fair_group);
 	nulls[14] = change->fair_group == NULL ? 'n' : ' ';
 	spi_begin(&scope);
-	if (spi_run_latest(&update_task[segment_of(task)], values, nulls) != 1)
+	if (spi_run_latest(&update_task[segment_hold(LOG_TASK, task, RowExclusiveLock)], values, nulls) != 1)
 		elog(ERROR, "task " INT64_FORMAT " has lost its row", task);
 	terms->tid = *(ItemPointer) DatumGetPointer(spi_value(0, 1, &isnull));
 	spi_end(&scope);
@@ -256,7 +257,7 @@ write_journal(const Changing *changing)
 		write_attempt(writer, 0, task, 'm', now, 0, NULL,
 					  CStringGetTextDatum(psprintf("%d " INT64_FORMAT, changing->from.id, changing->row.seed.partition)), false);
 	if (changing->new_time)
-		write_attempt(writer, 0, task, 's', now, changing->terms.due, NULL, (Datum) 0, true);
+		write_attempt(writer, ids_take_lease(require_database()), task, 's', now, changing->terms.due, NULL, (Datum) 0, true);
 	log_writer_close(writer);
 }
 

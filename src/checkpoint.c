@@ -48,7 +48,7 @@ write_checkpoint(const HeldLease *held, text *step, Datum value, bool isnull)
 	values[3] = value;
 	nulls[3] = isnull ? 'n' : ' ';
 	spi_begin(&scope);
-	stored = spi_run_latest(&insert_checkpoint[segment_of(held->task)], values, nulls) == 1;
+	stored = spi_run_latest(&insert_checkpoint[segment_hold(LOG_CHECKPOINT, held->task, RowExclusiveLock)], values, nulls) == 1;
 	spi_end(&scope);
 	return stored;
 }

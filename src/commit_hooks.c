@@ -26,6 +26,7 @@
 #include "lane_limits.h"
 #include "pending.h"
 #include "points.h"
+#include "segments.h"
 #include "spi.h"
 #include "starts.h"
 #include "wait.h"
@@ -397,6 +398,16 @@ apply_cancel_request(const Pending *op)
 	queue_wake(&fanout_queues[task->queue]);
 }
 
+/* The queue may keep what is finished for another time than before. */
+static void
+note_retention(Queue *queue)
+{
+	Database   *database = database_of(queue);
+
+	database->retention_changed = true;
+	keeper_wake(database);
+}
+
 /* Carry out a note about a queue that is there. */
 static void
 apply_to_queue(const Pending *op, Queue *queue)
@@ -407,9 +418,11 @@ apply_to_queue(const Pending *op, Queue *queue)
 			queue->was_new = false;
 			if (queue->state == QUEUE_NEW)
 				queue->state = QUEUE_OPEN;
+			note_retention(queue);
 			break;
 		case PENDING_QUEUE_ALTER:
 			queue_set(queue, &op->u.settings);
+			note_retention(queue);
 			queue_wake(queue);
 			break;
 		case PENDING_LANE_SET:
@@ -451,8 +464,21 @@ apply_reload(void)
 
 	if (database == NULL)
 		return;
+	/* before our locks are released: what the keeper knows of the segments is out of date */
+	for (int i = 0; i < FANOUT_SEGMENTS; i++)
+		database->unsettled[i]++;
+	database->filled_at = GetCurrentTimestamp();
 	database->reload = true;
 	keeper_wake(database);
+}
+
+static void
+apply_segments(const Pending *op)
+{
+	Database   *database = database_find(MyDatabaseId);
+
+	if (database != NULL)
+		database_set_segments(database, &op->u.segments);
 }
 
 static void
@@ -514,6 +540,9 @@ apply(const Pending *op, TimestampTz now)
 		case PENDING_RELOAD:
 			apply_reload();
 			break;
+		case PENDING_SEGMENTS:
+			apply_segments(op);
+			break;
 	}
 }
 
@@ -562,6 +591,7 @@ undo(const Pending *op)
 		case PENDING_BATCH_SEAL:
 		case PENDING_REGISTER:
 		case PENDING_RELOAD:
+		case PENDING_SEGMENTS:
 			break;
 	}
 }

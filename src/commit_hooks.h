@@ -43,6 +43,10 @@ extern void pending_queue_purge(Queue *queue, int64 on_disk);
 extern void pending_register(Oid db);
 extern void pending_reload(void);
 
+/* For the keeper: these are the segments then. */
+extern void pending_segments(const SegmentMap *map);
+
+
 /* So many of the tasks of the last pending_enqueue() have a place by now, or are counted in their lanes. */
 extern void pending_enqueue_reserved(int64 reserved);
 extern void pending_enqueue_counted(int64 counted);

@@ -65,6 +65,27 @@ ids_wait(void)
 	(void) ConditionVariableTimedSleep(&fanout_shared->changed, 100, PG_WAIT_EXTENSION);
 }
 
+int64
+ids_take_lease(Database *database)
+{
+	int64		lease = 0;
+
+	for (;;)
+	{
+		dispatcher_lock();
+		if (database->next_lease < database->lease_ceiling)
+			lease = database->next_lease++;
+		if (ids_want_ceiling(database))
+			keeper_wake(database);
+		dispatcher_unlock();
+		if (lease != 0)
+			break;
+		ids_wait();
+	}
+	ConditionVariableCancelSleep();
+	return lease;
+}
+
 void
 ids_load(Database *database, bool foreign)
 {

@@ -15,6 +15,9 @@
 extern int64 ids_take_tasks(Database *database, int64 count);
 extern void ids_wait(void);
 
+/* A number of the leases, for an event of a task that waits: it comes after all of its leases so far.  May wait. */
+extern int64 ids_take_lease(Database *database);
+
 /*
  * For the keeper: read where to go on, in a transaction; and move the ceilings
  * ahead if it is time, in one of its own.

@@ -35,6 +35,7 @@
 #include "points.h"
 #include "rebuild.h"
 #include "refill.h"
+#include "retention.h"
 #include "segments.h"
 #include "spi.h"
 #include "starts.h"
@@ -54,12 +55,15 @@ static SpiStatement select_undecided = {
 };
 static SpiStatement select_decided = {
 	"SELECT FROM fanout.batch b,"
-	" (SELECT coalesce(sum(p.tasks), 0) AS tasks, coalesce(sum(o.ended), 0) AS ended,"
+	" (SELECT coalesce(sum(p.tasks), 0) AS tasks, coalesce(sum(o.ended), 0) AS ended, min(p.first_task) AS first_task,"
 	"   coalesce(sum(o.succeeded), 0) AS succeeded, coalesce(sum(o.failed), 0) AS failed"
 	"  FROM fanout.batch_part p, LATERAL (SELECT count(*) AS ended, count(*) FILTER (WHERE status = 's') AS succeeded,"
 	"   count(*) FILTER (WHERE status = 'f') AS failed FROM fanout.outcome"
 	"   WHERE task >= p.first_task AND task < p.first_task + p.tasks) AS o WHERE p.batch = $1) AS c"
-	" WHERE b.id = $1 AND b.ended_at IS NULL AND (b.sealed AND c.ended = c.tasks"
+	" WHERE b.id = $1 AND b.ended_at IS NULL AND (b.sealed AND (c.ended = c.tasks"
+	"    OR c.first_task < (SELECT below FROM fanout.removed) AND NOT EXISTS (SELECT FROM fanout.batch_part p,"
+	"     LATERAL (SELECT FROM fanout.task t WHERE t.id >= p.first_task AND t.id < p.first_task + p.tasks"
+	"       AND NOT EXISTS (SELECT FROM fanout.outcome o WHERE o.task = t.id) LIMIT 1) AS t WHERE p.batch = $1))"
 	"  OR b.join_policy = 'any' AND c.succeeded >= 1"
 	"  OR b.join_policy = 'n' AND c.succeeded >= b.join_count"
 	"  OR b.join_policy = 'fail_fast' AND c.failed >= 1)",
@@ -615,7 +619,8 @@ plan_next_look(TimestampTz last_flush, bool headway, TimestampTz next_join)
 		next = Min(next, last_flush + fanout_journal_interval * INT64CONST(500));
 	if (database->dirty_join_count > 0 || database->dirty_join_overflow)
 		next = Min(next, next_join);
-	if (ids_want_ceiling(database) || database->next_segment_wanted || database->reload || database->keeper_wanted || database->held_by != 0)
+	if (ids_want_ceiling(database) || database->next_segment_wanted || database->segment_reopen_wanted ||
+		database->reload || database->keeper_wanted || database->held_by != 0)
 		next = 0;
 	for (int i = 0; i < fanout_shared->queue_high; i++)
 	{
@@ -707,6 +712,7 @@ keep(void)
 	{
 		TimestampTz now = GetCurrentTimestamp();
 		TimestampTz next_join;
+		TimestampTz next_retention;
 		TimestampTz next;
 		bool		headway;
 
@@ -726,12 +732,14 @@ keep(void)
 		}
 
 		MemoryContextSwitchTo(context);
+		if (database->segment_reopen_wanted)
+			segments_reopen(database);
 		if (ids_want_ceiling(database))
 			ids_raise_ceilings(database);
 		if (database->next_segment_wanted)
 		{
 			/* it takes all ids up to the ceiling, and no two may begin at the same one */
-			segments_move_on(database);
+			(void) segments_move_on(database);
 			ids_raise_ceilings(database);
 		}
 		MemoryContextSwitchTo(context);
@@ -748,12 +756,14 @@ keep(void)
 		/* a transaction leaves us in the context that is never reset */
 		MemoryContextSwitchTo(context);
 		next_join = run_joins();
+		MemoryContextSwitchTo(context);
+		next_retention = retention_run(database, GetCurrentTimestamp());
 		audit_report();
 		MemoryContextSwitchTo(context);
 		MemoryContextReset(context);
 
 		/* a latch that was set meanwhile may have been reset by a wait for a lock: what it told is looked at again */
-		next = plan_next_look(last_flush, headway, next_join);
+		next = Min(plan_next_look(last_flush, headway, next_join), next_retention);
 		if (!ShutdownRequestPending)
 			sleep_until(next);
 	}

@@ -29,7 +29,8 @@
 #include "storage.h"
 
 static SpiStatement select_latest = {
-	"SELECT id, enqueued_at, key_until FROM fanout.task WHERE queue = $1 AND key = $2 ORDER BY id DESC LIMIT 1", 2, {INT4OID, TEXTOID}
+	"SELECT id, enqueued_at, key_until, EXISTS (SELECT FROM fanout.outcome o WHERE o.task = t.id)"
+	" FROM fanout.task t WHERE queue = $1 AND key = $2 ORDER BY id DESC LIMIT 1", 2, {INT4OID, TEXTOID}
 };
 
 /* The latest task that was enqueued with a key. */
@@ -37,7 +38,8 @@ typedef struct KeyTask
 {
 	int64		task;			/* 0: there is none */
 	TimestampTz enqueued_at;
-	TimestampTz until;			/* 0: it holds the key until it has ended */
+	TimestampTz until;			/* 0: it holds the key until it has ended, */
+	bool		ended;			/* as it has, seen with the rest: it may go at any time then */
 } KeyTask;
 
 void
@@ -79,6 +81,7 @@ find_latest(int32 queue_id, text *key)
 		latest.task = spi_int64(0, 1);
 		latest.until = isnull ? 0 : DatumGetTimestampTz(until);
 		latest.enqueued_at = DatumGetTimestampTz(spi_value(0, 2, &isnull));
+		latest.ended = DatumGetBool(spi_value(0, 4, &isnull));
 	}
 	spi_end(&scope);
 	return latest;
@@ -89,7 +92,7 @@ holds_key(const KeyTask *latest, TimestampTz now)
 {
 	if (latest->task == 0)
 		return false;
-	return latest->until != 0 ? latest->until > now : outcome_of(latest->task) == 0;
+	return latest->until != 0 ? latest->until > now : !latest->ended;
 }
 
 static void

@@ -4,6 +4,8 @@
  */
 #include "postgres.h"
 
+#include <limits.h>
+
 #include "commands/trigger.h"
 #include "fmgr.h"
 #include "miscadmin.h"
@@ -33,6 +35,8 @@ int			fanout_max_limited_lanes;
 int			fanout_max_rate_entries;
 int			fanout_journal_interval;
 int			fanout_max_wait;
+int			fanout_retention;
+int			fanout_keep_failed;
 
 static shmem_request_hook_type previous_shmem_request_hook = NULL;
 static shmem_startup_hook_type previous_shmem_startup_hook = NULL;
@@ -51,6 +55,15 @@ shmem_startup(void)
 	if (previous_shmem_startup_hook != NULL)
 		previous_shmem_startup_hook();
 	shared_state_startup();
+}
+
+/* What is not kept at all could not be collected. */
+static bool
+check_retention(int *value, void **extra, GucSource source)
+{
+	if (*value == 0)
+		GUC_check_errdetail("It is at least 1 s, or -1 to keep finished tasks for ever.");
+	return *value != 0;
 }
 
 static void
@@ -96,6 +109,14 @@ define_settings(void)
 							"A function that waits holds the snapshot of its statement; procedures do not, and are not bound by this.",
 							&fanout_max_wait, 30000, 0, 24 * 3600 * 1000,
 							PGC_USERSET, GUC_UNIT_MS, NULL, NULL, NULL);
+	DefineCustomIntVariable("pg_fanout.retention",
+							"Time for which finished tasks are kept; -1: for ever.",
+							NULL, &fanout_retention, 7 * 24 * 3600, -1, INT_MAX,
+							PGC_SIGHUP, GUC_UNIT_S, check_retention, NULL, NULL);
+	DefineCustomIntVariable("pg_fanout.keep_failed",
+							"Time for which failed tasks are kept, if that is longer; -1: as others.",
+							NULL, &fanout_keep_failed, -1, -1, INT_MAX,
+							PGC_SIGHUP, GUC_UNIT_S, NULL, NULL, NULL);
 	MarkGUCPrefixReserved("pg_fanout");
 }
 

@@ -363,6 +363,12 @@ pending_reload(void)
 	note(PENDING_RELOAD, NULL);
 }
 
+void
+pending_segments(const SegmentMap *map)
+{
+	note(PENDING_SEGMENTS, NULL)->u.segments = *map;
+}
+
 int
 pending_notes(void)
 {

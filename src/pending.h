@@ -28,7 +28,8 @@ typedef enum PendingKind
 	PENDING_QUEUE_DROP,
 	PENDING_QUEUE_PURGE,
 	PENDING_REGISTER,
-	PENDING_RELOAD
+	PENDING_RELOAD,
+	PENDING_SEGMENTS
 } PendingKind;
 
 typedef struct Pending
@@ -74,6 +75,7 @@ typedef struct Pending
 		int64		on_disk;
 		Oid			db;
 		QueueSettings settings;
+		SegmentMap	segments;
 		struct
 		{
 			int64		partition;

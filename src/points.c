@@ -173,6 +173,7 @@ fanout_points(PG_FUNCTION_ARGS)
 Datum
 fanout_set_point(PG_FUNCTION_ARGS)
 {
+	require_preload();
 	ereport(ERROR,
 			(errcode(ERRCODE_FEATURE_NOT_SUPPORTED),
 			 errmsg("this build of pg_fanout has no crash points"),

@@ -54,6 +54,12 @@ static SpiStatement count_progress = {
 	" WHERE p.batch = $1", 3, {INT8OID, TIMESTAMPTZOID, TIMESTAMPTZOID}
 };
 
+static SpiStatement count_gone = {
+	"SELECT coalesce(sum(p.tasks - c.tasks), 0)::bigint FROM fanout.removed r"
+	"  JOIN fanout.batch_part p ON p.first_task < r.below, LATERAL (SELECT count(*) AS tasks FROM fanout.task t"
+	"       WHERE t.id >= p.first_task AND t.id < p.first_task + p.tasks) c WHERE p.batch = $1", 1, {INT8OID}
+};
+
 static void
 count_live(const Task *task, LiveCounts *counts)
 {
@@ -110,7 +116,7 @@ time_or_zero(int column)
 
 /* Count the outcomes of the batch; also how many of its unfinished tasks have their first time to come. */
 static void
-read_progress(Batch *batch, TimestampTz now, Pace *pace, int64 *future)
+read_progress(Batch *batch, TimestampTz now, Pace *pace, int64 *future, int64 *gone)
 {
 	SpiScope	scope;
 	Datum		values[3];
@@ -129,6 +135,13 @@ read_progress(Batch *batch, TimestampTz now, Pace *pace, int64 *future)
 	pace->first = time_or_zero(6);
 	pace->last = time_or_zero(7);
 	*future = spi_int64(0, 8);
+	*gone = 0;
+	if (batch->ended < batch->total)
+	{
+		(void) spi_read_latest(&count_gone, values, NULL);
+		*gone = Min(spi_int64(0, 1), batch->total - batch->ended);
+		batch->ended += *gone;
+	}
 	spi_end(&scope);
 }
 
@@ -198,14 +211,15 @@ fanout_progress(PG_FUNCTION_ARGS)
 	LiveCounts	live;
 	Pace		pace;
 	int64		future;
-	Datum		values[11] = {0};
-	bool		nulls[11] = {false};
+	int64		gone;
+	Datum		values[12] = {0};
+	bool		nulls[12] = {false};
 
 	require_preload();
 	require_arg(fcinfo, 0, "batch");
 	open_batch(PG_GETARG_INT64(0), &batch);
 	live = count_live_tasks(&batch);
-	read_progress(&batch, now, &pace, &future);
+	read_progress(&batch, now, &pace, &future, &gone);
 
 	values[0] = Int64GetDatum(batch.total);
 	split_remaining(&batch, &live, future, values);
@@ -215,5 +229,6 @@ fanout_progress(PG_FUNCTION_ARGS)
 	values[7] = BoolGetDatum(batch.sealed);
 	values[8] = BoolGetDatum(batch_has_ended(&batch));
 	add_rate(&batch, rate_of(&batch, &pace, now), values, nulls);
+	values[11] = Int64GetDatum(gone);
 	PG_RETURN_DATUM(HeapTupleGetDatum(heap_form_tuple(row_type(fcinfo), values, nulls)));
 }

@@ -46,16 +46,17 @@ PG_FUNCTION_INFO_V1(fanout_grant_usage);
 #define SETTING_RATE					14	/* and its period: kept in fanout.rate */
 #define AFTER_SETTINGS					16
 #define SETTING_PARTITION_BACKLOG		17
+#define SETTING_RETENTION				18
 
 static SpiStatement insert_queue = {
 	"INSERT INTO fanout.queue (name, owner, concurrency, worker_concurrency, lease, max_attempts, backoff, backoff_max,"
 	" max_backlog, synchronous_claims, partition_concurrency, partition_rate_limit, partition_rate_period, partition_retries,"
-	" aging, partition_max_backlog)"
+	" aging, partition_max_backlog, retention)"
 	" VALUES ($1, $2::regrole, $3, $4, coalesce($5, '60 s'), coalesce($6, 5), coalesce($7, '1 s'), coalesce($8, '5 min'),"
-	" $9, coalesce($10, false), $11, $12, $13, coalesce($14, 'block'), $15, $16)"
+	" $9, coalesce($10, false), $11, $12, $13, coalesce($14, 'block'), $15, $16, $17)"
 	" ON CONFLICT (name) DO NOTHING RETURNING id",
-	16, {TEXTOID, OIDOID, INT4OID, INT4OID, INTERVALOID, INT4OID, INTERVALOID, INTERVALOID, INT8OID, BOOLOID, INT4OID,
-	INT4OID, INTERVALOID, TEXTOID, INTERVALOID, INT4OID}
+	17, {TEXTOID, OIDOID, INT4OID, INT4OID, INTERVALOID, INT4OID, INTERVALOID, INTERVALOID, INT8OID, BOOLOID, INT4OID,
+	INT4OID, INTERVALOID, TEXTOID, INTERVALOID, INT4OID, INTERVALOID}
 };
 static SpiStatement update_queue = {
 	"UPDATE fanout.queue SET"
@@ -69,10 +70,11 @@ static SpiStatement update_queue = {
 	" max_backlog = CASE WHEN 'max_backlog' = ANY ($15) THEN NULL ELSE coalesce($8, max_backlog) END,"
 	" partition_max_backlog = CASE WHEN 'partition_max_backlog' = ANY ($15) THEN NULL ELSE coalesce($16, partition_max_backlog) END,"
 	" synchronous_claims = coalesce($9, synchronous_claims), partition_retries = coalesce($13, partition_retries),"
-	" aging = CASE WHEN 'aging' = ANY ($15) THEN NULL ELSE coalesce($14, aging) END"
+	" aging = CASE WHEN 'aging' = ANY ($15) THEN NULL ELSE coalesce($14, aging) END,"
+	" retention = CASE WHEN 'retention' = ANY ($15) THEN NULL ELSE coalesce($17, retention) END"
 	" WHERE id = $1",
-	16, {INT4OID, INT4OID, INT4OID, INTERVALOID, INT4OID, INTERVALOID, INTERVALOID, INT8OID, BOOLOID, INT4OID,
-	INT4OID, INTERVALOID, TEXTOID, INTERVALOID, TEXTARRAYOID, INT4OID}
+	17, {INT4OID, INT4OID, INT4OID, INTERVALOID, INT4OID, INTERVALOID, INTERVALOID, INT8OID, BOOLOID, INT4OID,
+	INT4OID, INTERVALOID, TEXTOID, INTERVALOID, TEXTARRAYOID, INT4OID, INTERVALOID}
 };
 static SpiStatement update_paused = {
 	"UPDATE fanout.queue SET paused = $2 WHERE id = $1 AND paused <> $2",
@@ -204,6 +206,11 @@ check_settings(FunctionCallInfo fcinfo)
 				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
 				 errmsg("aging must be longer than 0"),
 				 errhint("Leave it out, or unset it, for none.")));
+	if (arg_duration(fcinfo, SETTING_RETENTION, "retention", 1) < 1)
+		ereport(ERROR,
+				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
+				 errmsg("retention must be longer than 0"),
+				 errhint("Leave it out, or unset it, for pg_fanout.retention.")));
 	if (!PG_ARGISNULL(7))
 		check_at_least_one(fcinfo, 7, PG_GETARG_INT64(7), "max_backlog", PG_INT64_MAX);
 }
@@ -245,8 +252,8 @@ Datum
 fanout_create_queue(PG_FUNCTION_ARGS)
 {
 	SpiScope	scope;
-	Datum		values[3 + SETTING_COUNT];
-	char		nulls[3 + SETTING_COUNT + 1] = "  ";
+	Datum		values[4 + SETTING_COUNT];
+	char		nulls[4 + SETTING_COUNT + 1] = "  ";
 	Oid			owner = GetUserId();
 	bool		created;
 	bool		in_memory;
@@ -264,7 +271,7 @@ fanout_create_queue(PG_FUNCTION_ARGS)
 	values[0] = PG_GETARG_DATUM(0);
 	values[1] = ObjectIdGetDatum(owner);
 	take_args(fcinfo, 1, SETTING_COUNT, &values[2], &nulls[2]);
-	take_args(fcinfo, SETTING_PARTITION_BACKLOG, 1, &values[2 + SETTING_COUNT], &nulls[2 + SETTING_COUNT]);
+	take_args(fcinfo, SETTING_PARTITION_BACKLOG, 2, &values[2 + SETTING_COUNT], &nulls[2 + SETTING_COUNT]);
 
 	spi_begin(&scope);
 	created = spi_run(&insert_queue, values, nulls) == 1;
@@ -302,7 +309,7 @@ check_unset(FunctionCallInfo fcinfo, ArrayType *unset, bool *rate, bool *aging)
 	}			limits[] = {{"concurrency", 1}, {"worker_concurrency", 2}, {"max_backlog", 7},
 	{"partition_concurrency", SETTING_PARTITION_CONCURRENCY},
 	{"partition_rate_limit", SETTING_PARTITION_RATE}, {"rate_limit", SETTING_RATE}, {"aging", SETTING_AGING},
-	{"partition_max_backlog", SETTING_PARTITION_BACKLOG}};
+	{"partition_max_backlog", SETTING_PARTITION_BACKLOG}, {"retention", SETTING_RETENTION}};
 	Datum	   *names;
 	bool	   *nulls;
 	int			count = array_elements(unset, TEXTOID, "unset", &names, &nulls, false);
@@ -318,7 +325,7 @@ check_unset(FunctionCallInfo fcinfo, ArrayType *unset, bool *rate, bool *aging)
 			ereport(ERROR,
 					(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
 					 errmsg("cannot unset \"%s\"", name),
-					 errdetail("Only concurrency, worker_concurrency, partition_concurrency, rate_limit, partition_rate_limit, aging, max_backlog and partition_max_backlog can be unset, each unless it is given a value.")));
+					 errdetail("Only concurrency, worker_concurrency, partition_concurrency, rate_limit, partition_rate_limit, aging, max_backlog, partition_max_backlog and retention can be unset, each unless it is given a value.")));
 		*rate |= strcmp(name, "rate_limit") == 0;
 		*aging |= strcmp(name, "aging") == 0;
 	}
@@ -372,8 +379,8 @@ Datum
 fanout_alter_queue(PG_FUNCTION_ARGS)
 {
 	SpiScope	scope;
-	Datum		values[3 + SETTING_COUNT];
-	char		nulls[3 + SETTING_COUNT + 1] = " ";
+	Datum		values[4 + SETTING_COUNT];
+	char		nulls[4 + SETTING_COUNT + 1] = " ";
 	QueueRef	ref;
 	bool		unset_rate = false;
 	bool		unset_aging = false;
@@ -390,7 +397,7 @@ fanout_alter_queue(PG_FUNCTION_ARGS)
 	values[0] = Int32GetDatum(ref.id);
 	take_args(fcinfo, 1, SETTING_COUNT, &values[1], &nulls[1]);
 	take_args(fcinfo, AFTER_SETTINGS, 1, &values[1 + SETTING_COUNT], &nulls[1 + SETTING_COUNT]);
-	take_args(fcinfo, SETTING_PARTITION_BACKLOG, 1, &values[2 + SETTING_COUNT], &nulls[2 + SETTING_COUNT]);
+	take_args(fcinfo, SETTING_PARTITION_BACKLOG, 2, &values[2 + SETTING_COUNT], &nulls[2 + SETTING_COUNT]);
 	spi_begin(&scope);
 	if (spi_run(&update_queue, values, nulls) == 1)
 	{
@@ -450,6 +457,7 @@ cancel_all(int32 id, const char *reason, Datum *running, int running_count)
 	values[1] = CStringGetTextDatum(reason);
 	values[2] = PointerGetDatum(construct_array(running, running_count, INT8OID, 8, FLOAT8PASSBYVAL, TYPALIGN_DOUBLE));
 	spi_begin(&scope);
+	segments_pin();				/* none is to move to a segment that was looked at before */
 	for (int i = 0; i < FANOUT_SEGMENTS; i++)
 		cancelled += spi_run_latest(&cancel_unfinished[i], values, NULL);
 	spi_end(&scope);

@@ -6,7 +6,7 @@
  * waits until it is ready.  So a rebuild is plain scans: queues and settings
  * of partitions; the starts that rate limits remember; the attempts of
  * unfinished tasks, from which follow leases, counts and times; the unfinished
- * tasks themselves.
+ * tasks themselves.  Segments whose tasks have all ended are left out.
  */
 #include "postgres.h"
 
@@ -39,10 +39,17 @@
 static SpiStatement select_queues = {
 	"SELECT id, " QUEUE_SETTINGS_COLUMNS " FROM fanout.queue", 0, {0}
 };
+
+/*
+ * In the order in which it happened, which the numbers of leases tell and the
+ * clock may not: a lease begins, is extended and ends, and one of a task has
+ * ended before the next one begins.  What a task that waits was told has a
+ * number of its own.
+ */
 #define SELECT_ATTEMPTS(segment) { \
 	"SELECT a.task, a.lease, a.event, a.at, a.until, a.worker FROM fanout.attempt" segment " a" \
 	" WHERE NOT EXISTS (SELECT FROM fanout.outcome" segment " o WHERE o.task = a.task)" \
-	" ORDER BY a.task, a.at, a.lease", 0, {0} \
+	" ORDER BY a.task, a.lease, strpos('nscbekrfx', a.event::text), a.at", 0, {0} \
 }
 #define SELECT_UNFINISHED(segment) { \
 	"SELECT" SEED_COLUMNS ", t.queue FROM fanout.task" segment " t WHERE" UNFINISHED(segment), 0, {0} \
@@ -125,19 +132,6 @@ load_queues(Database *database)
 	spi_end(&scope);
 }
 
-/* The longest window of the queue's rate limits, or 0 if it has none. */
-static int64
-longest_window(const Queue *queue)
-{
-	int64		longest = queue->settings.partition_rate.period;
-
-	for (int i = 0; i < queue->settings.rate_count; i++)
-		longest = Max(longest, queue->settings.rates[i].period);
-	short_list_foreach(node, &queue->lanes)
-		longest = Max(longest, lane_settings(link_container(Lane, link, node))->rate.period);
-	return longest;
-}
-
 /* The ids of queues with rate limits; how far back these reach. */
 static int64
 find_rated_queues(Database *database, Datum *ids, int *count)
@@ -153,7 +147,7 @@ find_rated_queues(Database *database, Datum *ids, int *count)
 
 		if (queue->state == QUEUE_FREE || queue->db != database->db)
 			continue;
-		window = longest_window(queue);
+		window = queue_longest_window(queue);
 		if (window > 0)
 			ids[(*count)++] = Int32GetDatum(queue->id);
 		longest = Max(longest, window);
@@ -220,7 +214,7 @@ load_starts(Database *database, TimestampTz now)
 	spi_end(&scope);
 }
 
-/* Fold one row of the journal into the task's history; rows come in the order of time. */
+/* Fold one row of the journal into the task's history; rows come in the order of leases. */
 static void
 fold(History *history, int64 lease, char event, TimestampTz at, TimestampTz until, const char *worker)
 {
@@ -415,7 +409,7 @@ handle_unfinished(void *arg, uint64 rows)
 }
 
 static HTAB *
-load_histories(void)
+load_histories(const int *segments, int segment_count)
 {
 	HASHCTL		info = {0};
 	HTAB	   *histories;
@@ -424,8 +418,8 @@ load_histories(void)
 	info.entrysize = sizeof(History);
 	info.hcxt = CurrentMemoryContext;
 	histories = hash_create("pg_fanout histories", 1024, &info, HASH_ELEM | HASH_BLOBS | HASH_CONTEXT);
-	for (int i = 0; i < FANOUT_SEGMENTS; i++)
-		for_each_chunk(&select_attempts[i], handle_attempts, histories);
+	for (int i = 0; i < segment_count; i++)
+		for_each_chunk(&select_attempts[segments[i]], handle_attempts, histories);
 	return histories;
 }
 
@@ -476,10 +470,15 @@ rebuild(Database *database, bool foreign)
 {
 	RebuildState state = {.now = GetCurrentTimestamp()};
 	TimestampTz end;
+	int			segments[FANOUT_SEGMENTS];
+	int			segment_count;
 
 	StartTransactionCommand();
 	PushActiveSnapshot(GetTransactionSnapshot());
+	if (foreign)
+		segments_forget_finished();
 	segments_load(database);
+	segment_count = segments_unfinished(database, segments);
 	ids_load(database, foreign);
 	FANOUT_POINT(REBUILD_BEGUN);
 	load_queues(database);
@@ -487,12 +486,12 @@ rebuild(Database *database, bool foreign)
 	FANOUT_POINT(REBUILD_QUEUES);
 	load_starts(database, state.now);
 	FANOUT_POINT(REBUILD_STARTS);
-	state.histories = load_histories();
+	state.histories = load_histories(segments, segment_count);
 	FANOUT_POINT(REBUILD_HISTORIES);
 	enter_attempted(&state);
 	FANOUT_POINT(REBUILD_ATTEMPTED);
-	for (int i = 0; i < FANOUT_SEGMENTS; i++)
-		for_each_chunk(&select_unfinished[i], handle_unfinished, &state);
+	for (int i = 0; i < segment_count; i++)
+		for_each_chunk(&select_unfinished[segments[i]], handle_unfinished, &state);
 	FANOUT_POINT(REBUILD_UNFINISHED);
 	PopActiveSnapshot();
 	CommitTransactionCommand();

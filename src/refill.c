@@ -381,7 +381,7 @@ begin_refill(Refill *refill)
 	refill->epoch = queue->epoch;
 	refill->key = refill->window->bound_key;
 	refill->id = refill->window->bound_id;
-	refill->segment_count = segments_in_use(refill->database, refill->segments);
+	refill->segment_count = segments_unfinished(refill->database, refill->segments);
 	window_begin_refill(refill->database, refill->window);
 	queue->refilling++;
 	refill->database->refill_serial++;

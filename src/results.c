@@ -70,7 +70,8 @@ static SpiStatement select_parts = {
 
 /* A range is counted by a subquery of its own, so that it is always a scan of the index from here to there. */
 static SpiStatement count_ended = {
-	"SELECT b.sealed, b.ended_at IS NOT NULL, coalesce(sum(p.tasks), 0)::bigint, coalesce(sum(c.ended), 0)::bigint"
+	"SELECT b.sealed, b.ended_at IS NOT NULL, coalesce(sum(p.tasks), 0)::bigint, coalesce(sum(c.ended), 0)::bigint,"
+	"       coalesce(min(p.first_task) < (SELECT below FROM fanout.removed), false)"
 	"  FROM fanout.batch b LEFT JOIN fanout.batch_part p ON p.batch = b.id"
 	"  LEFT JOIN LATERAL (SELECT count(*) AS ended FROM fanout.outcome o"
 	"       WHERE o.task >= p.first_task AND o.task < p.first_task + p.tasks) c ON true"
@@ -78,12 +79,23 @@ static SpiStatement count_ended = {
 };
 static SpiStatement count_outcomes = {
 	"SELECT b.sealed, b.ended_at IS NOT NULL, coalesce(sum(p.tasks), 0)::bigint, coalesce(sum(c.ended), 0)::bigint,"
+	"       coalesce(min(p.first_task) < (SELECT below FROM fanout.removed), false),"
 	"       coalesce(sum(c.succeeded), 0)::bigint, coalesce(sum(c.failed), 0)::bigint"
 	"  FROM fanout.batch b LEFT JOIN fanout.batch_part p ON p.batch = b.id"
 	"  LEFT JOIN LATERAL (SELECT count(*) AS ended, count(*) FILTER (WHERE o.status = 's') AS succeeded,"
 	"              count(*) FILTER (WHERE o.status = 'f') AS failed FROM fanout.outcome o"
 	"       WHERE o.task >= p.first_task AND o.task < p.first_task + p.tasks) c ON true"
 	" WHERE b.id = $1 GROUP BY b.id", 1, {INT8OID}
+};
+
+/*
+ * The same where tasks may have been removed, which had ended: those are counted
+ * that have not, by their rows.
+ */
+static SpiStatement count_unfinished = {
+	"SELECT coalesce(sum(p.tasks - u.unfinished), 0)::bigint FROM fanout.batch_part p, LATERAL (SELECT count(*) AS unfinished"
+	"  FROM fanout.task t WHERE t.id >= p.first_task AND t.id < p.first_task + p.tasks"
+	"   AND NOT EXISTS (SELECT FROM fanout.outcome o WHERE o.task = t.id)) u WHERE p.batch = $1", 1, {INT8OID}
 };
 
 static SpiStatement select_outcomes = {
@@ -100,6 +112,9 @@ static SpiStatement select_task_queues = {
 static SpiStatement select_missing_task = {
 	"SELECT min(u) FROM unnest($1) u WHERE NOT EXISTS"
 	" (SELECT FROM fanout.task t JOIN fanout.queue q ON q.id = t.queue WHERE t.id = u)", 1, {INT8ARRAYOID}
+};
+static SpiStatement count_tasks = {
+	"SELECT count(*) FROM fanout.task WHERE id = ANY ($1)", 1, {INT8ARRAYOID}
 };
 static SpiStatement count_ended_tasks = {
 	"SELECT count(*) FROM fanout.outcome WHERE task = ANY ($1)", 1, {INT8ARRAYOID}
@@ -256,8 +271,13 @@ look_at_batch(Target *target)
 	batch->ended = spi_int64(0, 4);
 	if (!by_all)
 	{
-		batch->succeeded = spi_int64(0, 5);
-		batch->failed = spi_int64(0, 6);
+		batch->succeeded = spi_int64(0, 6);
+		batch->failed = spi_int64(0, 7);
+	}
+	if (batch->ended < batch->total && DatumGetBool(spi_value(0, 5, &isnull)))
+	{
+		(void) spi_read_latest(&count_unfinished, values, NULL);
+		batch->ended = spi_int64(0, 1);
 	}
 	spi_end(&scope);
 
@@ -424,6 +444,12 @@ look_at_tasks(Target *target)
 	spi_begin(&scope);
 	(void) spi_read_latest(&count_ended_tasks, values, NULL);
 	target->ends_wanted = tasks->count - spi_int64(0, 1);
+	if (target->ends_wanted > 0)
+	{
+		/* those that have gone meanwhile had ended */
+		(void) spi_read_latest(&count_tasks, values, NULL);
+		target->ends_wanted -= tasks->count - spi_int64(0, 1);
+	}
 	spi_end(&scope);
 	return target->ends_wanted <= 0;
 }
@@ -513,7 +539,7 @@ read_live_states(int64 first, int64 count, const char **states)
 	}
 }
 
-/* The state of a task without outcome that is not in memory, by its row. */
+/* The state of a task without outcome that is not in memory, by its row; it is gone if it has none. */
 static const char *
 read_state_on_disk(TaskReader *reader, int64 task)
 {
@@ -521,7 +547,7 @@ read_state_on_disk(TaskReader *reader, int64 task)
 	bool		nulls[TASK_COLUMNS];
 
 	if (!task_reader_fetch(reader, task, NULL, values, nulls))
-		return "ready";
+		return "gone";
 	return state_on_disk(!nulls[TASK_RUN_AT], nulls[TASK_RUN_AT] ? 0 : DatumGetTimestampTz(values[TASK_RUN_AT]),
 						 GetCurrentTimestamp());
 }

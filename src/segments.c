@@ -4,18 +4,23 @@
  *		next one.
  *
  * The log is split by ranges of task ids, so that what is old and done can be
- * retired whole: all rows of a task are in the segment of its id.  There is a
- * fixed number of segments, made by the install script, as tables that are
- * made later are no members of the extension.  They are used in turn: the one
- * with the highest ids is the current one, and the next to come is one that is
- * empty.  The catalogue, fanout.segment, has the first id of each one that is
- * in use; it has no row as long as all ids are in the first segment.
+ * retired whole (retire.c): all rows of a task are in the segment of its id.
+ * There is a fixed number of segments, made by the install script, as tables
+ * that are made later are no members of the extension.  They are used in turn:
+ * the one with the highest ids is the current one, and the next to come is one
+ * that is empty.  The catalogue, fanout.segment, has the first id of each one
+ * that is in use; it has no row as long as all ids are in the first segment.
  *
  * A segment begins at the ceiling of ids (ids.c) as it is when the keeper moves
  * on, and only the keeper raises the ceiling.  So whoever is numbering tasks
  * meanwhile gets ids of the segment before, the ids of one call are in one
  * segment, and no id of the new one is given out before it is on disk where
  * the segment begins.
+ *
+ * When a segment is retired, the one that comes next takes over its ids.  That
+ * happens under ACCESS EXCLUSIVE locks on its tables, and memory is told before
+ * these are released.  So which segment has a task is sure only once a table of
+ * that segment is locked: segment_hold() locks it and looks again.
  */
 #include "postgres.h"
 
@@ -24,10 +29,13 @@
 #include "fmgr.h"
 #include "miscadmin.h"
 #include "pgstat.h"
+#include "port/atomics.h"
+#include "storage/lmgr.h"
 #include "utils/snapmgr.h"
+#include "utils/timestamp.h"
 
+#include "commit_hooks.h"
 #include "points.h"
-#include "registry.h"
 #include "segments.h"
 #include "spi.h"
 #include "wait.h"
@@ -40,13 +48,25 @@ PG_FUNCTION_INFO_V1(fanout_next_segment);
 StaticAssertDecl(LAST_TASK < FANOUT_SEGMENT_UNUSED, "an unused segment has no task");
 
 static SpiStatement select_segments = {
-	"SELECT slot, first_task FROM fanout.segment", 0, {0}
+	"SELECT slot, first_task, began_at, finished FROM fanout.segment", 0, {0}
 };
 
 /* The first segment has no row before it is left. */
 static SpiStatement insert_segment = {
-	"INSERT INTO fanout.segment (slot, first_task) VALUES ($1, $2), ($3, $4) ON CONFLICT (slot) DO NOTHING",
-	4, {INT2OID, INT8OID, INT2OID, INT8OID}
+	"INSERT INTO fanout.segment (slot, first_task, began_at) VALUES ($1, $2, NULL), ($3, $4, $5) ON CONFLICT (slot) DO NOTHING",
+	5, {INT2OID, INT8OID, INT2OID, INT8OID, TIMESTAMPTZOID}
+};
+static SpiStatement update_finished = {
+	"UPDATE fanout.segment SET finished = $2 WHERE slot = $1", 2, {INT2OID, BOOLOID}
+};
+
+static SpiStatement forget_finished = {
+	"UPDATE fanout.segment SET finished = false WHERE finished", 0, {0}
+};
+static SpiStatement note_removed = {
+	"WITH known AS (SELECT below FROM fanout.removed),"
+	" raised AS (UPDATE fanout.removed SET below = $1 WHERE below < $1)"
+	" INSERT INTO fanout.removed SELECT $1 WHERE NOT EXISTS (SELECT FROM known)", 1, {INT8OID}
 };
 
 static Database *
@@ -66,37 +86,132 @@ database_of_backend(void)
 }
 
 /*
- * This takes no lock, although the keeper may move on meanwhile.  An entry
- * changes from unused to a number that is higher than every id given out so
- * far, and under the lock that whoever is given one from there on takes after
- * it.  So for an id that the caller knows, the entry is either there to be seen
- * or makes no difference.  What a rebuild writes is what was there, except
- * after a restore, before which there were no tasks.
+ * The first ids of the segments, all of one moment.  That takes no lock, unless
+ * the keeper is just changing them.
+ */
+static void
+copy_firsts(const Database *database, int64 *firsts)
+{
+	const volatile Database *shared = database;
+	uint64		version = shared->segments_version;
+
+	pg_read_barrier();
+	for (int i = 0; i < FANOUT_SEGMENTS; i++)
+		firsts[i] = shared->segments.firsts[i];
+	pg_read_barrier();
+	if ((version & 1) == 0 && shared->segments_version == version)
+		return;
+	dispatcher_lock();
+	memcpy(firsts, database->segments.firsts, sizeof(database->segments.firsts));
+	dispatcher_unlock();
+}
+
+/*
+ * For an id that the caller was given, an entry of a new segment is either
+ * there to be seen or makes no difference: it has a number that is higher than
+ * every id given out so far, and was made under the lock that whoever is given
+ * one from there on takes after it.  An id that is lower than all is one of the
+ * oldest segment, if there still is such a task.
  */
 int
 segment_of(int64 task)
 {
-	const volatile int64 *firsts = database_of_backend()->segments;
-	int64		highest = PG_INT64_MIN;
+	int64		firsts[FANOUT_SEGMENTS];
 	int			segment = -1;
+	int			oldest = 0;
 
+	Assert(!dispatcher_lock_held());
+	copy_firsts(database_of_backend(), firsts);
 	for (int i = 0; i < FANOUT_SEGMENTS; i++)
 	{
-		int64		first = firsts[i];
-
-		if (first <= task && first > highest)
-		{
-			highest = first;
+		if (firsts[i] <= task && (segment < 0 || firsts[i] > firsts[segment]))
 			segment = i;
-		}
+		if (firsts[i] < firsts[oldest])
+			oldest = i;
 	}
-	return segment;
+	return segment >= 0 ? segment : oldest;
+}
+
+/*
+ * Who retires a segment locks all of its tables against everybody, so the lock
+ * on one of them keeps it.  We may have chosen it and then waited for that lock
+ * while it was retired: memory was told before the lock was released, so a look
+ * after we have it shows the segment that has the task now.  As long as we hold
+ * the lock of the one that it shows then, the task stays there.
+ */
+int
+segment_hold(LogKind kind, int64 task, LOCKMODE mode)
+{
+	for (;;)
+	{
+		int			segment = segment_of(task);
+		Oid			relation = registry_relation(kind, segment);
+
+		LockRelationOid(relation, mode);
+		if (segment_of(task) == segment)
+			return segment;
+		UnlockRelationOid(relation, mode);
+	}
+}
+
+void
+segments_pin(void)
+{
+	for (int i = 0; i < FANOUT_SEGMENTS; i++)
+		LockRelationOid(registry_relation(LOG_TASK, i), AccessShareLock);
+}
+
+bool
+segment_is_current(int segment)
+{
+	return segment_of(LAST_TASK) == segment;
+}
+
+static bool
+is_finished(const Database *database, int segment)
+{
+	return ((const volatile Database *) database)->segments.finished[segment];
+}
+
+/*
+ * The caller holds a ROW EXCLUSIVE lock on the segment's tasks or outcomes.  A
+ * segment becomes finished in a transaction that holds SHARE locks on both, so
+ * it was not since we have our lock, or is told to us now; and it does not
+ * become finished again before our transaction has ended.  Nor is it retired
+ * by what the keeper knew before, as that is compared with "unsettled" under
+ * the lock that excludes us.
+ */
+void
+segment_unsettle(int segment)
+{
+	Database   *database = database_of_backend();
+	bool		finished;
+
+	dispatcher_lock();
+	database->unsettled[segment]++;
+	finished = is_finished(database, segment);
+	if (finished)
+	{
+		database->segment_reopen_wanted = true;
+		keeper_wake(database);
+	}
+	dispatcher_unlock();
+	if (!finished)
+		return;
+
+	/* on disk it must not be finished when we commit: the keeper sees to that, as it waits for nobody */
+	while (is_finished(database, segment))
+	{
+		(void) ConditionVariableTimedSleep(&fanout_shared->changed, 1000, PG_WAIT_EXTENSION);
+		(void) require_database();	/* it may have gone, and the keeper with it */
+	}
+	ConditionVariableCancelSleep();
 }
 
 int
 segments_in_use(const Database *database, int *segments)
 {
-	const int64 *firsts = database->segments;
+	const int64 *firsts = database->segments.firsts;
 	int			count = 0;
 
 	for (int i = 0; i < FANOUT_SEGMENTS; i++)
@@ -112,43 +227,84 @@ segments_in_use(const Database *database, int *segments)
 	return count;
 }
 
-/*
- * A keeper may have failed between the commit that began a segment and its
- * note in memory: ids were given out below the old ceiling then, and go on
- * from there.  The segment is the one that was asked for.
- */
+int
+segments_unfinished(const Database *database, int *segments)
+{
+	int			count = segments_in_use(database, segments);
+	int			left = 0;
+
+	for (int i = 0; i < count; i++)
+	{
+		if (!database->segments.finished[segments[i]])
+			segments[left++] = segments[i];
+	}
+	return left;
+}
+
+/* Under the lock, in the commit callback or with nobody else at work. */
+void
+database_set_segments(Database *database, const SegmentMap *map)
+{
+	int64		newest = 0;
+	int64		newest_before = 0;
+
+	for (int i = 0; i < FANOUT_SEGMENTS; i++)
+	{
+		if (map->firsts[i] != FANOUT_SEGMENT_UNUSED)
+			newest = Max(newest, map->firsts[i]);
+		if (database->segments.firsts[i] != FANOUT_SEGMENT_UNUSED)
+			newest_before = Max(newest_before, database->segments.firsts[i]);
+	}
+	database->segments_version++;
+	pg_write_barrier();
+	database->segments = *map;
+	pg_write_barrier();
+	database->segments_version++;
+	database->next_task = Max(database->next_task, newest);
+	if (newest > newest_before)
+		database->next_segment_wanted = false;
+}
+
+/* In a transaction, when others have filled the tables: there may be unfinished tasks where there were none. */
+void
+segments_forget_finished(void)
+{
+	SpiScope	scope;
+
+	spi_begin(&scope);
+	(void) spi_run(&forget_finished, NULL, NULL);
+	spi_end(&scope);
+}
+
 void
 segments_load(Database *database)
 {
 	SpiScope	scope;
-	int64		firsts[FANOUT_SEGMENTS];
-	int64		newest = 0;
+	SegmentMap	map = {0};
 	uint64		rows;
+	bool		isnull;
 
 	for (int i = 0; i < FANOUT_SEGMENTS; i++)
-		firsts[i] = FANOUT_SEGMENT_UNUSED;
+		map.firsts[i] = FANOUT_SEGMENT_UNUSED;
 	spi_begin(&scope);
 	rows = spi_read_latest(&select_segments, NULL, NULL);
 	for (uint64 i = 0; i < rows; i++)
 	{
-		bool		isnull;
 		int			segment = DatumGetInt16(spi_value(i, 1, &isnull)) - 1;
+		Datum		value = spi_value(i, 2, &isnull);
 
-		firsts[segment] = spi_int64(i, 2);
-		newest = Max(newest, firsts[segment]);
+		map.firsts[segment] = isnull ? FANOUT_SEGMENT_UNUSED : DatumGetInt64(value);
+		map.emptied[segment] = isnull;
+		value = spi_value(i, 3, &isnull);
+		map.began[segment] = isnull ? 0 : DatumGetTimestampTz(value);
+		map.finished[segment] = DatumGetBool(spi_value(i, 4, &isnull));
 	}
 	spi_end(&scope);
 	if (rows == 0)
-		firsts[0] = 0;
+		map.firsts[0] = 0;
 
 	dispatcher_lock();
-	for (int i = 0; i < FANOUT_SEGMENTS; i++)
-	{
-		if (firsts[i] == newest && database->segments[i] != newest)
-			database->next_segment_wanted = false;
-		database->segments[i] = firsts[i];
-	}
-	database->next_task = Max(database->next_task, newest);
+	database_set_segments(database, &map);
 	dispatcher_unlock();
 }
 
@@ -160,53 +316,111 @@ next_free(const Database *database, int current)
 	{
 		int			segment = (current + i) % FANOUT_SEGMENTS;
 
-		if (database->segments[segment] == FANOUT_SEGMENT_UNUSED)
+		if (database->segments.firsts[segment] == FANOUT_SEGMENT_UNUSED && !database->segments.emptied[segment])
 			return segment;
 	}
 	return -1;
 }
 
-/* Write down where the segment begins. */
-static void
-begin_segment(const Database *database, int current, int next, int64 first)
+/* Begin a transaction of the keeper that changes what segments there are. */
+void
+segments_begin_change(Database *database, SegmentMap *map)
 {
-	SpiScope	scope;
-	Datum		values[4];
-
-	values[0] = Int16GetDatum(current + 1);
-	values[1] = Int64GetDatum(database->segments[current]);
-	values[2] = Int16GetDatum(next + 1);
-	values[3] = Int64GetDatum(first);
 	StartTransactionCommand();
 	PushActiveSnapshot(GetTransactionSnapshot());
-	spi_begin(&scope);
-	(void) spi_run(&insert_segment, values, NULL);
-	spi_end(&scope);
+	dispatcher_lock();
+	*map = database->segments;
+	dispatcher_unlock();
+}
+
+/* Commit it: on disk first, then in memory, before its locks are released. */
+void
+segments_commit_change(const SegmentMap *map)
+{
+	pending_prepare(1);
+	pending_segments(map);
 	PopActiveSnapshot();
 	ForceSyncCommit();
 	CommitTransactionCommand();
+	ConditionVariableBroadcast(&fanout_shared->changed);
 }
 
-void
+static void
+begin_segment(Database *database, int current, int next)
+{
+	SpiScope	scope;
+	SegmentMap	map;
+	Datum		values[5];
+
+	segments_begin_change(database, &map);
+	map.firsts[next] = database->task_ceiling;
+	map.began[next] = GetCurrentTimestamp();
+	map.finished[next] = false;
+	values[0] = Int16GetDatum(current + 1);
+	values[1] = Int64GetDatum(map.firsts[current]);
+	values[2] = Int16GetDatum(next + 1);
+	values[3] = Int64GetDatum(map.firsts[next]);
+	values[4] = TimestampTzGetDatum(map.began[next]);
+	spi_begin(&scope);
+	(void) spi_run(&insert_segment, values, NULL);
+	spi_end(&scope);
+	segments_commit_change(&map);
+}
+
+bool
 segments_move_on(Database *database)
 {
 	int			current = segment_of(LAST_TASK);
 	int			next = next_free(database, current);
-	int64		first = database->task_ceiling;
 
 	if (next >= 0)
-		begin_segment(database, current, next, first);
+		begin_segment(database, current, next);
 	FANOUT_POINT(SEGMENT_COMMITTED);
 
 	dispatcher_lock();
-	if (next >= 0)
-	{
-		database->segments[next] = first;
-		database->next_task = first;
-	}
 	database->next_segment_wanted = false;
 	dispatcher_unlock();
 	ConditionVariableBroadcast(&fanout_shared->changed);
+	return next >= 0;
+}
+
+void
+segment_store_finished(int segment, bool finished)
+{
+	SpiScope	scope;
+	Datum		values[2] = {Int16GetDatum(segment + 1), BoolGetDatum(finished)};
+
+	spi_begin(&scope);
+	(void) spi_run(&update_finished, values, NULL);
+	spi_end(&scope);
+}
+
+/* In an SpiScope, and in the transaction that removes tasks below that id. */
+void
+segments_note_removed(int64 below)
+{
+	Datum		values[1] = {Int64GetDatum(below)};
+
+	(void) spi_run(&note_removed, values, NULL);
+}
+
+/* None that somebody is about to unsettle stays finished; it is simpler, and no loss, to say so of all. */
+void
+segments_reopen(Database *database)
+{
+	SegmentMap	map;
+
+	dispatcher_lock();
+	database->segment_reopen_wanted = false;
+	dispatcher_unlock();
+	segments_begin_change(database, &map);
+	for (int i = 0; i < FANOUT_SEGMENTS; i++)
+	{
+		if (map.finished[i])
+			segment_store_finished(i, false);
+		map.finished[i] = false;
+	}
+	segments_commit_change(&map);
 }
 
 /* Have the keeper move on; the segment that is current until then. */

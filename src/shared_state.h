@@ -311,6 +311,36 @@ typedef struct Lease
 	uint16		lane_passed_on:1;	/* and that claim has taken it */
 } Lease;
 
+/* The segments of the log, as fanout.segment has them. */
+typedef struct SegmentMap
+{
+	int64		firsts[FANOUT_SEGMENTS];	/* the first task id of each, or FANOUT_SEGMENT_UNUSED */
+	TimestampTz began[FANOUT_SEGMENTS]; /* when it became the current one; 0: that is not known */
+	bool		emptied[FANOUT_SEGMENTS];	/* unused, and yet to be truncated */
+	bool		finished[FANOUT_SEGMENTS];	/* it is not the current one, and its tasks have all ended */
+} SegmentMap;
+
+/* Why a segment whose time has come is kept. */
+typedef enum KeptReason
+{
+	KEPT_NOT,
+	KEPT_UNFINISHED,			/* these four: too many tasks that have to stay, and most of them for this */
+	KEPT_RECENT,
+	KEPT_FAILED,
+	KEPT_KEY,
+	KEPT_BATCH,
+	KEPT_LOCKED,				/* somebody uses its tables */
+	KEPT_SLOW,					/* what has to stay was not moved in time */
+	KEPT_SNAPSHOT				/* emptied, and a snapshot from before that is still in use */
+} KeptReason;
+
+typedef struct SegmentKept
+{
+	KeptReason	reason;
+	int64		tasks;			/* that have to stay, as far as they were counted */
+	TimestampTz at;				/* when it was looked at last */
+} SegmentKept;
+
 typedef enum DatabaseState
 {
 	DATABASE_FREE,
@@ -338,8 +368,14 @@ typedef struct Database
 	int64		next_lease;
 	int64		lease_ceiling;
 
-	int64		segments[FANOUT_SEGMENTS];	/* the first task id of each, or FANOUT_SEGMENT_UNUSED */
+	SegmentMap	segments;
+	uint64		segments_version;	/* odd while they change: who reads them without the lock looks again */
+	uint64		unsettled[FANOUT_SEGMENTS]; /* counts what may have made tasks of an older one unfinished again */
+	SegmentKept kept[FANOUT_SEGMENTS];
 	bool		next_segment_wanted;
+	bool		segment_reopen_wanted;
+	TimestampTz filled_at;		/* when others last did so; 0: not since the server started */
+	bool		retention_changed;	/* of a queue, maybe */
 
 	OrderedSet	expiry;			/* committed leases, by their end */
 	ShortList	journal;		/* leases with something for the journal to write */
@@ -366,6 +402,9 @@ typedef struct Database
 	int64		evictions;
 	int64		journaled;
 	int64		expired;
+	int64		retired;		/* segments, since the server started */
+	int64		carried;		/* tasks that were moved from these to the next ones */
+	TimestampTz retired_at;		/* the last one; 0: none since then */
 	TimestampTz ready_since;
 	int64		rebuild_time;	/* microseconds */
 #ifdef FANOUT_CHECKED
@@ -438,6 +477,8 @@ extern int	fanout_max_limited_lanes;
 extern int	fanout_max_rate_entries;
 extern int	fanout_journal_interval;
 extern int	fanout_max_wait;
+extern int	fanout_retention;
+extern int	fanout_keep_failed;
 
 extern void shared_state_request(void);
 extern void shared_state_startup(void);

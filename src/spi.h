@@ -20,7 +20,7 @@ typedef struct SpiStatement
 {
 	const char *sql;
 	int			nargs;
-	Oid			types[16];
+	Oid			types[20];
 	SPIPlanPtr	plan;
 } SpiStatement;
 

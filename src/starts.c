@@ -144,6 +144,18 @@ lease_undo_start(Lease *lease)
 	lease_start_journaled(lease);
 }
 
+int64
+queue_longest_window(const Queue *queue)
+{
+	int64		longest = queue->settings.partition_rate.period;
+
+	for (int i = 0; i < queue->settings.rate_count; i++)
+		longest = Max(longest, queue->settings.rates[i].period);
+	short_list_foreach(node, &queue->lanes)
+		longest = Max(longest, lane_settings(link_container(Lane, link, node))->rate.period);
+	return longest;
+}
+
 /* For a rebuild: a task has started then.  To be told in the order of time. */
 void
 queue_remember_start(Queue *queue, int64 partition, int32 cost, TimestampTz at)

@@ -19,6 +19,9 @@ extern void lease_note_start(Lease *lease);
 extern void lease_undo_start(Lease *lease);
 extern void lease_start_journaled(Lease *lease);
 
+/* The longest window of the queue's rate limits, those of its partitions included; 0 if it has none. */
+extern int64 queue_longest_window(const Queue *queue);
+
 /* For a rebuild. */
 extern void queue_remember_start(Queue *queue, int64 partition, int32 cost, TimestampTz at);
 extern void queue_remember_unknown_starts(Queue *queue, TimestampTz now);

@@ -6,7 +6,7 @@
  * table_tuple_insert() or, many at a time, by table_multi_insert(), with all
  * the indexes that the relation has; they come out by the row's remembered
  * place, or by the primary key where the row is not there any more (VACUUM
- * FULL, CLUSTER).  Triggers and row security of the log's tables do not apply.
+ * FULL, CLUSTER, a retired segment).  Triggers and row security of the log's tables do not apply.
  *
  * What is read is whatever is committed by now, and our own: by SnapshotSelf or,
  * where rows are updated, a new snapshot.  The statement's snapshot may be
@@ -100,17 +100,6 @@ static struct
 	Oid			file;
 	BlockNumber blocks;
 }			known_blocks[FANOUT_SEGMENTS];
-
-/* The segment of a task that is known to be there. */
-static int
-segment_with(int64 task)
-{
-	int			segment = segment_of(task);
-
-	if (segment < 0)
-		elog(ERROR, "no segment of the log has task " INT64_FORMAT, task);
-	return segment;
-}
 
 static bool
 table_depends_on(const LogTable *table, Oid relid)
@@ -232,8 +221,11 @@ open_segment_writer(LogKind kind, int segment, int64 expected_rows)
 	SegmentWriter *writer = palloc(sizeof(SegmentWriter));
 	LogTable   *table = &log_tables[kind][segment];
 
+	/* numbered when the segment was the current one, or our move to another would not concern it */
+	if (kind == LOG_TASK && !segment_is_current(segment))
+		segment_unsettle(segment);
 	writer->table = table;
-	writer->relation = table_open(registry_relation(kind, segment), RowExclusiveLock);
+	writer->relation = table_open(registry_relation(kind, segment), NoLock);
 	if (table->relid != RelationGetRelid(writer->relation) || table->result_relation == NULL)
 		learn_table(table, writer->relation);
 	clear_slots(table);
@@ -321,10 +313,16 @@ add_row(SegmentWriter *writer, const Datum *values, const bool *nulls, ItemPoint
 void
 log_writer_add(LogWriter *writer, const Datum *values, const bool *nulls, ItemPointer tid_out)
 {
-	int			segment = segment_with(DatumGetInt64(values[task_columns[writer->kind]]));
+	int64		task = DatumGetInt64(values[task_columns[writer->kind]]);
+	int			segment = segment_of(task);
 
+	/* one that is open is held, and so sure to have the task */
 	if (writer->segments[segment] == NULL)
-		writer->segments[segment] = open_segment_writer(writer->kind, segment, writer->expected_rows);
+	{
+		segment = segment_hold(writer->kind, task, RowExclusiveLock);
+		if (writer->segments[segment] == NULL)
+			writer->segments[segment] = open_segment_writer(writer->kind, segment, writer->expected_rows);
+	}
 	add_row(writer->segments[segment], values, nulls, tid_out);
 }
 
@@ -375,19 +373,20 @@ blocks_of(int segment, Relation relation)
 	return &known_blocks[segment].blocks;
 }
 
-/* The reader of the task's segment, opened if it is not yet; NULL if there is no such segment. */
+/* The reader of the task's segment, opened if it is not yet. */
 static SegmentReader *
 reader_of(TaskReader *reader, int64 task)
 {
 	int			segment = segment_of(task);
-	SegmentReader *part;
+	SegmentReader *part = &reader->segments[segment];
 
-	if (segment < 0)
-		return NULL;
+	if (part->relation != NULL)
+		return part;
+	segment = segment_hold(LOG_TASK, task, AccessShareLock);
 	part = &reader->segments[segment];
 	if (part->relation == NULL)
 	{
-		part->relation = table_open(registry_relation(LOG_TASK, segment), AccessShareLock);
+		part->relation = table_open(registry_relation(LOG_TASK, segment), NoLock);
 		part->blocks = blocks_of(segment, part->relation);
 		part->slot = table_slot_create(part->relation, NULL);
 	}
@@ -457,8 +456,7 @@ task_reader_fetch(TaskReader *reader, int64 task, ItemPointer tid, Datum *values
 {
 	SegmentReader *part = reader_of(reader, task);
 
-	return part != NULL &&
-		(fetch_by_place(part, task, tid, values, nulls) || fetch_by_key(part, task, values, nulls));
+	return fetch_by_place(part, task, tid, values, nulls) || fetch_by_key(part, task, values, nulls);
 }
 
 void
@@ -472,10 +470,20 @@ task_reader_close(TaskReader *reader)
 			continue;
 		ExecDropSingleTupleTableSlot(part->slot);
 
-		/* the lock stays: while a claim is not committed, the extension cannot go away */
+		/*
+		 * The lock stays: while a claim is not committed, the extension cannot go away, and what was read of a task
+		 * stays true of where its rows are.
+		 */
 		table_close(part->relation, NoLock);
 	}
 	pfree(reader);
+}
+
+/* The table that has the task's rows of that kind; it is to be closed with AccessShareLock. */
+static Relation
+open_for_task(LogKind kind, int64 task)
+{
+	return table_open(registry_relation(kind, segment_hold(kind, task, AccessShareLock)), NoLock);
 }
 
 /* Scan a log relation by its primary key, whose first column is "task". */
@@ -502,7 +510,7 @@ jsonb_as_value(Jsonb *jsonb, JsonbValue *value)
 Jsonb *
 checkpoints_of(int64 task)
 {
-	Relation	relation = table_open(registry_relation(LOG_CHECKPOINT, segment_with(task)), AccessShareLock);
+	Relation	relation = open_for_task(LOG_CHECKPOINT, task);
 	JsonbParseState *state = NULL;
 	ScanKeyData key;
 	SysScanDesc scan;
@@ -540,7 +548,7 @@ checkpoints_of(int64 task)
 bool
 checkpoint_find(int64 task, text *step, Jsonb **value)
 {
-	Relation	relation = table_open(registry_relation(LOG_CHECKPOINT, segment_with(task)), AccessShareLock);
+	Relation	relation = open_for_task(LOG_CHECKPOINT, task);
 	ScanKeyData keys[2];
 	SysScanDesc scan;
 	HeapTuple	tuple;
@@ -565,7 +573,7 @@ checkpoint_find(int64 task, text *step, Jsonb **value)
 char
 outcome_of(int64 task)
 {
-	Relation	relation = table_open(registry_relation(LOG_OUTCOME, segment_with(task)), AccessShareLock);
+	Relation	relation = open_for_task(LOG_OUTCOME, task);
 	ScanKeyData key;
 	SysScanDesc scan;
 	HeapTuple	tuple;

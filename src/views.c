@@ -106,6 +106,9 @@ typedef struct Status
 	int64		refills;
 	int64		evictions;
 	int64		expired;
+	int64		retired;
+	int64		carried;
+	TimestampTz retired_at;
 	int64		next_task;
 	int64		next_lease;
 	int64		free_tasks;
@@ -630,6 +633,9 @@ copy_status(Status *status)
 		status->refills = database->refills;
 		status->evictions = database->evictions;
 		status->expired = database->expired;
+		status->retired = database->retired;
+		status->carried = database->carried;
+		status->retired_at = database->retired_at;
 		status->next_task = database->next_task;
 		status->next_lease = database->next_lease;
 	}
@@ -711,6 +717,12 @@ add_database_items(ResultSet *set, const Status *status)
 	add_item(set, "refills", INT64_FORMAT, status->refills);
 	add_item(set, "evictions", INT64_FORMAT, status->evictions);
 	add_item(set, "expired leases", INT64_FORMAT, status->expired);
+	add_item(set, "retired segments", INT64_FORMAT, status->retired);
+	add_item(set, "carried tasks", INT64_FORMAT, status->carried);
+	if (status->retired_at != 0)
+		add_item(set, "last retirement", "%s", timestamptz_to_str(status->retired_at));
+	else
+		add_item(set, "last retirement", NULL);
 	add_item(set, "next task", INT64_FORMAT, status->next_task);
 	add_item(set, "next lease", INT64_FORMAT, status->next_lease);
 	add_item(set, "queues", "%d", status->queues);

@@ -205,13 +205,12 @@ check_withdrawal(const TaskRow *row)
 {
 	TaskRow		now;
 
-	if (outcome_of(row->seed.task) != 0)
+	/* and is gone, if its queue keeps such for a short time only */
+	if (outcome_of(row->seed.task) != 0 || !task_row_read(row->seed.task, &now))
 	{
 		forget_withdrawal(row->seed.task, row, true);
 		return NOT_WAITING;
 	}
-	if (!task_row_read(row->seed.task, &now))
-		elog(ERROR, "task " INT64_FORMAT " has lost its row", row->seed.task);
 	if (same_place(row, &now))
 		return WITHDRAWN;
 	forget_withdrawal(row->seed.task, &now, false);

@@ -20,6 +20,7 @@ CREATE TABLE fanout.queue (
     max_backlog        bigint,
     synchronous_claims boolean NOT NULL,
     paused             boolean NOT NULL DEFAULT false,
+    retention          interval,    -- how long finished tasks are kept, if that is shorter than pg_fanout.retention
     created_at         timestamptz NOT NULL DEFAULT now()
 );
 
@@ -175,10 +176,17 @@ END $$;
 -- The segments that are in use. As long as the first one has all tasks, there is no row: nothing that a restore would meet.
 CREATE TABLE fanout.segment (
     slot       smallint PRIMARY KEY CHECK (slot BETWEEN 1 AND 4),
-    first_task bigint NOT NULL UNIQUE
+    first_task bigint UNIQUE,       -- NULL: what had to stay of it is in the next one, and it is to be truncated
+    began_at   timestamptz,         -- when it became the current one; NULL: with the extension
+    finished   boolean NOT NULL DEFAULT false   -- it is not the current one, and its tasks have all ended
 );
 
--- For tests, and for what retires segments: has new tasks go to the next segment, for good and whatever becomes of the
+-- One row, once tasks were removed: from which id on none was.
+CREATE TABLE fanout.removed (
+    below      bigint NOT NULL
+);
+
+-- For tests: has new tasks go to the next segment, for good and whatever becomes of the
 -- transaction that calls it. For the owner of the extension.
 CREATE FUNCTION fanout._next_segment() RETURNS smallint
     AS 'MODULE_PATHNAME', 'fanout_next_segment' LANGUAGE C VOLATILE;
@@ -214,5 +222,6 @@ SELECT pg_extension_config_dump('fanout.batch_id_seq', '');
 SELECT pg_extension_config_dump('fanout.batch_part', '');
 SELECT pg_extension_config_dump('fanout.spawn', '');
 SELECT pg_extension_config_dump('fanout.segment', '');
+SELECT pg_extension_config_dump('fanout.removed', '');
 SELECT pg_extension_config_dump('fanout.task_id', '');
 SELECT pg_extension_config_dump('fanout.lease_id', '');

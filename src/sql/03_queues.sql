@@ -4,7 +4,7 @@ CREATE FUNCTION fanout.create_queue(
     max_backlog bigint DEFAULT NULL, synchronous_claims boolean DEFAULT false,
     partition_concurrency int DEFAULT NULL, partition_rate_limit int DEFAULT NULL, partition_rate_period interval DEFAULT NULL,
     partition_retries text DEFAULT 'block', aging interval DEFAULT NULL, rate_limit int DEFAULT NULL, rate_period interval DEFAULT NULL, if_not_exists boolean DEFAULT false,
-    partition_max_backlog int DEFAULT NULL)
+    partition_max_backlog int DEFAULT NULL, retention interval DEFAULT NULL)
     RETURNS boolean AS 'MODULE_PATHNAME', 'fanout_create_queue' LANGUAGE C VOLATILE;
 COMMENT ON FUNCTION fanout.create_queue IS 'creates a queue, owned by the current role; true if it was created';
 
@@ -14,7 +14,7 @@ CREATE FUNCTION fanout.alter_queue(
     max_backlog bigint DEFAULT NULL, synchronous_claims boolean DEFAULT NULL,
     partition_concurrency int DEFAULT NULL, partition_rate_limit int DEFAULT NULL, partition_rate_period interval DEFAULT NULL,
     partition_retries text DEFAULT NULL, aging interval DEFAULT NULL, rate_limit int DEFAULT NULL, rate_period interval DEFAULT NULL, unset text[] DEFAULT '{}',
-    partition_max_backlog int DEFAULT NULL)
+    partition_max_backlog int DEFAULT NULL, retention interval DEFAULT NULL)
     RETURNS void AS 'MODULE_PATHNAME', 'fanout_alter_queue' LANGUAGE C VOLATILE;
 COMMENT ON FUNCTION fanout.alter_queue IS 'changes the settings that are given; unset names limits to take away';
 

@@ -22,6 +22,7 @@ COMMENT ON PROCEDURE fanout.wait_batch IS 'waits for the batch to end, holding n
 
 CREATE FUNCTION fanout.progress(batch bigint,
     OUT total bigint, OUT scheduled bigint, OUT ready bigint, OUT running bigint, OUT succeeded bigint, OUT failed bigint,
-    OUT cancelled bigint, OUT sealed boolean, OUT ended boolean, OUT per_second float8, OUT time_left interval)
+    OUT cancelled bigint, OUT sealed boolean, OUT ended boolean, OUT per_second float8, OUT time_left interval,
+    OUT gone bigint)
     RETURNS record AS 'MODULE_PATHNAME', 'fanout_progress' LANGUAGE C VOLATILE;
 COMMENT ON FUNCTION fanout.progress IS 'how many tasks of the batch are in which state, how fast they end, and how long the rest will take';

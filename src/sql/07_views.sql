@@ -26,6 +26,9 @@ CREATE FUNCTION fanout._live_lanes(
     OUT startable int, OUT more_on_disk boolean, OUT next_start timestamptz, OUT awaits_task bigint, OUT group_task bigint, OUT backlog int, OUT max_backlog int)
     RETURNS SETOF record AS 'MODULE_PATHNAME', 'fanout_live_lanes' LANGUAGE C VOLATILE ROWS 1000;
 
+CREATE FUNCTION fanout._live_segments(OUT slot smallint, OUT looked_at timestamptz, OUT kept_because text)
+    RETURNS SETOF record AS 'MODULE_PATHNAME', 'fanout_live_segments' LANGUAGE C VOLATILE ROWS 4;
+
 CREATE FUNCTION fanout.status(OUT item text, OUT value text) RETURNS SETOF record
     AS 'MODULE_PATHNAME', 'fanout_status' LANGUAGE C VOLATILE ROWS 20;
 COMMENT ON FUNCTION fanout.status IS 'what the extension is doing in this database: versions, processes, use of memory';
@@ -47,7 +50,7 @@ CREATE VIEW fanout.queues WITH (security_barrier) AS
            (SELECT string_agg(format('%s in %s', r.units, r.period), ', ' ORDER BY r.period) FROM fanout.rate r WHERE r.queue = q.id) AS rate_limits,
            q.partition_rate_limit, q.partition_rate_period, q.partition_retries, q.aging, CASE WHEN q.held_until > clock_timestamp() THEN q.held_until END AS held_until,
            q.max_backlog, q.partition_max_backlog,
-           q.lease, q.max_attempts, q.backoff, q.backoff_max, q.synchronous_claims,
+           q.lease, q.max_attempts, q.backoff, q.backoff_max, q.synchronous_claims, q.retention,
            l.waiting_workers, l.in_memory,
            l.enqueued, l.dequeued, l.succeeded, l.failed, l.cancelled,
            l.enqueued_per_second, l.dequeued_per_second, l.finished_per_second,
@@ -91,6 +94,20 @@ CREATE VIEW fanout.tasks WITH (security_barrier) AS
                FROM generate_series(1, 4) slot));
 END $do$;
 COMMENT ON VIEW fanout.tasks IS 'every task that is kept, with its state and outcome';
+
+-- Before the first one is left there is no row of it.
+CREATE VIEW fanout.segments WITH (security_barrier) AS
+    WITH known AS (SELECT slot, first_task, began_at, finished FROM fanout.segment
+                   UNION ALL SELECT 1::smallint, 0, NULL, false WHERE NOT EXISTS (SELECT FROM fanout.segment))
+    SELECT s.slot AS segment,
+           CASE WHEN s.slot = (SELECT c.slot FROM known c ORDER BY c.first_task DESC NULLS LAST LIMIT 1) THEN 'current'
+                WHEN s.first_task IS NULL THEN 'emptied' WHEN s.finished THEN 'finished' ELSE 'older' END AS state,
+           s.first_task, s.began_at, now() - s.began_at AS age,
+           (SELECT sum(pg_total_relation_size(c.oid))::bigint FROM pg_class c
+             WHERE c.relnamespace = 'fanout'::regnamespace AND c.relkind = 'r' AND c.relname ~ ('^(task|attempt|checkpoint|outcome)_' || s.slot || '$')) AS bytes,
+           l.looked_at, l.kept_because
+      FROM known s LEFT JOIN fanout._live_segments() l ON l.slot = s.slot;
+COMMENT ON VIEW fanout.segments IS 'segments of the log that are in use, their size, and why one is kept longer than it had to be';
 
 CREATE VIEW fanout.batches WITH (security_barrier) AS
     SELECT b.id AS batch, b.owner::text AS owner, b.join_policy AS "join", b.join_count, b.sealed, b.created_at, b.ended_at,
