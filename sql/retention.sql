@@ -4,7 +4,6 @@ SELECT fanout.create_queue('q'), fanout.create_queue('short', retention => '100 
 SELECT queue, retention FROM fanout.queues ORDER BY 1;
 SELECT fanout.create_queue('x', retention => '0'), fanout.create_queue('x', retention => '-1 s');
 SELECT fanout.alter_queue('q', retention => '0');
-SELECT fanout.alter_queue('q', retention => 'infinity');
 SELECT fanout.alter_queue('q', retention => '1 day', unset => '{retention}');
 SELECT fanout.alter_queue('q', retention => '1 day');
 SELECT fanout.alter_queue('q');
