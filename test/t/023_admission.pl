@@ -147,7 +147,7 @@ is_empty('backlogs');
 my ($keeper) = processes($node, 'keeper');
 kill 'STOP', $keeper;
 $node->safe_psql('postgres', <<'EOS');
-SELECT count(*) FROM fanout.enqueue_many('late', 'stopped', '{1,2,3}', deadline => clock_timestamp() + '50 ms');
+SELECT count(*) FROM fanout.enqueue_many('late', 'stopped', '{1,2,3}', deadline => clock_timestamp() + '2 s');
 SELECT fanout.enqueue('late', 'in time', deadline => clock_timestamp() + '1 day');
 EOS
 $node->poll_query_until('postgres', "SELECT clock_timestamp() > max(deadline) FROM fanout.tasks WHERE name = 'stopped'");
