@@ -19,7 +19,6 @@
 
 #include "access/xact.h"
 #include "miscadmin.h"
-#include "storage/latch.h"
 #include "utils/timestamp.h"
 
 #include "lane.h"
@@ -454,7 +453,7 @@ apply_register(const Pending *op)
 		keeper_wake(database);
 	}
 	if (fanout_shared->launcher != NULL)
-		SetLatch(&fanout_shared->launcher->procLatch);
+		set_latch_after_unlock(fanout_shared->launcher);
 }
 
 static void

@@ -21,7 +21,6 @@
 #include "nodes/parsenodes.h"
 #include "pgstat.h"
 #include "storage/ipc.h"
-#include "storage/latch.h"
 #include "tcop/utility.h"
 #include "utils/acl.h"
 #include "utils/syscache.h"
@@ -185,7 +184,7 @@ let_go(int code, Datum arg)
 	if (database != NULL && database->held_by == MyProcPid)
 		database->held_by = 0;
 	if (fanout_shared->launcher != NULL)
-		SetLatch(&fanout_shared->launcher->procLatch);
+		set_latch_after_unlock(fanout_shared->launcher);
 	dispatcher_unlock();
 }
 

@@ -191,12 +191,14 @@ static int
 look_and_wait(const QueueList *list, const DequeueOptions *options, LookFunction look, Claim *claims,
 			  TimestampTz deadline)
 {
+	TimestampTz since = GetCurrentTimestamp();
+	TimestampTz now = since;
+
 	for (;;)
 	{
 		const QueueRef *gone;
 		int			count = 0;
 		bool		sleep;
-		TimestampTz now = GetCurrentTimestamp();
 
 		dispatcher_lock();
 		stop_waiting_for_queues();
@@ -206,7 +208,7 @@ look_and_wait(const QueueList *list, const DequeueOptions *options, LookFunction
 		pass_on(list);
 		sleep = gone == NULL && count == 0 && now < deadline;
 		if (sleep)
-			wait_for_queues(list->slots, list->count, options->worker);
+			wait_for_queues(list->slots, list->count, options->worker, since);
 		dispatcher_unlock();
 
 		if (gone != NULL)
@@ -219,6 +221,7 @@ look_and_wait(const QueueList *list, const DequeueOptions *options, LookFunction
 			(void) wait_on_latch(Min(deadline, now + WAIT_SLICE), PG_WAIT_EXTENSION);
 		}
 		PG_END_ENSURE_ERROR_CLEANUP(stop_waiting, (Datum) 0);
+		now = GetCurrentTimestamp();
 	}
 }
 

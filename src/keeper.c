@@ -94,7 +94,7 @@ sign_off(int code, Datum arg)
 		database->keeper_pid = 0;
 	}
 	if (fanout_shared->launcher != NULL)
-		SetLatch(&fanout_shared->launcher->procLatch);
+		set_latch_after_unlock(fanout_shared->launcher);
 	dispatcher_unlock();
 	ConditionVariableBroadcast(&fanout_shared->changed);
 }

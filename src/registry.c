@@ -19,7 +19,6 @@
 #include "commands/extension.h"
 #include "miscadmin.h"
 #include "pgstat.h"
-#include "storage/latch.h"
 #include "utils/acl.h"
 #include "utils/builtins.h"
 #include "utils/hsearch.h"
@@ -264,7 +263,7 @@ call_keeper(Oid anchor, bool *ready)
 	{
 		database->keeper_wanted = true;
 		if (fanout_shared->launcher != NULL)
-			SetLatch(&fanout_shared->launcher->procLatch);
+			set_latch_after_unlock(fanout_shared->launcher);
 		keeper_wake(database);
 	}
 	dispatcher_unlock();

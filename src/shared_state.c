@@ -33,6 +33,12 @@ static HTAB *worker_pool = NULL;
 static HTAB *worker_use_pool = NULL;
 static Waiter *waiters = NULL;
 
+/* Latches to be set when this backend lets go of the lock: set_latch_after_unlock(). */
+#define LATCHES_MOST	64
+
+int			latches_to_set = 0;
+static Latch * latches[LATCHES_MOST];
+
 /* An auxiliary process never waits in our functions; the margin is for what servers after 15 add. */
 #define WAITER_COUNT	(MaxBackends + 64)
 
@@ -52,6 +58,27 @@ static Size
 waiters_size(void)
 {
 	return mul_size(WAITER_COUNT, sizeof(Waiter));
+}
+
+/* Have the process wake when the lock is free again.  Under the lock. */
+void
+set_latch_after_unlock(PGPROC *proc)
+{
+	Assert(dispatcher_lock_held());
+
+	if (latches_to_set < LATCHES_MOST)
+		latches[latches_to_set++] = &proc->procLatch;
+	else
+		SetLatch(&proc->procLatch);
+}
+
+/* The process may have ended since: then whoever has its place is woken for nothing, as may happen with any latch. */
+void
+set_latches(void)
+{
+	for (int i = 0; i < latches_to_set; i++)
+		SetLatch(latches[i]);
+	latches_to_set = 0;
 }
 
 /* Ask for memory and the lock: for shmem_request_hook. */
@@ -262,7 +289,7 @@ database_clear(Database *database)
 		waiter->link_count = 0;
 		waiter->woken_by = NULL;
 		waiter->waits_for_results = false;
-		SetLatch(&waiter->proc->procLatch);
+		set_latch_after_unlock(waiter->proc);
 	}
 	for (int i = 0; i < fanout_shared->queue_high; i++)
 	{

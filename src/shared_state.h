@@ -427,6 +427,7 @@ typedef struct Waiter
 	Oid			db;
 	WaitLink	links[FANOUT_WAIT_QUEUES];
 	int32		link_count;		/* 0: stands in no queue's list */
+	TimestampTz since;			/* it waits for work */
 	char		worker[FANOUT_NAME_LEN];
 	Queue	   *woken_by;		/* it was woken for this queue and has not looked yet */
 
@@ -490,11 +491,22 @@ dispatcher_lock(void)
 	LWLockAcquire(fanout_shared->lock, LW_EXCLUSIVE);
 }
 
+/*
+ * Who is woken runs at once, in place of the waker if all processors are busy,
+ * and wants this lock first.  So latches are set only when it is free again,
+ * else each wake-up would put two more processes to sleep.
+ */
+extern int	latches_to_set;
+extern void set_latch_after_unlock(PGPROC *proc);
+extern void set_latches(void);
+
 static inline void
 dispatcher_unlock(void)
 {
 	audit_memory();
 	LWLockRelease(fanout_shared->lock);
+	if (latches_to_set > 0)
+		set_latches();
 }
 
 #define dispatcher_lock_held() LWLockHeldByMeInMode(fanout_shared->lock, LW_EXCLUSIVE)

@@ -3,9 +3,9 @@
  *		Waiting for work and for results, by latch.
  *
  * A backend that waits for work stands in the list of each queue it waits
- * for, first come first served.  Whatever may let a task start (a commit, a
- * permit that is given back, a due time, a raised limit, a resume, a refill)
- * ends in queue_wake(), which keeps this invariant: as long as a queue has a
+ * for.  Whatever may let a task start (a commit, a permit that is given back,
+ * a due time, a raised limit, a resume, a refill) ends in queue_wake(), which
+ * keeps this invariant: as long as a queue has a
  * task that may start and a waiter whose worker may take it, at least that
  * many waiters are awake and on their way.  A waiter that was woken first
  * reports that it has looked (stop_waiting_for_queues()), then tries; if it
@@ -28,6 +28,15 @@
 #include "wait.h"
 #include "window.h"
 
+/* Who has waited for so long is woken before who came later. */
+#define PATIENCE	(100 * INT64CONST(1000))
+
+static Waiter *
+waiter_of_link(dlist_node *node)
+{
+	return dlist_container(WaitLink, node, node)->waiter;
+}
+
 /* Take the waiter out of the lists of all queues that it waits for. */
 static void
 unlink_waiter(Waiter *waiter)
@@ -42,12 +51,34 @@ unlink_waiter(Waiter *waiter)
 	waiter->link_count = 0;
 }
 
-/* Wake as many waiters as the queue has tasks that may start. */
+/* Wake the waiter for a task of the queue, if its worker may take one. */
+static void
+wake_for_queue(Queue *queue, Waiter *waiter)
+{
+	if (!queue_admits(queue, waiter->worker))
+		return;
+	unlink_waiter(waiter);
+	waiter->woken_by = queue;
+	queue->woken++;
+	set_latch_after_unlock(waiter->proc);
+}
+
+/*
+ * Wake as many waiters as the queue has tasks that may start.
+ *
+ * Who has waited for PATIENCE or longer is woken in the order of coming, so
+ * that where tasks are rare or long all workers have their share of them.  Else
+ * it is who came last: of many workers with little to do between them, a few
+ * go on and on, with all that they need in the caches, and the others sleep.
+ */
 void
 queue_wake(Queue *queue)
 {
 	int64		startable;
+	TimestampTz patient;
 	dlist_mutable_iter iter;
+	dlist_node *node;
+	dlist_node *before;
 
 	if (queue->waiter_count == 0 || queue->state != QUEUE_OPEN || queue->settings.paused)
 		return;
@@ -55,25 +86,47 @@ queue_wake(Queue *queue)
 	if (queue->settings.concurrency > 0)
 		startable = Min(startable, queue->settings.concurrency - queue->running);
 
+	if (queue->woken >= startable)
+		return;
+
+	patient = GetCurrentTimestamp() - PATIENCE;
 	dlist_foreach_modify(iter, &queue->waiters)
 	{
-		Waiter	   *waiter = dlist_container(WaitLink, node, iter.cur)->waiter;
+		Waiter	   *waiter = waiter_of_link(iter.cur);
 
-		if (queue->woken >= startable)
+		if (queue->woken >= startable || waiter->since > patient)
 			break;
-		if (!queue_admits(queue, waiter->worker))
-			continue;
+		wake_for_queue(queue, waiter);
+	}
+	for (node = queue->waiters.head.prev; node != &queue->waiters.head; node = before)
+	{
+		Waiter	   *waiter = waiter_of_link(node);
 
-		unlink_waiter(waiter);
-		waiter->woken_by = queue;
-		queue->woken++;
-		SetLatch(&waiter->proc->procLatch);
+		if (queue->woken >= startable || waiter->since <= patient)
+			break;
+		before = node->prev;
+		wake_for_queue(queue, waiter);
 	}
 }
 
-/* Put this backend into the lists of the queues, given by their indexes. */
+/*
+ * Put the waiter into a list that is in the order of coming.  It may have been
+ * there before: who has looked for nothing keeps its place.
+ */
+static void
+link_waiter(dlist_head *list, WaitLink *link)
+{
+	TimestampTz since = link->waiter->since;
+	dlist_node *before = list->head.prev;
+
+	while (before != &list->head && waiter_of_link(before)->since > since)
+		before = before->prev;
+	dlist_insert_after(before, &link->node);
+}
+
+/* Put this backend, which has waited since then, into the lists of the queues, given by their indexes. */
 void
-wait_for_queues(const int32 *queues, int count, const char *worker)
+wait_for_queues(const int32 *queues, int count, const char *worker, TimestampTz since)
 {
 	Waiter	   *waiter = waiter_of_backend();
 
@@ -82,6 +135,7 @@ wait_for_queues(const int32 *queues, int count, const char *worker)
 
 	waiter->proc = MyProc;
 	waiter->db = MyDatabaseId;
+	waiter->since = since;
 	strlcpy(waiter->worker, worker, sizeof(waiter->worker));
 	for (int i = 0; i < count; i++)
 	{
@@ -90,7 +144,7 @@ wait_for_queues(const int32 *queues, int count, const char *worker)
 
 		link->waiter = waiter;
 		link->queue = queues[i];
-		dlist_push_tail(&queue->waiters, &link->node);
+		link_waiter(&queue->waiters, link);
 		queue->waiter_count++;
 	}
 	waiter->link_count = count;
@@ -116,10 +170,10 @@ stop_all_waiting_for(Queue *queue)
 
 	dlist_foreach_modify(iter, &queue->waiters)
 	{
-		Waiter	   *waiter = dlist_container(WaitLink, node, iter.cur)->waiter;
+		Waiter	   *waiter = waiter_of_link(iter.cur);
 
 		unlink_waiter(waiter);
-		SetLatch(&waiter->proc->procLatch);
+		set_latch_after_unlock(waiter->proc);
 	}
 }
 
@@ -137,7 +191,7 @@ results_note_end(Database *database, const Task *task)
 			(task->node.id < waiter->first_task || task->node.id > waiter->last_task))
 			continue;
 		if (++waiter->hits >= waiter->hits_wanted)
-			SetLatch(&waiter->proc->procLatch);
+			set_latch_after_unlock(waiter->proc);
 	}
 }
 
@@ -154,7 +208,7 @@ results_wake_batch(Database *database, int64 batch)
 		if (waiter->batch != batch)
 			continue;
 		waiter->hits = waiter->hits_wanted;
-		SetLatch(&waiter->proc->procLatch);
+		set_latch_after_unlock(waiter->proc);
 	}
 }
 
@@ -169,7 +223,7 @@ results_wake_all(Database *database)
 		Waiter	   *waiter = dlist_container(Waiter, result_link, iter.cur);
 
 		waiter->hits = waiter->hits_wanted;
-		SetLatch(&waiter->proc->procLatch);
+		set_latch_after_unlock(waiter->proc);
 	}
 }
 
@@ -216,7 +270,7 @@ keeper_wake_by(Database *database, TimestampTz time)
 	if (database->keeper == NULL || database->keeper == MyProc || time >= database->keeper_wakes_at)
 		return;
 	database->keeper_wakes_at = time;
-	SetLatch(&database->keeper->procLatch);
+	set_latch_after_unlock(database->keeper);
 }
 
 void
