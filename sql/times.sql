@@ -112,7 +112,9 @@ SELECT fanout.create_queue('waited for');
 SELECT fanout.enqueue('waited for', 'ready') AS ready, fanout.create_batch() AS ended \gset
 SELECT fanout.seal_batch(:ended);
 SELECT format('CALL fanout.dequeue_wait(''waited for'', ''w'', %L)', value) FROM test.value WHERE type = 'interval'::regtype ORDER BY n \gexec
+\set ECHO none
 SELECT format('CALL fanout.wait_batch(%s, %L)', :ended, value) FROM test.value WHERE type = 'interval'::regtype ORDER BY n \gexec
+\set ECHO all
 
 -- The keeper is the same, and has written all
 SELECT value = :'keeper' AS same_keeper, test.becomes($$(SELECT value LIKE '0 %' FROM fanout.status() WHERE item = 'journal lag')$$) AS journaled
