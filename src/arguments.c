@@ -12,6 +12,7 @@
 
 #include "arguments.h"
 #include "shared_state.h"
+#include "wait.h"
 
 /* Longer ones would run into the end of time; a month counts as 30 days. */
 #define DURATION_MAX	(INT64CONST(100) * 365 * USECS_PER_DAY)
@@ -109,10 +110,10 @@ result_set_add(ResultSet *set, const Datum *values, const bool *nulls)
 	tuplestore_putvalues(set->store, set->desc, (Datum *) values, (bool *) nulls);
 }
 
-TimestampTz
+int64
 wait_deadline(int64 wait, bool capped)
 {
 	if (capped)
 		wait = Min(wait, fanout_max_wait * INT64CONST(1000));
-	return GetCurrentTimestamp() + wait;
+	return wait_clock() + wait;
 }

@@ -37,7 +37,7 @@ typedef struct ResultSet
 extern ResultSet result_set_begin(FunctionCallInfo fcinfo);
 extern void result_set_add(ResultSet *set, const Datum *values, const bool *nulls);
 
-/* The moment at which a wait of so many microseconds ends; "capped" by pg_fanout.max_wait. */
-extern TimestampTz wait_deadline(int64 wait, bool capped);
+/* The moment, by wait_clock(), at which a wait of so many microseconds ends; "capped" by pg_fanout.max_wait. */
+extern int64 wait_deadline(int64 wait, bool capped);
 
 #endif							/* FANOUT_ARGUMENTS_H */

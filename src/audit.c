@@ -28,6 +28,7 @@
 #include "dispatch.h"
 #include "lane.h"
 #include "lane_limits.h"
+#include "registry.h"
 #include "wait.h"
 #include "window.h"
 
@@ -546,10 +547,11 @@ audit_report(void)
 Datum
 fanout_violations(PG_FUNCTION_ARGS)
 {
-	ResultSet	set = result_set_begin(fcinfo);
+	ResultSet	set;
 	AuditState	audit;
 
-	require_preload();
+	require_readable();
+	set = result_set_begin(fcinfo);
 	dispatcher_lock();
 	audit = fanout_shared->audit;
 	dispatcher_unlock();
@@ -572,7 +574,7 @@ fanout_violations(PG_FUNCTION_ARGS)
 Datum
 fanout_violations(PG_FUNCTION_ARGS)
 {
-	require_preload();
+	require_readable();
 	(void) result_set_begin(fcinfo);
 	return (Datum) 0;
 }

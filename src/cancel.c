@@ -425,7 +425,7 @@ wait_until_forgotten(int64 number)
 		ended = task != NULL && task->state == TASK_ENDED;
 		dispatcher_unlock();
 		if (ended)
-			(void) wait_on_latch(TimestampTzPlusMilliseconds(GetCurrentTimestamp(), 10), PG_WAIT_EXTENSION);
+			(void) wait_on_latch(wait_clock() + 10 * 1000, PG_WAIT_EXTENSION);
 	} while (ended);
 }
 

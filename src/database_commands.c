@@ -8,6 +8,8 @@
  * starts none until the command has ended, well or not.
  *
  * Who may not run the command sends no keeper away.
+ *
+ * And those that concern the extension itself: the keeper is told.
  */
 #include "postgres.h"
 
@@ -27,11 +29,13 @@
 #include "utils/timestamp.h"
 
 #include "commit_hooks.h"
+#include "registry.h"
 #include "shared_state.h"
+#include "version.h"
 #include "wait.h"
 #include "worker.h"
 
-#define KEEPER_LEAVES_MS	10000
+#define KEEPER_LEAVES	(10 * USECS_PER_SEC)
 
 static ProcessUtility_hook_type previous_hook = NULL;
 
@@ -148,7 +152,7 @@ caller_may(Node *statement, Oid db)
 static Database *
 hold(Oid db)
 {
-	TimestampTz deadline = TimestampTzPlusMilliseconds(GetCurrentTimestamp(), KEEPER_LEAVES_MS);
+	int64		deadline = wait_clock() + KEEPER_LEAVES;
 	Database   *database;
 	bool		gone;
 
@@ -164,7 +168,7 @@ hold(Oid db)
 			keeper_wake(database);
 		}
 		dispatcher_unlock();
-		if (gone || GetCurrentTimestamp() >= deadline)
+		if (gone || wait_clock() >= deadline)
 			break;
 		(void) ConditionVariableTimedSleep(&fanout_shared->changed, 100, PG_WAIT_EXTENSION);
 	}
@@ -200,10 +204,16 @@ process_utility(PlannedStmt *pstmt, const char *query, bool readOnlyTree, Proces
 		db = get_database_oid(name, true);
 	if (!OidIsValid(db) || !caller_may(pstmt->utilityStmt, db))
 	{
+		bool		updates = fanout_shared != NULL && updates_extension(pstmt->utilityStmt);
+
+		if (updates)
+			check_update(pstmt->utilityStmt);
 		next(pstmt, query, readOnlyTree, context, params, environment, dest, completion);
-		if (fanout_shared != NULL && drops_extension(pstmt->utilityStmt))
+		if (updates)
+			registry_invalidate();	/* what sessions know of the version */
+		if (updates || (fanout_shared != NULL && drops_extension(pstmt->utilityStmt)))
 		{
-			/* the keeper looks at commit, and leaves */
+			/* the keeper looks at commit, and leaves; or comes, to what has the version of the library by now */
 			pending_prepare(1);
 			pending_register(MyDatabaseId);
 		}

@@ -130,6 +130,8 @@ deadlines_run(Database *database, TimestampTz now)
 {
 	DeadlineLook look = {.now = now, .next = DT_NOEND, .left = DT_NOEND};
 
+	if (retry_at > now + RETRY_LATE)
+		retry_at = now;			/* the clock was set back */
 	if (now < retry_at)
 		return;
 	dispatcher_lock();

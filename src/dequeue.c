@@ -189,10 +189,10 @@ stop_waiting(int code, Datum arg)
  */
 static int
 look_and_wait(const QueueList *list, const DequeueOptions *options, LookFunction look, Claim *claims,
-			  TimestampTz deadline)
+			  int64 deadline)
 {
-	TimestampTz since = GetCurrentTimestamp();
-	TimestampTz now = since;
+	int64		since = wait_clock();
+	int64		now = since;
 
 	for (;;)
 	{
@@ -221,7 +221,7 @@ look_and_wait(const QueueList *list, const DequeueOptions *options, LookFunction
 			(void) wait_on_latch(Min(deadline, now + WAIT_SLICE), PG_WAIT_EXTENSION);
 		}
 		PG_END_ENSURE_ERROR_CLEANUP(stop_waiting, (Datum) 0);
-		now = GetCurrentTimestamp();
+		now = wait_clock();
 	}
 }
 
@@ -297,7 +297,7 @@ dequeue(FunctionCallInfo fcinfo, const QueueList *list, DequeueOptions *options)
 {
 	ResultSet	set = result_set_begin(fcinfo);
 	Claim	   *claims = palloc(options->max_tasks * sizeof(Claim));
-	TimestampTz deadline = options->wait > 0 ? wait_deadline(options->wait, true) : 0;
+	int64		deadline = options->wait > 0 ? wait_deadline(options->wait, true) : 0;
 	int			count;
 
 	(void) require_database();

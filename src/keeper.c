@@ -40,6 +40,7 @@
 #include "spi.h"
 #include "starts.h"
 #include "storage.h"
+#include "version.h"
 #include "wait.h"
 #include "window.h"
 #include "worker.h"
@@ -48,7 +49,9 @@
 #define JOIN_PAUSE		4		/* times as long as a look took, which grows with the batch */
 #define RETRY_JOIN		(200 * INT64CONST(1000))	/* microseconds, when another transaction or the pool was in the
 													 * way */
-#define DRAIN_PATIENCE	1000	/* milliseconds */
+#define DRAIN_PATIENCE	USECS_PER_SEC	/* microseconds */
+#define DRAIN_LOCK_TIMEOUT	"1s"
+#define SLEEP_MOST		(60 * USECS_PER_SEC)	/* so late may it notice that the clock was set forward */
 
 static SpiStatement select_undecided = {
 	"SELECT id FROM fanout.batch WHERE join_policy <> 'all' AND ended_at IS NULL", 0, {0}
@@ -107,7 +110,7 @@ sign_on(void)
 	bool		mine = false;
 
 	StartTransactionCommand();
-	if (!registry_extension_exists())
+	if (!registry_extension_exists() || !library_fits())
 	{
 		CommitTransactionCommand();
 		dispatcher_lock();
@@ -153,7 +156,7 @@ extension_has_gone(void)
 	bool		gone;
 
 	StartTransactionCommand();
-	gone = !registry_extension_exists() || registry_anchor() != database->anchor;
+	gone = !registry_extension_exists() || registry_anchor() != database->anchor || !library_fits();
 	CommitTransactionCommand();
 	return gone;
 }
@@ -567,14 +570,14 @@ look_again(int64 batch)
 static TimestampTz
 run_joins(void)
 {
-	static TimestampTz not_before = 0;
-	TimestampTz begin = GetCurrentTimestamp();
+	static int64 not_before = 0;	/* by wait_clock(), and what follows */
+	int64		begin = wait_clock();
 	int64	   *batches;
 	int			count;
 	bool		all_done = true;
 
 	if (begin < not_before)
-		return not_before;
+		return wait_clock_time(not_before);
 	batches = take_dirty_joins(&count);
 	for (int i = 0; i < count; i++)
 	{
@@ -590,10 +593,10 @@ run_joins(void)
 		CHECK_FOR_INTERRUPTS();
 	}
 	pfree(batches);
-	not_before = GetCurrentTimestamp() + (GetCurrentTimestamp() - begin) * JOIN_PAUSE;
+	not_before = wait_clock() + (wait_clock() - begin) * JOIN_PAUSE;
 	if (!all_done)
-		not_before = Max(not_before, GetCurrentTimestamp() + RETRY_JOIN);
-	return not_before;
+		not_before = Max(not_before, wait_clock() + RETRY_JOIN);
+	return wait_clock_time(not_before);
 }
 
 /* The first lease that may expire. */
@@ -609,14 +612,14 @@ next_expiry(void)
 
 /* When the keeper has to look next, if nobody wakes it before; noted in the slot. */
 static TimestampTz
-plan_next_look(TimestampTz last_flush, bool headway, TimestampTz next_join)
+plan_next_look(int64 last_flush, bool headway, TimestampTz next_join)
 {
 	TimestampTz next;
 
 	dispatcher_lock();
 	next = Min(next_expiry(), deadlines_next_look(database));
 	if (database->journal_count > 0)
-		next = Min(next, last_flush + fanout_journal_interval * INT64CONST(500));
+		next = Min(next, wait_clock_time(last_flush + fanout_journal_interval * INT64CONST(500)));
 	if (database->dirty_join_count > 0 || database->dirty_join_overflow)
 		next = Min(next, next_join);
 	if (ids_want_ceiling(database) || database->next_segment_wanted || database->segment_reopen_wanted ||
@@ -662,7 +665,7 @@ sleep_until(TimestampTz next)
 	if (next != DT_NOEND)
 	{
 		timeout = TimestampDifferenceMilliseconds(GetCurrentTimestamp(), next);
-		timeout = Min(timeout, 3600 * 1000L);
+		timeout = Min(timeout, SLEEP_MOST / 1000);
 		events |= WL_TIMEOUT;
 	}
 	(void) WaitLatch(MyLatch, events, timeout, PG_WAIT_EXTENSION);
@@ -670,14 +673,32 @@ sleep_until(TimestampTz next)
 }
 
 /*
+ * We are to go.  A wait for a lock would go on for as long as an operator, or
+ * a prepared transaction, has one of our tables: it is cancelled.
+ */
+static void
+terminate(SIGNAL_ARGS)
+{
+	int			save_errno = errno;
+
+	ShutdownRequestPending = true;
+	if (MyProc != NULL && MyProc->waitLock != NULL)
+		InterruptPending = QueryCancelPending = true;
+	SetLatch(MyLatch);
+	errno = save_errno;
+}
+
+/*
  * The server shuts down: what others still claim is journaled, until they
- * have gone.  If it is only us who are to go, that ends soon as well.
+ * have gone.  If it is only us who are to go, that ends soon as well, and with
+ * an error if the journal is locked.
  */
 static void
 drain_journal(void)
 {
-	TimestampTz deadline = TimestampTzPlusMilliseconds(GetCurrentTimestamp(), DRAIN_PATIENCE);
+	int64		deadline = wait_clock() + DRAIN_PATIENCE;
 
+	(void) set_config_option("lock_timeout", DRAIN_LOCK_TIMEOUT, PGC_USERSET, PGC_S_OVERRIDE, GUC_ACTION_SET, true, 0, false);
 	do
 	{
 		while (journal_flush(database))
@@ -685,7 +706,7 @@ drain_journal(void)
 		if (CountDBConnections(MyDatabaseId) == 0)
 			break;
 		(void) WaitLatch(MyLatch, WL_TIMEOUT | WL_EXIT_ON_PM_DEATH, 10, PG_WAIT_EXTENSION);
-	} while (GetCurrentTimestamp() < deadline);
+	} while (wait_clock() < deadline);
 	while (journal_flush(database))
 		;
 }
@@ -702,10 +723,26 @@ must_leave(void)
 	return result;
 }
 
+/* The clock was set back. */
+static void
+follow_clock(TimestampTz now)
+{
+	for (int i = 0; i < fanout_shared->queue_high; i++)
+	{
+		Queue	   *queue = &fanout_queues[i];
+
+		dispatcher_lock();
+		if (queue->state != QUEUE_FREE && queue->db == MyDatabaseId)
+			queue_follow_clock(queue, now);
+		dispatcher_unlock();
+	}
+}
+
 static void
 keep(void)
 {
-	TimestampTz last_flush = 0;
+	int64		last_flush = 0; /* by wait_clock() */
+	TimestampTz latest = 0;
 	MemoryContext context = AllocSetContextCreate(TopMemoryContext, "pg_fanout keeper", ALLOCSET_DEFAULT_SIZES);
 
 	while (!ShutdownRequestPending && !must_leave())
@@ -743,10 +780,13 @@ keep(void)
 			ids_raise_ceilings(database);
 		}
 		MemoryContextSwitchTo(context);
-		if (now >= last_flush + fanout_journal_interval * INT64CONST(500))
+		if (now < latest - CLOCK_SLACK)
+			follow_clock(now);
+		latest = now;
+		if (wait_clock() >= last_flush + fanout_journal_interval * INT64CONST(500))
 		{
 			(void) journal_flush(database);
-			last_flush = now;
+			last_flush = wait_clock();
 		}
 		run_expiry(now);
 		run_cancels();
@@ -769,6 +809,24 @@ keep(void)
 	}
 }
 
+/* Until we are to go. */
+static void
+keep_until_terminated(void)
+{
+	PG_TRY();
+	{
+		keep();
+	}
+	PG_CATCH();
+	{
+		if (!ShutdownRequestPending || geterrcode() != ERRCODE_QUERY_CANCELED)
+			PG_RE_THROW();
+		FlushErrorState();
+		AbortCurrentTransaction();
+	}
+	PG_END_TRY();
+}
+
 /* Go on with memory as the last keeper left it: what it was about to do is to be done. */
 static void
 take_over(void)
@@ -780,6 +838,7 @@ take_over(void)
 	CommitTransactionCommand();
 
 	refill_reset(database);
+	follow_clock(GetCurrentTimestamp());	/* it may have been set back while there was no keeper */
 	dispatcher_lock();
 	database->dirty_join_overflow = true;
 	database->cancelled_waits = true;
@@ -792,7 +851,7 @@ fanout_keeper_main(Datum arg)
 {
 	Oid			db = DatumGetObjectId(arg);
 
-	pqsignal(SIGTERM, SignalHandlerForShutdownRequest);
+	pqsignal(SIGTERM, terminate);
 	pqsignal(SIGHUP, SignalHandlerForConfigReload);
 	BackgroundWorkerUnblockSignals();
 	BackgroundWorkerInitializeConnectionByOid(db, InvalidOid, 0);
@@ -813,7 +872,7 @@ fanout_keeper_main(Datum arg)
 	else
 		take_over();
 	ConditionVariableBroadcast(&fanout_shared->changed);
-	keep();
+	keep_until_terminated();
 	if (ShutdownRequestPending || must_leave())
 		drain_journal();
 	proc_exit(0);

@@ -31,15 +31,16 @@
 #include "utils/timestamp.h"
 
 #include "shared_state.h"
+#include "wait.h"
 #include "worker.h"
 
-#define RESTART_DELAY_MS	1000	/* between two starts in one database, should they keep failing */
+#define RESTART_DELAY	USECS_PER_SEC	/* between two starts in one database, should they keep failing */
 
 /* When a keeper of the database was started last. */
 typedef struct Start
 {
 	Oid			db;
-	TimestampTz at;
+	int64		at;				/* by wait_clock() */
 } Start;
 
 static Start *starts = NULL;
@@ -143,7 +144,7 @@ serve_slots(void)
 	{
 		Database   *database = &fanout_databases[i];
 		Oid			db = InvalidOid;
-		TimestampTz now = GetCurrentTimestamp();
+		int64		now = wait_clock();
 
 		dispatcher_lock();
 		if (database->state != DATABASE_FREE && database->keeper == NULL && database->held_by == 0)
@@ -163,7 +164,7 @@ serve_slots(void)
 			dispatcher_unlock();
 			continue;
 		}
-		if (starts[i].db == db && !TimestampDifferenceExceeds(starts[i].at, now, RESTART_DELAY_MS))
+		if (starts[i].db == db && now < starts[i].at + RESTART_DELAY)
 		{
 			done = false;
 			continue;
@@ -223,7 +224,7 @@ fanout_launcher_main(Datum arg)
 		if (ShutdownRequestPending)
 			break;				/* a latch that told so may have been reset on the way */
 		(void) WaitLatch(MyLatch, WL_LATCH_SET | WL_EXIT_ON_PM_DEATH | (done ? 0 : WL_TIMEOUT),
-						 done ? -1 : RESTART_DELAY_MS, PG_WAIT_EXTENSION);
+						 done ? -1 : RESTART_DELAY / 1000, PG_WAIT_EXTENSION);
 		ResetLatch(MyLatch);
 	}
 

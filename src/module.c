@@ -17,6 +17,7 @@
 #include "shared_state.h"
 #include "spi.h"
 #include "storage.h"
+#include "version.h"
 #include "worker.h"
 
 PG_MODULE_MAGIC;
@@ -145,6 +146,7 @@ Datum
 fanout_register(PG_FUNCTION_ARGS)
 {
 	require_preload();
+	require_same_version();
 	pending_prepare(1);
 	pending_register(MyDatabaseId);
 	PG_RETURN_VOID();

@@ -397,7 +397,7 @@ fanout_live_lanes(PG_FUNCTION_ARGS)
 	LiveLane   *lanes;
 	int64		count;
 
-	require_preload();
+	require_readable();
 	set = result_set_begin(fcinfo);
 	if (RecoveryInProgress())
 		return (Datum) 0;

@@ -118,7 +118,7 @@ fanout_set_point(PG_FUNCTION_ARGS)
 	int			action;
 	PointState *point;
 
-	require_preload();
+	require_readable();
 	require_arg(fcinfo, 0, "point");
 	require_arg(fcinfo, 1, "action");
 	require_arg(fcinfo, 2, "times");
@@ -149,9 +149,10 @@ fanout_set_point(PG_FUNCTION_ARGS)
 Datum
 fanout_points(PG_FUNCTION_ARGS)
 {
-	ResultSet	set = result_set_begin(fcinfo);
+	ResultSet	set;
 
-	require_preload();
+	require_readable();
+	set = result_set_begin(fcinfo);
 	for (int id = 0; id < POINT_COUNT; id++)
 	{
 		const PointState *point = &fanout_shared->points[id];
@@ -173,7 +174,7 @@ fanout_points(PG_FUNCTION_ARGS)
 Datum
 fanout_set_point(PG_FUNCTION_ARGS)
 {
-	require_preload();
+	require_readable();
 	ereport(ERROR,
 			(errcode(ERRCODE_FEATURE_NOT_SUPPORTED),
 			 errmsg("this build of pg_fanout has no crash points"),
@@ -183,7 +184,7 @@ fanout_set_point(PG_FUNCTION_ARGS)
 Datum
 fanout_points(PG_FUNCTION_ARGS)
 {
-	require_preload();
+	require_readable();
 	(void) result_set_begin(fcinfo);
 	return (Datum) 0;
 }

@@ -16,6 +16,7 @@
 #include "utils/timestamp.h"
 
 #include "arguments.h"
+#include "registry.h"
 #include "results.h"
 #include "shared_state.h"
 #include "spi.h"
@@ -215,7 +216,7 @@ fanout_progress(PG_FUNCTION_ARGS)
 	Datum		values[12] = {0};
 	bool		nulls[12] = {false};
 
-	require_preload();
+	require_readable();
 	require_arg(fcinfo, 0, "batch");
 	open_batch(PG_GETARG_INT64(0), &batch);
 	live = count_live_tasks(&batch);

@@ -17,6 +17,8 @@
  */
 #include "postgres.h"
 
+#include "utils/timestamp.h"
+
 #include "rate.h"
 #include "shared_state.h"
 
@@ -100,10 +102,35 @@ drop_oldest(RateLog *log)
 	fanout_shared->free_rate_entry = place;
 }
 
+/*
+ * What is remembered has happened before now.  If it has a later time, the
+ * clock was set back: all of it is put back as far, as if no time had passed
+ * since the latest of it, so that none counts for less than it must, and none
+ * for as long as the clock was set back.
+ */
+static void
+follow_clock(RateLog *log, TimestampTz now)
+{
+	TimestampTz latest = log->newest != 0 ? Max(log->seen, entries[log->newest].at) : log->seen;
+	int64		ahead;
+
+	/* who had to wait for the lock may have an old time */
+	if (latest - CLOCK_SLACK <= now || latest - CLOCK_SLACK <= GetCurrentTimestamp())
+		return;
+	ahead = latest - GetCurrentTimestamp();
+	for (int32 place = log->oldest; place != 0; place = entries[place].next)
+		entries[place].at -= ahead;
+	log->seen -= ahead;
+	log->since -= ahead;
+	if (log->lost != 0)
+		log->lost -= ahead;
+}
+
 /* Let the windows slide to now, and forget what none of them holds. */
 static void
 slide(const RateView *rate, TimestampTz now)
 {
+	follow_clock(rate->log, now);
 	rate->log->seen = Max(rate->log->seen, now);
 	for (int i = 0; i < rate->count; i++)
 	{
@@ -162,10 +189,10 @@ rate_admits(const RateView *rate, int32 cost, TimestampTz now)
 		return now + RATE_NO_ROOM_PAUSE;
 	if (rate->log == NULL)
 		return 0;
-	if (rate->log->lost != 0)
-		at = time_to_forget(rate, rate->log->lost);
 
 	slide(rate, now);
+	if (rate->log->lost != 0)
+		at = time_to_forget(rate, rate->log->lost);
 	if (at <= now)
 		at = 0;
 	for (int i = 0; i < rate->count; i++)
@@ -184,9 +211,9 @@ rate_left(const RateView *rate, TimestampTz now)
 
 	if (rate->log != NULL)
 	{
+		slide(rate, now);
 		if (rate->log->lost != 0 && time_to_forget(rate, rate->log->lost) > now)
 			return 0;
-		slide(rate, now);
 	}
 	for (int i = 0; i < rate->count; i++)
 		left = Min(left, rate->limits[i].units - (rate->log != NULL ? rate->uses[i].used : 0));

@@ -30,9 +30,10 @@
 
 #include "registry.h"
 #include "spi.h"
+#include "version.h"
 #include "wait.h"
 
-#define KEEPER_PATIENCE_MS	30000
+#define KEEPER_PATIENCE	(30 * USECS_PER_SEC)
 
 static const char *const kind_names[LOG_KINDS] = {
 	[LOG_TASK] = "task",
@@ -212,25 +213,18 @@ registry_owner(void)
 static void
 check_version(void)
 {
-	static SpiStatement select_version = {
-		"SELECT extversion FROM pg_catalog.pg_extension WHERE extname = 'pg_fanout'", 0, {0}
-	};
-	SpiScope	scope;
-	char	   *version = NULL;
-
+	(void) registry_anchor();	/* an invalidation of that has us look again */
 	if (version_checked)
 		return;
-	spi_begin(&scope);
-	if (spi_read_latest(&select_version, NULL, NULL) == 1)
-		version = SPI_getvalue(SPI_tuptable->vals[0], SPI_tuptable->tupdesc, 1);
-	if (version == NULL || strcmp(version, PG_FANOUT_VERSION) != 0)
-		ereport(ERROR,
-				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
-				 errmsg("the preloaded pg_fanout library is version %s, the extension in this database is %s",
-						PG_FANOUT_VERSION, version != NULL ? version : "not created"),
-				 errhint("Restart the server after an upgrade of the library, then run ALTER EXTENSION pg_fanout UPDATE.")));
-	spi_end(&scope);
+	require_same_version();
 	version_checked = true;
+}
+
+void
+require_readable(void)
+{
+	require_preload();
+	check_version();
 }
 
 void
@@ -240,7 +234,6 @@ require_writable(const char *function)
 	PreventCommandDuringRecovery(function);
 	PreventCommandIfReadOnly(function);
 	PreventCommandIfParallelMode(function);
-	(void) registry_anchor();
 	check_version();
 }
 
@@ -281,7 +274,7 @@ require_database(void)
 {
 	static Database *known = NULL;
 	Oid			anchor = registry_anchor();
-	TimestampTz deadline;
+	int64		deadline;
 	bool		ready;
 
 	/* Read without the lock: whatever is done later looks again under it. */
@@ -294,14 +287,14 @@ require_database(void)
 				 errmsg("the extension pg_fanout was created by this very transaction"),
 				 errhint("Commit before you use it; only queues can be created before.")));
 
-	deadline = TimestampTzPlusMilliseconds(GetCurrentTimestamp(), KEEPER_PATIENCE_MS);
+	deadline = wait_clock() + KEEPER_PATIENCE;
 	ConditionVariablePrepareToSleep(&fanout_shared->changed);
 	for (;;)
 	{
 		known = call_keeper(anchor, &ready);
 		if (ready)
 			break;
-		if (GetCurrentTimestamp() >= deadline)
+		if (wait_clock() >= deadline)
 			ereport(ERROR,
 					(errcode(ERRCODE_CANNOT_CONNECT_NOW),
 					 errmsg("pg_fanout is not ready in this database"),

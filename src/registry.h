@@ -49,7 +49,8 @@ extern bool registry_extension_exists(void);
 extern bool registry_extension_is_ours(void);
 extern Oid	registry_owner(void);
 
-/* Throws unless the server can take changes and the library fits the catalogue. */
+/* Throws unless the library is preloaded and fits the catalogue; and unless the server can take changes. */
+extern void require_readable(void);
 extern void require_writable(const char *function);
 
 /* This database's slot, once its keeper has memory ready; waits for that, and throws if it takes too long. */

@@ -165,7 +165,7 @@ was_woken(void)
 }
 
 static void
-sleep_until_woken(const Target *target, TimestampTz until)
+sleep_until_woken(const Target *target, int64 until)
 {
 	expect_ends(target->ends_wanted);
 	if (target->drop_snapshot)
@@ -178,19 +178,19 @@ sleep_until_woken(const Target *target, TimestampTz until)
 
 /* Look and sleep by turns. */
 static bool
-look_until_ended(Target *target, TimestampTz deadline)
+look_until_ended(Target *target, int64 deadline)
 {
 	for (;;)
 	{
-		TimestampTz begun;
-		TimestampTz now;
+		int64		begun;
+		int64		now;
 		int64		interval;
 
 		listen_for(target);
-		begun = GetCurrentTimestamp();
+		begun = wait_clock();
 		if (target->look(target))
 			return true;
-		now = GetCurrentTimestamp();
+		now = wait_clock();
 		if (now >= deadline)
 			return false;
 		interval = Max(FALLBACK_INTERVAL, (now - begun) * LOOK_SHARE);
@@ -200,11 +200,11 @@ look_until_ended(Target *target, TimestampTz deadline)
 
 /* Wait for the target to end; has it?  A standby does not wait, nobody would wake it. */
 static bool
-await(Target *target, TimestampTz deadline)
+await(Target *target, int64 deadline)
 {
 	volatile bool ended = target->look(target);
 
-	if (ended || RecoveryInProgress() || GetCurrentTimestamp() >= deadline)
+	if (ended || RecoveryInProgress() || wait_clock() >= deadline)
 		return ended;
 
 	PG_ENSURE_ERROR_CLEANUP(stop_listening, (Datum) 0);
@@ -321,7 +321,7 @@ open_batch(int64 id, Batch *batch)
 }
 
 /* When a wait ends by its argument; without one, at the cap. */
-static TimestampTz
+static int64
 arg_deadline(FunctionCallInfo fcinfo, int arg)
 {
 	return wait_deadline(arg_duration(fcinfo, arg, "timeout", PG_INT64_MAX), true);
@@ -331,9 +331,9 @@ Datum
 fanout_wait_batch(PG_FUNCTION_ARGS)
 {
 	Batch		batch;
-	TimestampTz deadline;
+	int64		deadline;
 
-	require_preload();
+	require_readable();
 	require_arg(fcinfo, 0, "batch");
 	deadline = arg_deadline(fcinfo, 1);
 	open_batch(PG_GETARG_INT64(0), &batch);
@@ -355,11 +355,11 @@ Datum
 fanout_call_wait_batch(PG_FUNCTION_ARGS)
 {
 	Batch		batch;
-	TimestampTz deadline = DT_NOEND;
+	int64		deadline = PG_INT64_MAX;
 	Datum		values[1];
 	bool		nulls[1] = {false};
 
-	require_preload();
+	require_readable();
 	require_nonatomic(fcinfo, "fanout.wait_batch()");
 	require_arg(fcinfo, 0, "batch");
 	if (!PG_ARGISNULL(1))
@@ -488,12 +488,12 @@ Datum
 fanout_wait_tasks(PG_FUNCTION_ARGS)
 {
 	TaskList	tasks;
-	TimestampTz deadline;
+	int64		deadline;
 	Datum	   *ids;
 	bool	   *nulls;
 	int			count;
 
-	require_preload();
+	require_readable();
 	require_arg(fcinfo, 0, "tasks");
 	deadline = arg_deadline(fcinfo, 1);
 	count = array_elements(PG_GETARG_ARRAYTYPE_P(0), INT8OID, "tasks", &ids, &nulls, false);
@@ -667,13 +667,13 @@ Datum
 fanout_collect(PG_FUNCTION_ARGS)
 {
 	Batch		batch;
-	TimestampTz deadline;
+	int64		deadline;
 	Collector  *collector;
 	TaskRange  *ranges;
 	int64		range_count;
 	SpiScope	scope;
 
-	require_preload();
+	require_readable();
 	require_arg(fcinfo, 0, "batch");
 	deadline = arg_deadline(fcinfo, 1);
 	open_batch(PG_GETARG_INT64(0), &batch);
@@ -750,12 +750,12 @@ Datum
 fanout_result(PG_FUNCTION_ARGS)
 {
 	TaskList	tasks;
-	TimestampTz deadline;
+	int64		deadline;
 	Datum		id;
 	Datum		values[3] = {0};
 	bool		nulls[3] = {false};
 
-	require_preload();
+	require_readable();
 	require_arg(fcinfo, 0, "task");
 	deadline = arg_deadline(fcinfo, 1);
 	id = PG_GETARG_DATUM(0);

@@ -313,7 +313,7 @@ continue_look(Database *database, TimestampTz now)
 static bool
 is_being_restored(const Database *database, TimestampTz now)
 {
-	return database->filled_at != 0 && now - database->filled_at < RESTORE_PATIENCE;
+	return database->filled_at != 0 && now >= database->filled_at && now - database->filled_at < RESTORE_PATIENCE;
 }
 
 /* What there is to do from time to time; when to be called again. */

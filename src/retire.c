@@ -36,6 +36,7 @@
 #include "retire.h"
 #include "segments.h"
 #include "spi.h"
+#include "wait.h"
 
 #define CARRY_PATIENCE	(300 * INT64CONST(1000))	/* microseconds for which the tables may be locked */
 #define CARRY_TASKS		500		/* tasks that are moved by one statement */
@@ -138,7 +139,7 @@ carry_rows(const char *kind, const char *column, const SurvivorLook *look, int h
  * it is done for one task after the other.
  */
 static bool
-carry_journal(const SurvivorLook *look, int heir, TimestampTz deadline)
+carry_journal(const SurvivorLook *look, int heir, int64 deadline)
 {
 	Relation	journal = RelationIdGetRelation(registry_relation(LOG_ATTEMPT, look->segment));
 	BlockNumber pages;
@@ -154,16 +155,16 @@ carry_journal(const SurvivorLook *look, int heir, TimestampTz deadline)
 		(void) set_config_option("enable_seqscan", "on", PGC_USERSET, PGC_S_SESSION, GUC_ACTION_SAVE, true, 0, false);
 		(void) set_config_option("enable_bitmapscan", "off", PGC_USERSET, PGC_S_SESSION, GUC_ACTION_SAVE, true, 0, false);
 	}
-	for (int64 done = 0; done < look->survivors.count && GetCurrentTimestamp() < deadline; done += at_a_time)
+	for (int64 done = 0; done < look->survivors.count && wait_clock() < deadline; done += at_a_time)
 		carry_rows("attempt", "task", look, heir, done, at_a_time);
-	return GetCurrentTimestamp() < deadline;
+	return wait_clock() < deadline;
 }
 
 /* Move what has to stay; false if that takes too long. */
 static bool
 carry_survivors(const SurvivorLook *look, int heir)
 {
-	TimestampTz deadline = GetCurrentTimestamp() + CARRY_PATIENCE;
+	int64		deadline = wait_clock() + CARRY_PATIENCE;
 	SpiScope	scope;
 	bool		in_time = true;
 
@@ -175,7 +176,7 @@ carry_survivors(const SurvivorLook *look, int heir)
 		carry_rows("task", "id", look, heir, done, count);
 		carry_rows("checkpoint", "task", look, heir, done, count);
 		carry_rows("outcome", "task", look, heir, done, count);
-		in_time = GetCurrentTimestamp() < deadline;
+		in_time = wait_clock() < deadline;
 	}
 	in_time = in_time && carry_journal(look, heir, deadline);
 	spi_end(&scope);

@@ -58,7 +58,7 @@ fanout_live_segments(PG_FUNCTION_ARGS)
 	SegmentKept kept[FANOUT_SEGMENTS] = {0};
 	Database   *database;
 
-	require_preload();
+	require_readable();
 	set = result_set_begin(fcinfo);
 	if (RecoveryInProgress())
 		return (Datum) 0;

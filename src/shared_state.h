@@ -28,6 +28,7 @@
 #define FANOUT_WORK_CHUNK		256 /* tasks handled in one hold of the lock */
 #define FANOUT_SEGMENTS			4	/* of the log: those that src/sql/02_tables.sql makes */
 #define FANOUT_SEGMENT_UNUSED	PG_INT64_MAX
+#define CLOCK_SLACK				(1000 * INT64CONST(1000))	/* microseconds: a clock that differs by more was set */
 
 /*
  * A window: the part of an order that is in memory.  Every waiting task of
@@ -427,7 +428,7 @@ typedef struct Waiter
 	Oid			db;
 	WaitLink	links[FANOUT_WAIT_QUEUES];
 	int32		link_count;		/* 0: stands in no queue's list */
-	TimestampTz since;			/* it waits for work */
+	int64		since;			/* it waits for work, by wait_clock() */
 	char		worker[FANOUT_NAME_LEN];
 	Queue	   *woken_by;		/* it was woken for this queue and has not looked yet */
 

@@ -144,6 +144,14 @@ lease_undo_start(Lease *lease)
 	lease_start_journaled(lease);
 }
 
+/* The clock was set back: what lanes wait for is a time by the old one. */
+void
+queue_follow_clock(Queue *queue, TimestampTz now)
+{
+	queue->loaded_at = Min(queue->loaded_at, now);
+	queue_settle_lanes(queue);
+}
+
 int64
 queue_longest_window(const Queue *queue)
 {

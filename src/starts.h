@@ -19,6 +19,9 @@ extern void lease_note_start(Lease *lease);
 extern void lease_undo_start(Lease *lease);
 extern void lease_start_journaled(Lease *lease);
 
+/* The clock was set back. */
+extern void queue_follow_clock(Queue *queue, TimestampTz now);
+
 /* The longest window of the queue's rate limits, those of its partitions included; 0 if it has none. */
 extern int64 queue_longest_window(const Queue *queue);
 

@@ -24,6 +24,7 @@
 #include "registry.h"
 #include "spi.h"
 #include "storage.h"
+#include "version.h"
 #include "views.h"
 #include "window.h"
 
@@ -36,6 +37,8 @@ PG_FUNCTION_INFO_V1(fanout_status);
 
 /* Priorities among which the oldest ready task is looked for, the most urgent ones. */
 #define OLDEST_MAX_PRIORITIES	64
+
+#define STATUS_COLUMNS	2
 
 /* A task, as memory has it. */
 typedef struct LiveTask
@@ -118,14 +121,12 @@ typedef struct Status
 	int64		free_limited_lanes;
 	int64		free_groups;
 	int32		queues;
+	bool		wrong_version;	/* of the library or of the extension */
 } Status;
 
 static SpiStatement select_queue_roles = {
 	"SELECT id, owner::oid FROM fanout.queue UNION ALL SELECT queue, grantee::oid FROM fanout.queue_grant ORDER BY 1",
 	0, {0}
-};
-static SpiStatement select_version = {
-	"SELECT extversion FROM pg_catalog.pg_extension WHERE extname = 'pg_fanout'", 0, {0}
 };
 
 /*
@@ -197,7 +198,7 @@ fanout_queue_visible(PG_FUNCTION_ARGS)
 {
 	VisibleQueues *queues = fcinfo->flinfo->fn_extra;
 
-	require_preload();
+	require_readable();
 	if (queues == NULL || queues->role != GetUserId())
 	{
 		MemoryContext caller = MemoryContextSwitchTo(fcinfo->flinfo->fn_mcxt);
@@ -212,7 +213,7 @@ fanout_queue_visible(PG_FUNCTION_ARGS)
 Datum
 fanout_role_visible(PG_FUNCTION_ARGS)
 {
-	require_preload();
+	require_readable();
 	PG_RETURN_BOOL(role_is_mine(PG_GETARG_OID(0)));
 }
 
@@ -332,7 +333,7 @@ fanout_live_task(PG_FUNCTION_ARGS)
 	bool		nulls[6] = {true, true, true, true, true, true};
 	LiveTask	live;
 
-	require_preload();
+	require_readable();
 	cache = live_task_cache(fcinfo);
 	if (!PG_ARGISNULL(0) && !PG_ARGISNULL(1) && queue_is_visible(cache->visible, PG_GETARG_INT32(1)) &&
 		find_live_task(PG_GETARG_INT64(0), PG_GETARG_INT32(1), !PG_ARGISNULL(2),
@@ -489,7 +490,7 @@ fanout_live_queues(PG_FUNCTION_ARGS)
 	double		seconds;
 	int			count;
 
-	require_preload();
+	require_readable();
 	set = result_set_begin(fcinfo);
 	if (RecoveryInProgress())
 		return (Datum) 0;
@@ -583,7 +584,7 @@ fanout_live_leases(PG_FUNCTION_ARGS)
 	VisibleQueues *visible;
 	LeaseCopy	copy;
 
-	require_preload();
+	require_readable();
 	set = result_set_begin(fcinfo);
 	if (RecoveryInProgress())
 		return (Datum) 0;
@@ -649,28 +650,14 @@ copy_status(Status *status)
 	dispatcher_unlock();
 }
 
-static char *
-read_extension_version(void)
-{
-	MemoryContext caller = CurrentMemoryContext;
-	SpiScope	scope;
-	char	   *version = NULL;
-
-	spi_begin(&scope);
-	if (spi_read_latest(&select_version, NULL, NULL) == 1)
-		version = MemoryContextStrdup(caller, SPI_getvalue(SPI_tuptable->vals[0], SPI_tuptable->tupdesc, 1));
-	spi_end(&scope);
-	return version;
-}
-
 static void add_item(ResultSet *set, const char *item, const char *format,...) pg_attribute_printf(3, 4);
 
 /* An item of the status; without a format, its value is NULL. */
 static void
 add_item(ResultSet *set, const char *item, const char *format,...)
 {
-	Datum		values[2];
-	bool		nulls[2] = {false, format == NULL};
+	Datum		values[STATUS_COLUMNS];
+	bool		nulls[STATUS_COLUMNS] = {false, format == NULL};
 	char		buffer[128] = "";
 	va_list		args;
 
@@ -690,6 +677,8 @@ state_word(const Status *status)
 {
 	if (RecoveryInProgress())
 		return "standby";
+	if (status->wrong_version)
+		return "wrong version";
 	if (!status->known)
 		return "no keeper";
 	return status->state == DATABASE_READY ? "ready" : "starting";
@@ -745,6 +734,7 @@ add_pool_items(ResultSet *set, const Status *status)
 	add_item(set, "fair groups in memory", INT64_FORMAT " of %d", max_groups() - status->free_groups, max_groups());
 }
 
+/* It tells of versions that differ, too, as long as it has the two columns that it knows. */
 Datum
 fanout_status(PG_FUNCTION_ARGS)
 {
@@ -753,10 +743,13 @@ fanout_status(PG_FUNCTION_ARGS)
 	char	   *version;
 
 	require_preload();
-	version = read_extension_version();
+	version = extension_version();
 	copy_status(&status);
+	status.wrong_version = version == NULL || strcmp(version, PG_FANOUT_VERSION) != 0;
 
 	set = result_set_begin(fcinfo);
+	if (set.desc->natts != STATUS_COLUMNS)
+		require_readable();
 	add_item(&set, "library version", "%s", PG_FANOUT_VERSION);
 	add_item(&set, "extension version", "%s", version != NULL ? version : "none");
 	add_item(&set, "state", "%s", state_word(&status));

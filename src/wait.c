@@ -20,6 +20,7 @@
 
 #include "miscadmin.h"
 #include "pgstat.h"
+#include "portability/instr_time.h"
 #include "storage/latch.h"
 #include "utils/timestamp.h"
 
@@ -75,7 +76,7 @@ void
 queue_wake(Queue *queue)
 {
 	int64		startable;
-	TimestampTz patient;
+	int64		patient;
 	dlist_mutable_iter iter;
 	dlist_node *node;
 	dlist_node *before;
@@ -89,7 +90,7 @@ queue_wake(Queue *queue)
 	if (queue->woken >= startable)
 		return;
 
-	patient = GetCurrentTimestamp() - PATIENCE;
+	patient = wait_clock() - PATIENCE;
 	dlist_foreach_modify(iter, &queue->waiters)
 	{
 		Waiter	   *waiter = waiter_of_link(iter.cur);
@@ -116,7 +117,7 @@ queue_wake(Queue *queue)
 static void
 link_waiter(dlist_head *list, WaitLink *link)
 {
-	TimestampTz since = link->waiter->since;
+	int64		since = link->waiter->since;
 	dlist_node *before = list->head.prev;
 
 	while (before != &list->head && waiter_of_link(before)->since > since)
@@ -126,7 +127,7 @@ link_waiter(dlist_head *list, WaitLink *link)
 
 /* Put this backend, which has waited since then, into the lists of the queues, given by their indexes. */
 void
-wait_for_queues(const int32 *queues, int count, const char *worker, TimestampTz since)
+wait_for_queues(const int32 *queues, int count, const char *worker, int64 since)
 {
 	Waiter	   *waiter = waiter_of_backend();
 
@@ -260,6 +261,18 @@ stop_waiting_for_results(void)
 }
 
 /*
+ * Should the keeper have looked by now?  Then the clock was set forward while
+ * it slept, for as long as it would have taken by the old one.  The clock is
+ * not read for a time that is close to what the keeper has in mind.
+ */
+static bool
+keeper_is_overdue(const Database *database, TimestampTz time)
+{
+	return time - database->keeper_wakes_at > CLOCK_SLACK &&
+		database->keeper_wakes_at < GetCurrentTimestamp() - CLOCK_SLACK;
+}
+
+/*
  * See to it that the keeper looks by this time.  It says when it will look
  * next, so that what is nothing new to it costs no signal.
  */
@@ -267,7 +280,8 @@ void
 keeper_wake_by(Database *database, TimestampTz time)
 {
 	/* the keeper itself looks at everything before it sleeps; to wake itself it would never come to that */
-	if (database->keeper == NULL || database->keeper == MyProc || time >= database->keeper_wakes_at)
+	if (database->keeper == NULL || database->keeper == MyProc ||
+		(time >= database->keeper_wakes_at && !keeper_is_overdue(database, time)))
 		return;
 	database->keeper_wakes_at = time;
 	set_latch_after_unlock(database->keeper);
@@ -295,16 +309,32 @@ abandon_waits(void)
 	dispatcher_unlock();
 }
 
+int64
+wait_clock(void)
+{
+	instr_time	now;
+
+	INSTR_TIME_SET_CURRENT(now);
+	return INSTR_TIME_GET_MICROSEC(now);
+}
+
+TimestampTz
+wait_clock_time(int64 moment)
+{
+	return GetCurrentTimestamp() + (moment - wait_clock());
+}
+
 /*
  * Sleep until the latch is set or the deadline has come; false if it has.
  * Throws if the statement is cancelled or the session ended.
  */
 bool
-wait_on_latch(TimestampTz deadline, uint32 wait_event)
+wait_on_latch(int64 deadline, uint32 wait_event)
 {
-	long		timeout = TimestampDifferenceMilliseconds(GetCurrentTimestamp(), deadline);
+	int64		left = deadline - wait_clock();
+	long		timeout = Min(left / 1000 + 1, PG_INT32_MAX);
 
-	if (timeout <= 0)
+	if (left <= 0)
 		return false;
 
 	(void) WaitLatch(MyLatch, WL_LATCH_SET | WL_TIMEOUT | WL_EXIT_ON_PM_DEATH, timeout, wait_event);

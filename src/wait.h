@@ -9,7 +9,7 @@
 
 /* These expect the dispatcher lock to be held, and cannot throw. */
 extern void queue_wake(Queue *queue);
-extern void wait_for_queues(const int32 *queues, int count, const char *worker, TimestampTz since);
+extern void wait_for_queues(const int32 *queues, int count, const char *worker, int64 since);
 extern void stop_waiting_for_queues(void);
 extern void stop_all_waiting_for(Queue *queue);
 extern void results_note_end(Database *database, const Task *task);
@@ -23,8 +23,14 @@ extern void keeper_wake_by(Database *database, TimestampTz time);
 /* These take the lock. */
 extern void abandon_waits(void);
 
+/*
+ * Microseconds by a clock that nobody sets, by which waits are measured; and
+ * what the other one shows at such a moment, if it is not set meanwhile.
+ */
+extern int64 wait_clock(void);
+extern TimestampTz wait_clock_time(int64 moment);
 
-/* This waits: it may throw, and must be called without the lock. */
-extern bool wait_on_latch(TimestampTz deadline, uint32 wait_event);
+/* This waits until wait_clock() shows the deadline: it may throw, and must be called without the lock. */
+extern bool wait_on_latch(int64 deadline, uint32 wait_event);
 
 #endif							/* FANOUT_WAIT_H */

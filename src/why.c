@@ -340,7 +340,7 @@ fanout_why(PG_FUNCTION_ARGS)
 	const char *code;
 	char	   *words;
 
-	require_preload();
+	require_readable();
 	PreventCommandDuringRecovery("fanout.why()");
 	require_arg(fcinfo, 0, "task");
 	(void) require_database();
