@@ -10,7 +10,7 @@
 /* These expect the dispatcher lock to be held, and cannot throw. */
 extern void queue_wake(Queue *queue);
 extern void wait_for_queues(const int32 *queues, int count, const char *worker, TimestampTz since);
-extern void stop_waiting_for_queues(void);
+extern bool stop_waiting_for_queues(void);
 extern void stop_all_waiting_for(Queue *queue);
 extern void results_note_end(Database *database, const Task *task);
 extern void results_wake_batch(Database *database, int64 batch);
@@ -22,7 +22,6 @@ extern void keeper_wake_by(Database *database, TimestampTz time);
 
 /* These take the lock. */
 extern void abandon_waits(void);
-
 
 /* This waits: it may throw, and must be called without the lock. */
 extern bool wait_on_latch(TimestampTz deadline, uint32 wait_event);
