@@ -121,7 +121,7 @@ CREATE VIEW fanout.segments WITH (security_barrier) AS
       FROM known s LEFT JOIN fanout._live_segments() l ON l.slot = s.slot;
 COMMENT ON VIEW fanout.segments IS 'segments of the log that are in use, their size, and why one is kept longer than it had to be';
 
-CREATE VIEW fanout.stats AS
+CREATE VIEW fanout.stats WITH (security_barrier) AS
     SELECT s.state, s.ready_since, s.rebuilds, s.rebuild_began, make_interval(secs => s.rebuild_microseconds / 1e6) AS rebuild_time, s.rebuilt_tasks,
            s.launcher_pid, s.keeper_pid, s.keeper_since, s.keeper_wakes_at, s.keeper_starts, s.keeper_failures, s.failed_in_a_row,
            s.failed_at AS last_failure_at, s.last_error,
@@ -131,7 +131,7 @@ CREATE VIEW fanout.stats AS
       FROM fanout._stats() s;
 COMMENT ON VIEW fanout.stats IS 'what the extension does in this database: its memory, its keeper, and counters since the server started';
 
-CREATE VIEW fanout.pools AS
+CREATE VIEW fanout.pools WITH (security_barrier) AS
     SELECT p.pool, p.used, p.size, p.setting FROM fanout._pools() p;
 COMMENT ON VIEW fanout.pools IS 'how much is used of the memory that all databases of the server share, and which setting gives more';
 

@@ -16,6 +16,7 @@ my $node = new_node('main', conf => <<EOC);
 max_worker_processes = 3
 max_logical_replication_workers = 0
 max_parallel_workers = 0
+autovacuum = off	# its workers would fail by these settings as well
 pg_fanout.max_databases = 3
 EOC
 my $mark;    # what the log has before the test in question
