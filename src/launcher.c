@@ -194,6 +194,7 @@ serve_slot(Database *database, Start *start)
 {
 	Start		next = {.db = InvalidOid, .at = GetCurrentTimestamp()};
 	int			failed = 0;
+	TimestampTz last = 0;
 	bool		open;
 
 	dispatcher_lock();
@@ -202,6 +203,7 @@ serve_slot(Database *database, Start *start)
 		next.db = database->db;
 		next.signed_on = database->keeper_starts;
 		failed = database->failed_in_a_row;
+		last = database->keeper_since;
 	}
 	dispatcher_unlock();
 	if (!OidIsValid(next.db))
@@ -218,9 +220,10 @@ serve_slot(Database *database, Start *start)
 	{
 		if (start->signed_on == next.signed_on)
 			next.lost = start->lost + 1;
-		if (!TimestampDifferenceExceeds(start->at, next.at, keeper_pause(failed + next.lost)))
-			return false;
+		last = Max(last, start->at);
 	}
+	if (last != 0 && !TimestampDifferenceExceeds(last, next.at, keeper_pause(failed + next.lost)))
+		return false;
 	if (!start_keeper(next.db))
 		return false;
 	*start = next;

@@ -366,7 +366,8 @@ typedef struct Database
 	int64		keeper_failures;	/* how many of them ended with an error */
 	int32		failed_in_a_row;	/* the last ones, that have not come to the end of a turn */
 	TimestampTz retention_failed_at;	/* when one last failed at what retention asks for; 0: none has */
-	TimestampTz told_at;		/* when the log was last told of an error */
+	TimestampTz told_at;		/* when the log was last told of an error, */
+	int			told_sqlstate;	/* and of which kind */
 	TimestampTz failed_at;		/* the last one; 0: none */
 	char		last_error[FANOUT_ERROR_LEN];
 

@@ -92,10 +92,10 @@ keeper_context(void *arg)
 
 /* Is it an error that nobody has been told of? */
 static bool
-is_news(const Database *database, const char *message, TimestampTz now)
+is_news(const Database *database, int sqlstate, TimestampTz now)
 {
-	if (database == NULL || strcmp(database->last_error, message) != 0)
-		return true;
+	if (database == NULL || database->told_sqlstate != sqlstate)
+		return true;			/* the words may differ by the name of a file */
 	if (retaining)
 		return now - database->told_at > TELL_AGAIN;
 	return database->failed_in_a_row == 0;
@@ -103,7 +103,7 @@ is_news(const Database *database, const char *message, TimestampTz now)
 
 /* Note the failure where others can see it.  Under the lock. */
 static void
-note_failure(Database *database, const char *message, bool told, TimestampTz now)
+note_failure(Database *database, const char *message, int told_sqlstate, TimestampTz now)
 {
 	database->keeper_failures++;
 	database->failed_at = now;
@@ -111,8 +111,11 @@ note_failure(Database *database, const char *message, bool told, TimestampTz now
 		database->retention_failed_at = now;
 	else
 		database->failed_in_a_row++;
-	if (told)
+	if (told_sqlstate != 0)
+	{
 		database->told_at = now;
+		database->told_sqlstate = told_sqlstate;
+	}
 	strlcpy(database->last_error, message, FANOUT_ERROR_LEN);
 }
 
@@ -133,7 +136,7 @@ fail(void)
 
 	/* without the lock: nobody else writes what this reads, and the transaction may have locks of the server's own */
 	database = database_find(MyDatabaseId);
-	told = is_news(database, message, now);
+	told = is_news(database, error->sqlerrcode, now);
 	if (told)
 		EmitErrorReport();
 	FlushErrorState();
@@ -141,7 +144,7 @@ fail(void)
 
 	dispatcher_lock();
 	if (database != NULL && database->db == MyDatabaseId)
-		note_failure(database, message, told, now);
+		note_failure(database, message, told ? error->sqlerrcode : 0, now);
 	dispatcher_unlock();
 
 	/* the postmaster would log any other code, each time */
@@ -177,6 +180,7 @@ keeper_works(Database *database)
 		return;
 	dispatcher_lock();
 	database->failed_in_a_row = 0;
+	database->told_sqlstate = 0;
 	dispatcher_unlock();
 	if (failed > 1)
 		ereport(LOG,

@@ -68,7 +68,7 @@ is(query("SELECT used FROM fanout.pools WHERE pool = 'uncommitted tasks'"), 0, '
 is(query("SELECT count(*) FROM fanout.dequeue('jobs', 'w', max_tasks => 2000)"), 2000, 'a dequeue needs none');
 becomes('(SELECT failed_in_a_row >= 3 FROM fanout.stats)', 'the journal does: keepers fail one after the other');
 like(query('SELECT last_error FROM fanout.stats'), qr/could not extend file .* No space left on device/, 'the view says why');
-is(count_in_log(qr/CONTEXT:  pg_fanout keeper of database/), 1, 'the log says it once');
+is(count_in_log(qr/pg_fanout keeper of database \d+\n/), 1, 'the log says it once');
 is(query("SELECT journal_lag BETWEEN 976 AND 2000 AND journal_lag_age > '1 s' FROM fanout.stats"), 't', 'the journal lags');
 is(state_of('SELECT count(*) FROM fanout.complete(ARRAY(SELECT lease FROM fanout.leases))'), '53100', 'a complete that needs room fails');
 is(query('SELECT count(*) FROM fanout.leases'), 2000, 'its leases are held');
@@ -85,33 +85,34 @@ query("ALTER DATABASE small SET work_mem = '64kB'");
 query("SELECT count(*) FROM fanout.dequeue('jobs', 'w', max_tasks => 10000)");
 becomes('(SELECT journal_lag = 0 FROM fanout.stats)', 'the journal is written');
 my $held = query('SELECT count(*) FROM fanout.leases');
-fill();
-$node->stop('immediate');
+$node->stop;
+fill();    # now: the server itself cannot recover from a crash without room
 $node->start;
 becomes("(SELECT state = 'failing' AND failed_in_a_row >= 2 FROM fanout.stats)", 'the rebuild fails');
 is(state_of("SET statement_timeout = '1 s'; SELECT * FROM fanout.dequeue('jobs')"), '57014', 'functions wait');
 is(query('SELECT count(*) FROM fanout.leases'), 0, 'views show what the tables tell');
+is(count_in_log(qr/pg_fanout keeper of database \d+\n/), 1, 'the log says it once, though the words differ');
 make_room();
 becomes("(SELECT state = 'ready' AND failed_in_a_row = 0 FROM fanout.stats)", 'with room again, memory is filled');
 is(query('SELECT count(*) FROM fanout.leases'), $held, 'promise 7: all journaled leases are held');
 is(query('SELECT * FROM broken() LIMIT 5'), '', 'memory and tables agree');
 
+query('ALTER DATABASE small RESET work_mem');
+
 # -- retention: what has to stay cannot be moved
 query(q{SELECT count(*) FROM fanout.enqueue_many('jobs', 'stays', array_fill(to_jsonb(repeat('x', 1000)), '{2000}'), delay => '1 day')});
 is(query('SELECT fanout._next_segment()'), 2, 'another segment');
 query("SELECT count(*) FROM fanout.complete(ARRAY(SELECT lease FROM fanout.leases))");
+query("SELECT fanout.enqueue('short', 'x', delay => '5 s')");
+my $failures = query('SELECT keeper_failures FROM fanout.stats');
 fill();
 $node->append_conf('postgresql.conf', "pg_fanout.retention = '1 s'");
 $node->reload;
-becomes('(SELECT keeper_failures >= 1 AND last_failure_at > now() - interval $$20 s$$ FROM fanout.stats)', 'the keeper fails as it moves what has to stay');
+becomes("(SELECT keeper_failures > $failures FROM fanout.stats)", 'the keeper fails as it moves what has to stay');
 is(query('SELECT failed_in_a_row FROM fanout.stats'), 0, 'that is no reason for a pause of all else');
-is( query(<<'EOS'), "t\nt", 'another one lets leases end and tasks become due');
-SELECT fanout.enqueue('short', 'x', delay => '100 ms') \g /dev/null
-SELECT count(*) = 1 FROM fanout.dequeue('short', 'w1', wait => '20 s');
-SELECT count(*) = 1 FROM fanout.dequeue('short', 'w2', lease => '10 min', wait => '20 s');
-EOS
-becomes('(SELECT keeper_failures >= 2 FROM fanout.stats)', 'it is tried again');
-is(count_in_log(qr/CONTEXT:  pg_fanout keeper of database/), 1, 'the log has it once');
+becomes("(SELECT ready = 1 FROM fanout.queues WHERE queue = 'short')", 'another one goes on with all else: a task becomes due');
+becomes("(SELECT keeper_failures > $failures + 1 FROM fanout.stats)", 'it is tried again');
+is(count_in_log(qr/pg_fanout keeper of database \d+\n/), 1, 'the log has it once');
 is(query('SELECT * FROM broken() LIMIT 5'), '', 'nothing is half done');
 make_room();
 becomes('(SELECT retired_segments >= 1 AND carried_tasks >= 2000 FROM fanout.stats)', 'with room again, the segment is retired');
