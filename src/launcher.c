@@ -51,7 +51,7 @@ typedef struct Start
 } Start;
 
 static Start *starts = NULL;
-static TimestampTz refused_since = 0; /* when there was no worker slot for the first time, and none since */
+static TimestampTz refused_since = 0;	/* when there was no worker slot for the first time, and none since */
 static bool complained = false;
 
 /* There was no worker slot.  One that has just ended keeps its slot for a moment: that is nobody's business. */

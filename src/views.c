@@ -96,6 +96,7 @@ static SpiStatement select_queue_roles = {
 	"SELECT id, owner::oid FROM fanout.queue UNION ALL SELECT queue, grantee::oid FROM fanout.queue_grant ORDER BY 1",
 	0, {0}
 };
+
 /*
  * Read who may do something with which queue: ids and roles, in the order of
  * ids.  The caller's rights are compared by the caller: in here, we are the

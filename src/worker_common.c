@@ -125,6 +125,7 @@ fail(void)
 {
 	TimestampTz now = GetCurrentTimestamp();
 	char		message[FANOUT_ERROR_LEN];
+	int			length;
 	ErrorData  *error;
 	Database   *database;
 	bool		told;
@@ -132,7 +133,8 @@ fail(void)
 	HOLD_INTERRUPTS();
 	MemoryContextSwitchTo(TopMemoryContext);
 	error = CopyErrorData();
-	strlcpy(message, error->message, Min(FANOUT_ERROR_LEN, pg_mbcliplen(error->message, strlen(error->message), FANOUT_ERROR_LEN - 1) + 1));
+	length = pg_mbcliplen(error->message, strlen(error->message), FANOUT_ERROR_LEN - 1);
+	strlcpy(message, error->message, length + 1);
 
 	/* without the lock: nobody else writes what this reads, and the transaction may have locks of the server's own */
 	database = database_find(MyDatabaseId);
