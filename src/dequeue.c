@@ -401,7 +401,7 @@ fanout_complete_many_and_dequeue(PG_FUNCTION_ARGS)
 		if (done[i])
 			options.wait = 0;
 		else
-			ereport(WARNING,
+			ereport(NOTICE,		/* for the client: the server's log has no use for it */
 					(errcode(ERRCODE_LEASE_LOST),
 					 errmsg("lease " INT64_FORMAT " is lost or was completed before", DatumGetInt64(leases[i]))));
 	}
