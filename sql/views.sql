@@ -80,6 +80,7 @@ SELECT item, value ~ CASE
 	WHEN item = 'ready since' THEN '^20[0-9][0-9]-'
 	WHEN item = 'rebuild time' THEN '^[0-9]+\.[0-9] ms$'
 	WHEN item = 'journal lag' THEN '^[0-9]+ leases$'
+	WHEN item = 'wake-ups' THEN '^[0-9]+, [0-9]+ for nothing$'
 	ELSE '^[0-9]+$' END AS as_expected FROM fanout.status();
 SELECT value AS queues FROM fanout.status() WHERE item = 'queues';
 SELECT count(*) FROM fanout.status() s JOIN pg_stat_activity a ON a.pid = s.value::int WHERE s.item = 'keeper pid' AND a.datname = current_database();

@@ -486,6 +486,7 @@ audit_memory(void)
 	int64		tasks = 0;
 	int64		leases = 0;
 	int64		limited = 0;
+	int64		reserved = 0;
 
 	if (audit->skipped++ < fanout_max_tracked_tasks / POOL_FOR_EACH_HOLD)
 		return;
@@ -502,8 +503,10 @@ audit_memory(void)
 			continue;
 		compare_queue(&fanout_queues[i]);
 		limited += fanout_queues[i].recount.limited;
+		reserved += fanout_queues[i].recount.reserved;
 	}
 	expect("free places for limits", 0, 0, fanout_shared->free_limited_lanes, fanout_max_limited_lanes - limited);
+	expect("reserved entries of all queues", 0, 0, fanout_shared->reserved, reserved);
 	for (int i = 0; i < fanout_shared->database_high; i++)
 	{
 		Database   *database = &fanout_databases[i];

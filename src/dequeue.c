@@ -173,6 +173,16 @@ pass_on(const QueueList *list)
 	}
 }
 
+/* This backend was woken for nothing.  Under the lock. */
+static void
+note_idle_wakeup(void)
+{
+	Database   *database = database_find(MyDatabaseId);
+
+	if (database != NULL)
+		database->idle_wakeups++;
+}
+
 /* What one look at the queues does; its result ends the wait unless it is 0.  Under the lock. */
 typedef int (*LookFunction) (const QueueList *list, const DequeueOptions *options, Claim *claims);
 
@@ -198,14 +208,17 @@ look_and_wait(const QueueList *list, const DequeueOptions *options, LookFunction
 	{
 		const QueueRef *gone;
 		int			count = 0;
+		bool		woken;
 		bool		sleep;
 
 		dispatcher_lock();
-		stop_waiting_for_queues();
+		woken = stop_waiting_for_queues();
 		gone = find_gone(list);
 		if (gone == NULL)
 			count = look(list, options, claims);
 		pass_on(list);
+		if (woken && count == 0)
+			note_idle_wakeup();
 		sleep = gone == NULL && count == 0 && now < deadline;
 		if (sleep)
 			wait_for_queues(list->slots, list->count, options->worker, since);
@@ -388,7 +401,7 @@ fanout_complete_many_and_dequeue(PG_FUNCTION_ARGS)
 		if (done[i])
 			options.wait = 0;
 		else
-			ereport(WARNING,
+			ereport(NOTICE,		/* for the client: the server's log has no use for it */
 					(errcode(ERRCODE_LEASE_LOST),
 					 errmsg("lease " INT64_FORMAT " is lost or was completed before", DatumGetInt64(leases[i]))));
 	}

@@ -106,6 +106,13 @@ insert_again(Queue *queue, Task *task, TimestampTz due, TimestampTz now)
 		insert_ready(task);
 }
 
+static void
+count_reserved(Queue *queue, int change)
+{
+	queue->reserved += change;
+	fanout_shared->reserved += change;
+}
+
 /*
  * (new) -> ENQUEUED.  NULL if the task is to stay on disk: then it is the
  * caller's to call queue_leave_on_disk() at commit.
@@ -114,9 +121,12 @@ Task *
 task_reserve(Queue *queue, const TaskSeed *seed, TimestampTz now)
 {
 	bool		due = seed_is_due(seed, now);
-	Lane	   *lane = lane_for_task(queue, seed->partition, due);
+	Lane	   *lane;
 	Task	   *task = NULL;
 
+	if (fanout_shared->reserved >= reserved_most())
+		return NULL;
+	lane = lane_for_task(queue, seed->partition, due);
 	if (lane == NULL)
 		return NULL;
 	lane->tasks++;				/* while room is made, it is not to go away */
@@ -133,7 +143,7 @@ task_reserve(Queue *queue, const TaskSeed *seed, TimestampTz now)
 	if (lane->sample_task == 0)
 		lane_set_sample(lane, seed->task);	/* better than none; it may be rolled back */
 	task->ender = GetTopTransactionIdIfAny();	/* for who meets it between its commit and the callback */
-	queue->reserved++;
+	count_reserved(queue, 1);
 	return task;
 }
 
@@ -151,7 +161,7 @@ task_admit(Task *task, int64 group, TimestampTz now)
 
 	Assert(task->state == TASK_ENQUEUED);
 	note_deadline(task);
-	queue->reserved--;
+	count_reserved(queue, -1);
 	queue->waiting++;
 	queue->enqueued++;
 	lane_set_sample(lane_of(task), task->node.id);
@@ -182,7 +192,7 @@ void
 task_forget(Task *task)
 {
 	Assert(task->state == TASK_ENQUEUED);
-	queue_of(task)->reserved--;
+	count_reserved(queue_of(task), -1);
 	task_drop(task);
 }
 
@@ -194,7 +204,7 @@ task_admit_withdrawn(Task *task)
 
 	Assert(task->state == TASK_ENDING && (task->flags & TASK_FLAG_NEW) != 0);
 	if ((task->flags & TASK_FLAG_UNPLACED) == 0)
-		queue->reserved--;
+		count_reserved(queue, -1);
 	queue_count_committed(queue, (task->flags & TASK_FLAG_WAS_SCHEDULED) != 0, 1);
 	task->flags &= ~(TASK_FLAG_NEW | TASK_FLAG_UNPLACED);
 }

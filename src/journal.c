@@ -38,6 +38,24 @@ typedef struct JournalItem
 	char		worker[FANOUT_NAME_LEN];
 } JournalItem;
 
+/* Claims are listed as they are committed; what comes before the first of them are extensions and expiries. */
+TimestampTz
+journal_oldest(Database *database)
+{
+	int			looked = 0;
+
+	short_list_foreach(node, &database->journal)
+	{
+		const Lease *lease = link_container(Lease, journal_link, node);
+
+		if (lease->journal & LEASE_JOURNAL_CLAIM)
+			return lease->claimed_at;
+		if (++looked == FANOUT_WORK_CHUNK)
+			break;
+	}
+	return 0;
+}
+
 static int
 copy_items(Database *database, JournalItem *items)
 {

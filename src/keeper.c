@@ -134,6 +134,8 @@ sign_on(void)
 		database->keeper = MyProc;
 		database->keeper_pid = MyProcPid;
 		database->keeper_wakes_at = DT_NOBEGIN;
+		database->keeper_since = GetCurrentTimestamp();
+		database->keeper_starts++;
 		if (database->state != DATABASE_READY || database->anchor != anchor)
 			database_clear(database);
 		database->anchor = anchor;
@@ -797,10 +799,15 @@ keep(void)
 		MemoryContextSwitchTo(context);
 		next_join = run_joins();
 		MemoryContextSwitchTo(context);
-		next_retention = retention_run(database, GetCurrentTimestamp());
+		now = GetCurrentTimestamp();
+		next_retention = retention_begins(database, now);
+		if (next_retention <= now)
+			next_retention = retention_run(database, now);
+		retention_ends();
 		audit_report();
 		MemoryContextSwitchTo(context);
 		MemoryContextReset(context);
+		keeper_works(database);
 
 		/* a latch that was set meanwhile may have been reset by a wait for a lock: what it told is looked at again */
 		next = Min(plan_next_look(last_flush, headway, next_join), next_retention);
@@ -846,6 +853,21 @@ take_over(void)
 	dispatcher_unlock();
 }
 
+static void
+run(void)
+{
+	if (!sign_on())
+		return;
+	if (database->state != DATABASE_READY)
+		rebuild(database, false);
+	else
+		take_over();
+	ConditionVariableBroadcast(&fanout_shared->changed);
+	keep_until_terminated();
+	if (ShutdownRequestPending || must_leave())
+		drain_journal();
+}
+
 void
 fanout_keeper_main(Datum arg)
 {
@@ -856,24 +878,7 @@ fanout_keeper_main(Datum arg)
 	BackgroundWorkerUnblockSignals();
 	BackgroundWorkerInitializeConnectionByOid(db, InvalidOid, 0);
 	pgstat_report_activity(STATE_IDLE, NULL);
-	(void) set_config_option("lock_timeout", "0", PGC_USERSET, PGC_S_OVERRIDE, GUC_ACTION_SET, true, 0, false);
-	(void) set_config_option("statement_timeout", "0", PGC_USERSET, PGC_S_OVERRIDE, GUC_ACTION_SET, true, 0, false);
-#if PG_VERSION_NUM >= 170000
-	(void) set_config_option("transaction_timeout", "0", PGC_USERSET, PGC_S_OVERRIDE, GUC_ACTION_SET, true, 0, false);
-#endif
-	(void) set_config_option("synchronous_commit", "on", PGC_USERSET, PGC_S_OVERRIDE, GUC_ACTION_SET, true, 0, false);
-	(void) set_config_option("default_transaction_read_only", "off", PGC_USERSET, PGC_S_OVERRIDE, GUC_ACTION_SET, true, 0, false);
-	(void) set_config_option("default_transaction_isolation", "read committed", PGC_USERSET, PGC_S_OVERRIDE, GUC_ACTION_SET, true, 0, false);
-
-	if (!sign_on())
-		proc_exit(0);
-	if (database->state != DATABASE_READY)
-		rebuild(database, false);
-	else
-		take_over();
-	ConditionVariableBroadcast(&fanout_shared->changed);
-	keep_until_terminated();
-	if (ShutdownRequestPending || must_leave())
-		drain_journal();
+	keeper_settings();
+	keeper_guard(run);
 	proc_exit(0);
 }

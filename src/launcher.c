@@ -31,20 +31,56 @@
 #include "utils/timestamp.h"
 
 #include "shared_state.h"
-#include "wait.h"
 #include "worker.h"
 
-#define RESTART_DELAY	USECS_PER_SEC	/* between two starts in one database, should they keep failing */
+#define POLL_MS			1000	/* while one cannot be started, or not yet */
+#define PATIENCE_MS		1500	/* before it is told that there is no worker slot */
+
+/* What a DROP DATABASE that was interrupted leaves as the limit of connections. */
+#ifndef DATCONNLIMIT_INVALID_DB
+#define DATCONNLIMIT_INVALID_DB	(-2)
+#endif
 
 /* When a keeper of the database was started last. */
 typedef struct Start
 {
 	Oid			db;
-	int64		at;				/* by wait_clock() */
+	TimestampTz at;
+	int64		signed_on;		/* how many had signed on before */
+	int			lost;			/* how many in a row have ended without that, this one not included */
 } Start;
 
 static Start *starts = NULL;
+static TimestampTz refused_since = 0;	/* when there was no worker slot for the first time, and none since */
 static bool complained = false;
+
+/* There was no worker slot.  One that has just ended keeps its slot for a moment: that is nobody's business. */
+static void
+complain(void)
+{
+	TimestampTz now = GetCurrentTimestamp();
+
+	if (refused_since == 0)
+		refused_since = now;
+	if (complained || !TimestampDifferenceExceeds(refused_since, now, PATIENCE_MS))
+		return;
+	complained = true;
+	ereport(WARNING,
+			(errcode(ERRCODE_CONFIGURATION_LIMIT_EXCEEDED),
+			 errmsg("pg_fanout could not start a keeper"),
+			 errdetail("All of max_worker_processes are in use."),
+			 errhint("It is tried again each second. Raise max_worker_processes if this goes on.")));
+}
+
+static void
+stop_complaining(void)
+{
+	if (complained)
+		ereport(LOG,
+				(errmsg("pg_fanout can start keepers again")));
+	complained = false;
+	refused_since = 0;
+}
 
 /*
  * Start a keeper and wait until it runs; false if there was no worker slot for
@@ -71,15 +107,10 @@ start_keeper(Oid db)
 
 	if (!RegisterDynamicBackgroundWorker(&worker, &handle))
 	{
-		if (!complained)
-			ereport(WARNING,
-					(errcode(ERRCODE_CONFIGURATION_LIMIT_EXCEEDED),
-					 errmsg("pg_fanout could not start a keeper"),
-					 errhint("Raise max_worker_processes; it is tried again until then.")));
-		complained = true;
+		complain();
 		return false;
 	}
-	complained = false;
+	stop_complaining();
 	while (!ShutdownRequestPending && GetBackgroundWorkerPid(handle, &pid) == BGWH_NOT_YET_STARTED)
 	{
 		(void) WaitLatch(MyLatch, WL_LATCH_SET | WL_TIMEOUT | WL_EXIT_ON_PM_DEATH, 100, PG_WAIT_EXTENSION);
@@ -88,6 +119,13 @@ start_keeper(Oid db)
 	}
 	pfree(handle);
 	return true;
+}
+
+/* Can a keeper connect to the database?  Where it cannot, nobody can. */
+static bool
+takes_keeper(Form_pg_database form)
+{
+	return form->datallowconn && form->datconnlimit != DATCONNLIMIT_INVALID_DB;
 }
 
 /* The databases that a keeper could connect to, in the caller's memory. */
@@ -108,7 +146,7 @@ list_databases(void)
 	{
 		Form_pg_database form = (Form_pg_database) GETSTRUCT(tuple);
 
-		if (form->datallowconn && !form->datistemplate)
+		if (takes_keeper(form) && !form->datistemplate)
 		{
 			MemoryContext old = MemoryContextSwitchTo(context);
 
@@ -123,15 +161,74 @@ list_databases(void)
 	return databases;
 }
 
+/* Is the database there, and does it take a keeper? */
 static bool
-database_exists(Oid db)
+database_exists(Oid db, bool *open)
 {
-	bool		exists;
+	HeapTuple	tuple;
 
 	StartTransactionCommand();
-	exists = SearchSysCacheExists1(DATABASEOID, ObjectIdGetDatum(db));
+	tuple = SearchSysCache1(DATABASEOID, ObjectIdGetDatum(db));
+	*open = HeapTupleIsValid(tuple) && takes_keeper((Form_pg_database) GETSTRUCT(tuple));
+	if (HeapTupleIsValid(tuple))
+		ReleaseSysCache(tuple);
 	CommitTransactionCommand();
-	return exists;
+	return HeapTupleIsValid(tuple);
+}
+
+static void
+forget_database(Database *database, Oid db)
+{
+	dispatcher_lock();
+	if (database->db == db && database->keeper == NULL)
+	{
+		database_clear(database);
+		database->state = DATABASE_FREE;
+	}
+	dispatcher_unlock();
+}
+
+/* Start the keeper of a slot if it is time for it; false if it has to be tried again later. */
+static bool
+serve_slot(Database *database, Start *start)
+{
+	Start		next = {.db = InvalidOid, .at = GetCurrentTimestamp()};
+	int			failed = 0;
+	TimestampTz last = 0;
+	bool		open;
+
+	dispatcher_lock();
+	if (database->state != DATABASE_FREE && database->keeper == NULL && database->held_by == 0)
+	{
+		next.db = database->db;
+		next.signed_on = database->keeper_starts;
+		failed = database->failed_in_a_row;
+		last = database->keeper_since;
+	}
+	dispatcher_unlock();
+	if (!OidIsValid(next.db))
+		return true;
+	if (!database_exists(next.db, &open))
+	{
+		forget_database(database, next.db);
+		return true;
+	}
+	if (!open)
+		return false;			/* nobody tells when it opens again */
+
+	if (start->db == next.db)
+	{
+		if (start->signed_on == next.signed_on)
+			next.lost = start->lost + 1;
+		last = Max(last, start->at);
+	}
+	/* not where the clock was set back since */
+	if (last != 0 && last <= next.at && !TimestampDifferenceExceeds(last, next.at, keeper_pause(failed + next.lost)))
+		return false;
+	if (!start_keeper(next.db))
+		return false;
+	*start = next;
+	return true;
 }
 
 /* Start keepers where they are wanted; false if one has to be tried again later. */
@@ -141,39 +238,27 @@ serve_slots(void)
 	bool		done = true;
 
 	for (int i = 0; i < fanout_shared->database_high; i++)
-	{
-		Database   *database = &fanout_databases[i];
-		Oid			db = InvalidOid;
-		int64		now = wait_clock();
-
-		dispatcher_lock();
-		if (database->state != DATABASE_FREE && database->keeper == NULL && database->held_by == 0)
-			db = database->db;
-		dispatcher_unlock();
-		if (!OidIsValid(db))
-			continue;
-
-		if (!database_exists(db))
-		{
-			dispatcher_lock();
-			if (database->db == db && database->keeper == NULL)
-			{
-				database_clear(database);
-				database->state = DATABASE_FREE;
-			}
-			dispatcher_unlock();
-			continue;
-		}
-		if (starts[i].db == db && now < starts[i].at + RESTART_DELAY)
-		{
-			done = false;
-			continue;
-		}
-		starts[i].db = db;
-		starts[i].at = now;
-		done &= start_keeper(db);
-	}
+		done &= serve_slot(&fanout_databases[i], &starts[i]);
 	return done;
+}
+
+/* Start keepers in databases that may have the extension; those that there was no worker slot for are left. */
+static List *
+start_keepers(List *databases)
+{
+	List	   *left = NIL;
+	ListCell   *cell;
+
+	foreach(cell, databases)
+	{
+		Oid			db = lfirst_oid(cell);
+		bool		open;
+
+		if (!ShutdownRequestPending && (left != NIL || (database_exists(db, &open) && open && !start_keeper(db))))
+			left = lappend_oid(left, db);
+	}
+	list_free(databases);
+	return left;
 }
 
 static void
@@ -189,7 +274,6 @@ void
 fanout_launcher_main(Datum arg)
 {
 	List	   *databases;
-	ListCell   *cell;
 
 	pqsignal(SIGTERM, SignalHandlerForShutdownRequest);
 	pqsignal(SIGHUP, SignalHandlerForConfigReload);
@@ -203,13 +287,6 @@ fanout_launcher_main(Datum arg)
 	dispatcher_unlock();
 
 	databases = list_databases();
-	foreach(cell, databases)
-	{
-		if (ShutdownRequestPending)
-			break;
-		(void) start_keeper(lfirst_oid(cell));
-	}
-
 	while (!ShutdownRequestPending)
 	{
 		bool		done;
@@ -220,11 +297,12 @@ fanout_launcher_main(Datum arg)
 			ConfigReloadPending = false;
 			ProcessConfigFile(PGC_SIGHUP);
 		}
-		done = serve_slots();
+		databases = start_keepers(databases);
+		done = serve_slots() && databases == NIL;
 		if (ShutdownRequestPending)
 			break;				/* a latch that told so may have been reset on the way */
 		(void) WaitLatch(MyLatch, WL_LATCH_SET | WL_EXIT_ON_PM_DEATH | (done ? 0 : WL_TIMEOUT),
-						 done ? -1 : RESTART_DELAY / 1000, PG_WAIT_EXTENSION);
+						 done ? -1 : POLL_MS, PG_WAIT_EXTENSION);
 		ResetLatch(MyLatch);
 	}
 

@@ -135,6 +135,7 @@ partitions_load(Database *database)
 {
 	SpiScope	scope;
 	uint64		rows;
+	int64		left_out = 0;
 
 	spi_begin(&scope);
 	rows = spi_read_latest(&select_partitions, NULL, NULL);
@@ -145,18 +146,19 @@ partitions_load(Database *database)
 		int64		partition = spi_int64(i, 2);
 		LaneSettings settings = read_settings(i, 3);
 		Queue	   *queue;
-		bool		forgotten;
 
 		dispatcher_lock();
 		queue = queue_find(database->db, queue_id);
-		forgotten = queue != NULL && !lane_set(queue, partition, &settings);
+		left_out += queue != NULL && !lane_set(queue, partition, &settings);
 		dispatcher_unlock();
-		if (forgotten)
-			ereport(WARNING,
-					(errmsg("pg_fanout has no place in memory for the settings of a partition"),
-					 errhint("Raise pg_fanout.max_lanes or pg_fanout.max_limited_lanes and restart the server.")));
 	}
 	spi_end(&scope);
+	if (left_out > 0)
+		ereport(WARNING,
+				(errmsg("pg_fanout has no place in memory for the settings of " INT64_FORMAT " partitions of database %u",
+						left_out, database->db),
+				 errdetail("Only what is set for their queues holds for them."),
+				 errhint("Raise pg_fanout.max_lanes or pg_fanout.max_limited_lanes and restart the server.")));
 }
 
 /* The lane will have settings: it is to stay until then. */

@@ -49,6 +49,7 @@ rate_pool_init(void *memory, bool found)
 	for (int i = 1; i < fanout_max_rate_entries; i++)
 		entries[i].next = i + 1;
 	fanout_shared->free_rate_entry = 1;
+	fanout_shared->free_rate_entries = fanout_max_rate_entries;
 }
 
 /* May there be no entry for each of two logs that have none yet? */
@@ -76,6 +77,7 @@ append(RateLog *log, TimestampTz at)
 	if (place == 0)
 		return 0;
 	fanout_shared->free_rate_entry = entry->next;
+	fanout_shared->free_rate_entries--;
 	entry->at = at;
 	entry->units = 0;
 	entry->next = 0;
@@ -100,6 +102,7 @@ drop_oldest(RateLog *log)
 		log->newest = 0;
 	entries[place].next = fanout_shared->free_rate_entry;
 	fanout_shared->free_rate_entry = place;
+	fanout_shared->free_rate_entries++;
 }
 
 /*

@@ -106,6 +106,7 @@ load_queues(Database *database)
 {
 	SpiScope	scope;
 	uint64		rows;
+	int			left_out = 0;
 
 	spi_begin(&scope);
 	rows = spi_read_latest(&select_queues, NULL, NULL);
@@ -124,12 +125,14 @@ load_queues(Database *database)
 			queue->state = QUEUE_OPEN;
 		}
 		dispatcher_unlock();
-		if (queue == NULL)
-			ereport(WARNING,
-					(errmsg("pg_fanout has no place in memory for a queue"),
-					 errhint("Raise pg_fanout.max_queues and restart the server.")));
+		left_out += queue == NULL;
 	}
 	spi_end(&scope);
+	if (left_out > 0)
+		ereport(WARNING,
+				(errmsg("pg_fanout has no place in memory for %d queues of database %u", left_out, database->db),
+				 errdetail("They cannot be used."),
+				 errhint("Raise pg_fanout.max_queues and restart the server.")));
 }
 
 /* The ids of queues with rate limits; how far back these reach. */
@@ -374,6 +377,7 @@ enter_unfinished(Queue *queue, const TaskSeed *seed, ItemPointer tid, const Hist
 
 typedef struct RebuildState
 {
+	Database   *database;
 	HTAB	   *histories;
 	TimestampTz now;
 	bool		attempted;		/* those that have a history, or the others */
@@ -404,6 +408,7 @@ handle_unfinished(void *arg, uint64 rows)
 			queue = queue_find(MyDatabaseId, queue_id);
 		if (queue != NULL && !enter_unfinished(queue, &seed, &tid, history, state->now))
 			state->forgotten++;
+		state->database->rebuilt_tasks++;
 		dispatcher_unlock();
 	}
 }
@@ -468,10 +473,16 @@ enter_attempted(RebuildState *state)
 void
 rebuild(Database *database, bool foreign)
 {
-	RebuildState state = {.now = GetCurrentTimestamp()};
+	RebuildState state = {.database = database, .now = GetCurrentTimestamp()};
 	TimestampTz end;
 	int			segments[FANOUT_SEGMENTS];
 	int			segment_count;
+
+	dispatcher_lock();
+	database->rebuilds++;
+	database->rebuild_began = state.now;
+	database->rebuilt_tasks = 0;
+	dispatcher_unlock();
 
 	StartTransactionCommand();
 	PushActiveSnapshot(GetTransactionSnapshot());
@@ -502,7 +513,8 @@ rebuild(Database *database, bool foreign)
 
 	if (state.forgotten > 0)
 		ereport(WARNING,
-				(errmsg("pg_fanout has no memory for the attempts of " INT64_FORMAT " tasks", state.forgotten),
+				(errmsg("pg_fanout has no memory for the attempts of " INT64_FORMAT " tasks of database %u", state.forgotten,
+						database->db),
 				 errdetail("They will be given out as if they had not been attempted."),
 				 errhint("Raise pg_fanout.max_tracked_tasks and restart the server.")));
 

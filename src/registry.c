@@ -269,6 +269,16 @@ call_keeper(Oid anchor, bool *ready)
 	return database;
 }
 
+static const char *
+why_not_ready(const Database *database)
+{
+	if (fanout_shared->launcher == NULL)
+		return "The launcher of pg_fanout, which starts keepers, is not there.";
+	if (database->failed_in_a_row > 0)
+		return "Its keeper fails each time that it starts.";
+	return database->keeper != NULL ? "Its keeper has not finished starting." : "It has no keeper yet.";
+}
+
 Database *
 require_database(void)
 {
@@ -298,8 +308,8 @@ require_database(void)
 			ereport(ERROR,
 					(errcode(ERRCODE_CANNOT_CONNECT_NOW),
 					 errmsg("pg_fanout is not ready in this database"),
-					 errdetail("Its keeper has not finished starting."),
-					 errhint("Look into the server log; max_worker_processes may be too low.")));
+					 errdetail("%s", why_not_ready(known)),
+					 errhint("Look into the server log and fanout.stats; max_worker_processes may be too low.")));
 		(void) ConditionVariableTimedSleep(&fanout_shared->changed, 1000, PG_WAIT_EXTENSION);
 	}
 	ConditionVariableCancelSleep();

@@ -11,6 +11,17 @@
 
 extern int64 queue_window_limit(void);
 
+/*
+ * Tasks of open transactions hold their places until these end, and nobody
+ * can take them: all queues together may have half of the pool for them, so
+ * that refills find memory however many transactions stay open.
+ */
+static inline int64
+reserved_most(void)
+{
+	return fanout_max_tracked_tasks / 2;
+}
+
 /* Has the queue room for one more waiting task, at no other queue's cost?  And for this one, maybe in a later one's place? */
 extern bool queue_room(Queue *queue);
 extern bool make_room(Queue *queue, Window *window, int64 key, int64 id);

@@ -297,6 +297,7 @@ database_clear(Database *database)
 
 		if (queue->state == QUEUE_FREE || queue->db != database->db)
 			continue;
+		fanout_shared->reserved -= queue->reserved;
 		queue_clear_lanes(queue);
 		queue->state = QUEUE_FREE;
 	}
@@ -555,6 +556,23 @@ Waiter *
 waiter_of_backend(void)
 {
 	return &waiters[MyProc - ProcGlobal->allProcs];
+}
+
+/* How many backends wait, for work or results; and how many can. */
+int32
+waiters_count(void)
+{
+	int32		count = 0;
+
+	for (int i = 0; i < WAITER_COUNT; i++)
+		count += waiters[i].link_count > 0 || waiters[i].waits_for_results;
+	return count;
+}
+
+int32
+waiters_most(void)
+{
+	return MaxBackends;
 }
 
 /* This backend, as long as it lives; not 0. */

@@ -27,6 +27,7 @@
 #define FANOUT_DIRTY_JOINS		64
 #define FANOUT_WORK_CHUNK		256 /* tasks handled in one hold of the lock */
 #define FANOUT_SEGMENTS			4	/* of the log: those that src/sql/02_tables.sql makes */
+#define FANOUT_ERROR_LEN		256 /* of what is kept of an error's message */
 #define FANOUT_SEGMENT_UNUSED	PG_INT64_MAX
 #define CLOCK_SLACK				(1000 * INT64CONST(1000))	/* microseconds: a clock that differs by more was set */
 
@@ -361,6 +362,15 @@ typedef struct Database
 	bool		keeper_wanted;
 	bool		reload;			/* the tables were filled by other hands than ours: rebuild */
 	int32		held_by;		/* pid of the backend whose command wants the database free of keepers */
+	TimestampTz keeper_since;	/* when the last one signed on */
+	int64		keeper_starts;	/* how many have, since the server started */
+	int64		keeper_failures;	/* how many of them ended with an error */
+	int32		failed_in_a_row;	/* the last ones, that have not come to the end of a turn */
+	TimestampTz retention_failed_at;	/* when one last failed at what retention asks for; 0: none has */
+	TimestampTz told_at;		/* when the log was last told of an error, */
+	int			told_sqlstate;	/* and of which kind */
+	TimestampTz failed_at;		/* the last one; 0: none */
+	char		last_error[FANOUT_ERROR_LEN];
 
 	/* Numbers below the ceiling may be handed out; the ceiling is durable. */
 	int64		next_task;
@@ -407,7 +417,12 @@ typedef struct Database
 	int64		carried;		/* tasks that were moved from these to the next ones */
 	TimestampTz retired_at;		/* the last one; 0: none since then */
 	TimestampTz ready_since;
+	int64		rebuilds;		/* begun ones */
+	TimestampTz rebuild_began;
 	int64		rebuild_time;	/* microseconds */
+	int64		rebuilt_tasks;	/* unfinished ones that the last rebuild has met so far */
+	int64		wakeups;		/* of waiters for work */
+	int64		idle_wakeups;	/* those who then found nothing to take */
 #ifdef FANOUT_CHECKED
 	Recount		recount;
 #endif
@@ -454,6 +469,8 @@ typedef struct SharedState
 	bool		has_strays;		/* a queue may have strays */
 	bool		task_wanted;	/* a refill has found no memory for a task */
 	int32		free_rate_entry;
+	int64		free_rate_entries;
+	int64		reserved;		/* pool entries of tasks of open transactions, of all queues */
 	int64		queue_generations;
 	int64		free_workers;
 	int64		free_uses;
@@ -603,6 +620,8 @@ extern void worker_use_iterate(void (*visit) (WorkerUse *use, void *arg), void *
 #endif
 
 extern Waiter *waiter_of_backend(void);
+extern int32 waiters_count(void);
+extern int32 waiters_most(void);
 extern int32 backend_number(void);
 extern int	backend_pid(int32 number);
 

@@ -33,12 +33,10 @@ PG_FUNCTION_INFO_V1(fanout_role_visible);
 PG_FUNCTION_INFO_V1(fanout_live_task);
 PG_FUNCTION_INFO_V1(fanout_live_queues);
 PG_FUNCTION_INFO_V1(fanout_live_leases);
-PG_FUNCTION_INFO_V1(fanout_status);
 
 /* Priorities among which the oldest ready task is looked for, the most urgent ones. */
 #define OLDEST_MAX_PRIORITIES	64
 
-#define STATUS_COLUMNS	2
 
 /* A task, as memory has it. */
 typedef struct LiveTask
@@ -95,34 +93,6 @@ typedef struct LeaseCopy
 	int64		count;
 	LiveLease  *leases;
 } LeaseCopy;
-
-/* What status() tells, copied out. */
-typedef struct Status
-{
-	bool		known;			/* the database has a slot */
-	DatabaseState state;
-	int32		keeper_pid;
-	TimestampTz ready_since;
-	int64		rebuild_time;
-	int64		journal_count;
-	int64		journaled;
-	int64		refills;
-	int64		evictions;
-	int64		expired;
-	int64		retired;
-	int64		carried;
-	TimestampTz retired_at;
-	int64		next_task;
-	int64		next_lease;
-	int64		free_tasks;
-	int64		free_leases;
-	int64		free_workers;
-	int64		free_lanes;
-	int64		free_limited_lanes;
-	int64		free_groups;
-	int32		queues;
-	bool		wrong_version;	/* of the library or of the extension */
-} Status;
 
 static SpiStatement select_queue_roles = {
 	"SELECT id, owner::oid FROM fanout.queue UNION ALL SELECT queue, grantee::oid FROM fanout.queue_grant ORDER BY 1",
@@ -597,163 +567,5 @@ fanout_live_leases(PG_FUNCTION_ARGS)
 			add_lease(&set, &copy.leases[i]);
 	}
 	pfree(copy.leases);
-	return (Datum) 0;
-}
-
-/* Count the queues of this database that are in memory. */
-static int32
-count_queues(void)
-{
-	int32		count = 0;
-
-	for (int i = 0; i < fanout_shared->queue_high; i++)
-	{
-		if (fanout_queues[i].state != QUEUE_FREE && fanout_queues[i].db == MyDatabaseId)
-			count++;
-	}
-	return count;
-}
-
-static void
-copy_status(Status *status)
-{
-	Database   *database;
-
-	memset(status, 0, sizeof(Status));
-	dispatcher_lock();
-	database = database_find(MyDatabaseId);
-	if (database != NULL)
-	{
-		status->known = true;
-		status->state = database->state;
-		status->keeper_pid = database->keeper != NULL ? database->keeper_pid : 0;
-		status->ready_since = database->ready_since;
-		status->rebuild_time = database->rebuild_time;
-		status->journal_count = database->journal_count;
-		status->journaled = database->journaled;
-		status->refills = database->refills;
-		status->evictions = database->evictions;
-		status->expired = database->expired;
-		status->retired = database->retired;
-		status->carried = database->carried;
-		status->retired_at = database->retired_at;
-		status->next_task = database->next_task;
-		status->next_lease = database->next_lease;
-	}
-	status->free_tasks = fanout_shared->free_tasks;
-	status->free_leases = fanout_shared->free_leases;
-	status->free_workers = fanout_shared->free_workers;
-	status->free_lanes = fanout_shared->free_lanes;
-	status->free_limited_lanes = fanout_shared->free_limited_lanes;
-	status->free_groups = fanout_shared->free_groups;
-	status->queues = count_queues();
-	dispatcher_unlock();
-}
-
-static void add_item(ResultSet *set, const char *item, const char *format,...) pg_attribute_printf(3, 4);
-
-/* An item of the status; without a format, its value is NULL. */
-static void
-add_item(ResultSet *set, const char *item, const char *format,...)
-{
-	Datum		values[STATUS_COLUMNS];
-	bool		nulls[STATUS_COLUMNS] = {false, format == NULL};
-	char		buffer[128] = "";
-	va_list		args;
-
-	if (format != NULL)
-	{
-		va_start(args, format);
-		vsnprintf(buffer, sizeof(buffer), format, args);
-		va_end(args);
-	}
-	values[0] = CStringGetTextDatum(item);
-	values[1] = CStringGetTextDatum(buffer);
-	result_set_add(set, values, nulls);
-}
-
-static const char *
-state_word(const Status *status)
-{
-	if (RecoveryInProgress())
-		return "standby";
-	if (status->wrong_version)
-		return "wrong version";
-	if (!status->known)
-		return "no keeper";
-	return status->state == DATABASE_READY ? "ready" : "starting";
-}
-
-static void
-add_database_items(ResultSet *set, const Status *status)
-{
-	bool		ready = status->known && status->state == DATABASE_READY;
-
-	if (status->keeper_pid != 0)
-		add_item(set, "keeper pid", "%d", status->keeper_pid);
-	else
-		add_item(set, "keeper pid", NULL);
-	if (ready && status->ready_since != 0)
-		add_item(set, "ready since", "%s", timestamptz_to_str(status->ready_since));
-	else
-		add_item(set, "ready since", NULL);
-	if (ready)
-		add_item(set, "rebuild time", "%.1f ms", status->rebuild_time / 1000.0);
-	else
-		add_item(set, "rebuild time", NULL);
-	add_item(set, "journal lag", INT64_FORMAT " leases", status->journal_count);
-	add_item(set, "journaled", INT64_FORMAT, status->journaled);
-	add_item(set, "refills", INT64_FORMAT, status->refills);
-	add_item(set, "evictions", INT64_FORMAT, status->evictions);
-	add_item(set, "expired leases", INT64_FORMAT, status->expired);
-	add_item(set, "retired segments", INT64_FORMAT, status->retired);
-	add_item(set, "carried tasks", INT64_FORMAT, status->carried);
-	if (status->retired_at != 0)
-		add_item(set, "last retirement", "%s", timestamptz_to_str(status->retired_at));
-	else
-		add_item(set, "last retirement", NULL);
-	add_item(set, "next task", INT64_FORMAT, status->next_task);
-	add_item(set, "next lease", INT64_FORMAT, status->next_lease);
-	add_item(set, "queues", "%d", status->queues);
-}
-
-/* Use of the pools, which all databases of the server share. */
-static void
-add_pool_items(ResultSet *set, const Status *status)
-{
-	add_item(set, "tasks in memory", INT64_FORMAT " of %d",
-			 fanout_max_tracked_tasks - status->free_tasks, fanout_max_tracked_tasks);
-	add_item(set, "leases in memory", INT64_FORMAT " of %d",
-			 fanout_max_tracked_tasks - status->free_leases, fanout_max_tracked_tasks);
-	add_item(set, "workers in memory", INT64_FORMAT " of %d",
-			 fanout_max_workers - status->free_workers, fanout_max_workers);
-	add_item(set, "lanes in memory", INT64_FORMAT " of %d",
-			 fanout_max_lanes - status->free_lanes, fanout_max_lanes);
-	add_item(set, "limited lanes in memory", INT64_FORMAT " of %d",
-			 fanout_max_limited_lanes - status->free_limited_lanes, fanout_max_limited_lanes);
-	add_item(set, "fair groups in memory", INT64_FORMAT " of %d", max_groups() - status->free_groups, max_groups());
-}
-
-/* It tells of versions that differ, too, as long as it has the two columns that it knows. */
-Datum
-fanout_status(PG_FUNCTION_ARGS)
-{
-	ResultSet	set;
-	Status		status;
-	char	   *version;
-
-	require_preload();
-	version = extension_version();
-	copy_status(&status);
-	status.wrong_version = version == NULL || strcmp(version, PG_FANOUT_VERSION) != 0;
-
-	set = result_set_begin(fcinfo);
-	if (set.desc->natts != STATUS_COLUMNS)
-		require_readable();
-	add_item(&set, "library version", "%s", PG_FANOUT_VERSION);
-	add_item(&set, "extension version", "%s", version != NULL ? version : "none");
-	add_item(&set, "state", "%s", state_word(&status));
-	add_database_items(&set, &status);
-	add_pool_items(&set, &status);
 	return (Datum) 0;
 }

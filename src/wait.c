@@ -61,6 +61,7 @@ wake_for_queue(Queue *queue, Waiter *waiter)
 	unlink_waiter(waiter);
 	waiter->woken_by = queue;
 	queue->woken++;
+	database_of(queue)->wakeups++;
 	set_latch_after_unlock(waiter->proc);
 }
 
@@ -151,16 +152,18 @@ wait_for_queues(const int32 *queues, int count, const char *worker, int64 since)
 	waiter->link_count = count;
 }
 
-/* This backend looks for itself now: it counts as woken no longer. */
-void
+/* This backend looks for itself now: it counts as woken no longer.  Was it? */
+bool
 stop_waiting_for_queues(void)
 {
 	Waiter	   *waiter = waiter_of_backend();
+	bool		woken = waiter->woken_by != NULL;
 
 	unlink_waiter(waiter);
-	if (waiter->woken_by != NULL && waiter->woken_by->woken > 0)
+	if (woken && waiter->woken_by->woken > 0)
 		waiter->woken_by->woken--;	/* 0 where the slot has another queue by now */
 	waiter->woken_by = NULL;
+	return woken;
 }
 
 /* The queue goes away: its waiters are on their own. */
@@ -303,7 +306,7 @@ abandon_waits(void)
 	dispatcher_lock();
 	stop_waiting_for_results();
 	woken_by = waiter->woken_by;
-	stop_waiting_for_queues();
+	(void) stop_waiting_for_queues();
 	if (woken_by != NULL)
 		queue_wake(woken_by);
 	dispatcher_unlock();

@@ -10,7 +10,7 @@
 /* These expect the dispatcher lock to be held, and cannot throw. */
 extern void queue_wake(Queue *queue);
 extern void wait_for_queues(const int32 *queues, int count, const char *worker, int64 since);
-extern void stop_waiting_for_queues(void);
+extern bool stop_waiting_for_queues(void);
 extern void stop_all_waiting_for(Queue *queue);
 extern void results_note_end(Database *database, const Task *task);
 extern void results_wake_batch(Database *database, int64 batch);

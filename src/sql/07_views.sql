@@ -33,6 +33,18 @@ CREATE FUNCTION fanout.status(OUT item text, OUT value text) RETURNS SETOF recor
     AS 'MODULE_PATHNAME', 'fanout_status' LANGUAGE C VOLATILE ROWS 20;
 COMMENT ON FUNCTION fanout.status IS 'what the extension is doing in this database: versions, processes, use of memory';
 
+CREATE FUNCTION fanout._stats(
+    OUT state text, OUT ready_since timestamptz, OUT rebuilds bigint, OUT rebuild_began timestamptz, OUT rebuild_microseconds bigint,
+    OUT rebuilt_tasks bigint, OUT launcher_pid int, OUT keeper_pid int, OUT keeper_since timestamptz, OUT keeper_wakes_at timestamptz,
+    OUT keeper_starts bigint, OUT keeper_failures bigint, OUT failed_in_a_row int, OUT failed_at timestamptz, OUT last_error text,
+    OUT journal_lag bigint, OUT oldest_claim timestamptz, OUT journaled bigint, OUT refills bigint, OUT evictions bigint,
+    OUT wakeups bigint, OUT idle_wakeups bigint, OUT expired bigint, OUT retired bigint, OUT carried bigint, OUT retired_at timestamptz,
+    OUT joins_to_decide int, OUT next_task bigint, OUT next_lease bigint, OUT queues int)
+    RETURNS SETOF record AS 'MODULE_PATHNAME', 'fanout_stats' LANGUAGE C VOLATILE ROWS 1;
+
+CREATE FUNCTION fanout._pools(OUT pool text, OUT used bigint, OUT size bigint, OUT setting text) RETURNS SETOF record
+    AS 'MODULE_PATHNAME', 'fanout_pools' LANGUAGE C VOLATILE ROWS 12;
+
 -- For tests, of a build with CHECKED=1; no rows in any other.
 CREATE FUNCTION fanout._violations(OUT kind text, OUT looked bigint, OUT violations bigint, OUT first text) RETURNS SETOF record
     AS 'MODULE_PATHNAME', 'fanout_violations' LANGUAGE C VOLATILE ROWS 10;
@@ -108,6 +120,20 @@ CREATE VIEW fanout.segments WITH (security_barrier) AS
            l.looked_at, l.kept_because
       FROM known s LEFT JOIN fanout._live_segments() l ON l.slot = s.slot;
 COMMENT ON VIEW fanout.segments IS 'segments of the log that are in use, their size, and why one is kept longer than it had to be';
+
+CREATE VIEW fanout.stats WITH (security_barrier) AS
+    SELECT s.state, s.ready_since, s.rebuilds, s.rebuild_began, make_interval(secs => s.rebuild_microseconds / 1e6) AS rebuild_time, s.rebuilt_tasks,
+           s.launcher_pid, s.keeper_pid, s.keeper_since, s.keeper_wakes_at, s.keeper_starts, s.keeper_failures, s.failed_in_a_row,
+           s.failed_at AS last_failure_at, s.last_error,
+           s.journal_lag, CASE WHEN s.oldest_claim IS NOT NULL THEN greatest(clock_timestamp() - s.oldest_claim, '0') END AS journal_lag_age, s.journaled, s.refills, s.evictions, s.wakeups, s.idle_wakeups,
+           s.expired AS expired_leases, s.retired AS retired_segments, s.carried AS carried_tasks, s.retired_at AS last_retirement,
+           s.joins_to_decide, s.next_task, s.next_lease, s.queues
+      FROM fanout._stats() s;
+COMMENT ON VIEW fanout.stats IS 'what the extension does in this database: its memory, its keeper, and counters since the server started';
+
+CREATE VIEW fanout.pools WITH (security_barrier) AS
+    SELECT p.pool, p.used, p.size, p.setting FROM fanout._pools() p;
+COMMENT ON VIEW fanout.pools IS 'how much is used of the memory that all databases of the server share, and which setting gives more';
 
 CREATE VIEW fanout.batches WITH (security_barrier) AS
     SELECT b.id AS batch, b.owner::text AS owner, b.join_policy AS "join", b.join_count, b.sealed, b.created_at, b.ended_at,
