@@ -39,29 +39,32 @@ drop_server() {
 remove_all() {
 	local one
 
-	stop_background
+	kill "${background[@]}" 2>/dev/null || true
 	for one in "$dir"/*/; do
 		[ ! -d "${one}data" ] || server_remove "${one%/}"
 	done
 	rm -rf -- "${dir:?}"
 }
 
-# A client that goes on while others are measured; it ends with stop_background
+# A client that goes on while others are measured; it ends with stop_background. A backend that waits does not notice that
+# its client has gone, and would still take a task.
 background=()
 
 in_background() {
-	"$@" >/dev/null 2>"$dir/background" &
+	PGAPPNAME=background "$@" >/dev/null 2>"$dir/background" &
 	background+=($!)
 }
 
 stop_background() {
 	local pid
 
+	[ ${#background[@]} -gt 0 ] || return 0
 	for pid in "${background[@]}"; do
 		kill "$pid" 2>/dev/null || true
 		wait "$pid" 2>/dev/null || true
 	done
 	background=()
+	query -c "SELECT pg_terminate_backend(pid, 60000) FROM pg_stat_activity WHERE application_name = 'background'" >/dev/null
 }
 
 # wait_until QUERY: until it returns t
@@ -116,12 +119,12 @@ top_up() {
 
 # fill QUEUE COUNT [PARTITIONS [DELAY]]: add COUNT tasks, a hundred thousand in each transaction
 fill() {
-	local done=0 some delay
+	local done=0 some delay=NULL
 
 	while [ "$done" -lt "$2" ]; do
 		some=$(($2 - done < 100000 ? $2 - done : 100000))
-		delay=${4:+interval '$4' + $done * interval '1 ms'}
-		query -c "SELECT bench.add('$1', $some, ${3:-0}, '$args', $done, ${delay:-NULL})" >/dev/null
+		[ -z "${4:-}" ] || delay="interval '$4' + $done * interval '1 ms'"
+		query -c "SELECT bench.add('$1', $some, ${3:-0}, '$args', $done, $delay)" >/dev/null
 		done=$((done + some))
 	done
 }

@@ -12,12 +12,25 @@ prepare_backlog() {
 	query -c "CHECKPOINT" -c "VACUUM ANALYZE"
 }
 
+# begin_with_head SERVER QUEUE...: enough that a cycle finds no queue empty
+begin_with_head() {
+	local queue
+
+	use_server "$1"
+	for queue in "${@:2}"; do
+		query -c "SELECT bench.add('$queue', $head_tasks, 0, '$args')" >/dev/null
+	done
+	query -c "CHECKPOINT"
+}
+
 measure_backlog() {
 	use_server plain
 	query -c "VACUUM ANALYZE"
 	[ "$(query -c "SELECT ready >= $backlog_tasks FROM fanout.queues WHERE queue = 'ranked'")" = t ] ||
 		fill_ranked ranked $backlog_tasks
 	top_up lanes $backlog_tasks $backlog_tasks $backlog_tasks
+	begin_with_head plain empty cycle
+	begin_with_head backlog empty backlog
 	measure_beside "backlog_empty_free@plain fanout_cycle 32 1 -D queue=empty" \
 		"backlog_empty@backlog fanout_cycle 32 1 -D queue=empty"
 	measure_beside "backlog_delayed_free@plain fanout_cycle 32 1 -D queue=cycle" \

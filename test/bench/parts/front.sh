@@ -20,7 +20,7 @@ prepare_front() {
 	for ((i = 0; i < rows; i += 10000)); do
 		query -c "SELECT count(*) FROM fanout.dequeue('cycle', 'stuck', max_tasks => 10000)" >/dev/null
 	done
-	wait_until "SELECT value = '0' FROM fanout.status() WHERE item = 'journal lag'"
+	wait_until "SELECT value = '0 leases' FROM fanout.status() WHERE item = 'journal lag'"
 	query -c "CHECKPOINT"
 }
 
@@ -46,6 +46,8 @@ measure_front() {
 		"front_ready_backlog@ready fanout_backlog 32 1 -D queue=backlog"
 	measure_beside "front_ranked@plain fanout_backlog 32 1 -D queue=ranked" \
 		"front_ready_ranked@ready fanout_backlog 32 1 -D queue=ranked"
+	use_server plain
+	query -c "SELECT bench.add('empty', $head_tasks, 0, '$args')" >/dev/null
 	measure_beside "front_urgent@plain fanout_urgent 32 1 -D queue=empty" \
 		"front_ready_urgent@ready fanout_urgent 32 1 -D queue=backlog"
 

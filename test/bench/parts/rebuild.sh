@@ -16,7 +16,7 @@ prepare_rebuild() {
 	fill backlog $((rows * 9 / 20))
 	fill lanes $((rows / 4)) $((rows / 10 + 1))
 	fill keys $((rows / 4)) 0 '1 day'
-	wait_until "SELECT value = '0' FROM fanout.status() WHERE item = 'journal lag'"
+	wait_until "SELECT value = '0 leases' FROM fanout.status() WHERE item = 'journal lag'"
 }
 
 # As after any crash: what was written before the last checkpoint is not read again
