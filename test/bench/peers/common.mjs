@@ -16,6 +16,7 @@ export async function connect() {
 export const pool = (max) => {
   const made = new pg.Pool({ max });
   made.on('error', () => {});
+  made.on('connect', (client) => client.on('error', () => {}));
   return made;
 };
 
