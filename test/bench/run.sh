@@ -29,6 +29,7 @@
 #
 # pgbench opens its sessions anew for each measurement. A worker's session lives long: what 32 of them do at first (load
 # the catalogue, plan, touch shared memory) would be most of a short run, so that is left to the warm-up.
+# shellcheck disable=SC2034      # the variables are for the parts
 set -euo pipefail
 # shellcheck source=test/harness/lib.sh
 . "$(dirname "$0")/../harness/lib.sh"

@@ -35,10 +35,10 @@ measure_backlog() {
 		"backlog_empty@backlog fanout_cycle 32 1 -D queue=empty"
 	measure_beside "backlog_delayed_free@plain fanout_cycle 32 1 -D queue=cycle" \
 		"backlog_delayed@backlog fanout_cycle 32 1 -D queue=backlog"
-	measure_beside "backlog_ranked_free@plain fanout_backlog 32 1 -D queue=ranked" \
-		"backlog_ranked@backlog fanout_backlog 32 1 -D queue=ranked"
-	measure_beside "backlog_lanes_free@plain fanout_backlog 32 1 -D queue=lanes" \
-		"backlog_lanes@backlog fanout_backlog 32 1 -D queue=lanes"
+	measure_beside "backlog_ranked_free@plain fanout_over 32 1 -D queue=ranked" \
+		"backlog_ranked@backlog fanout_over 32 1 -D queue=ranked"
+	measure_beside "backlog_lanes_free@plain fanout_over 32 1 -D queue=lanes" \
+		"backlog_lanes@backlog fanout_over 32 1 -D queue=lanes"
 }
 
 finish_backlog() {

@@ -42,10 +42,10 @@ measure_front() {
 	use_server plain
 	[ "$(query -c "SELECT ready >= $backlog_tasks FROM fanout.queues WHERE queue = 'ranked'")" = t ] ||
 		fill_ranked ranked $backlog_tasks
-	measure_beside "front_backlog@plain fanout_backlog 32 1 -D queue=backlog" \
-		"front_ready_backlog@ready fanout_backlog 32 1 -D queue=backlog"
-	measure_beside "front_ranked@plain fanout_backlog 32 1 -D queue=ranked" \
-		"front_ready_ranked@ready fanout_backlog 32 1 -D queue=ranked"
+	measure_beside "front_backlog@plain fanout_over 32 1 -D queue=backlog" \
+		"front_ready_backlog@ready fanout_over 32 1 -D queue=backlog"
+	measure_beside "front_ranked@plain fanout_over 32 1 -D queue=ranked" \
+		"front_ready_ranked@ready fanout_over 32 1 -D queue=ranked"
 	use_server plain
 	query -c "SELECT bench.add('empty', $head_tasks, 0, '$args')" >/dev/null
 	measure_beside "front_urgent@plain fanout_urgent 32 1 -D queue=empty" \
@@ -59,8 +59,8 @@ measure_front() {
 	done
 	begin_backlog plain backlog
 	begin_backlog delayed backlog
-	measure_beside "front_backlog_delayed@plain fanout_backlog 32 1 -D queue=backlog" \
-		"front_delayed_backlog@delayed fanout_backlog 32 1 -D queue=backlog"
+	measure_beside "front_backlog_delayed@plain fanout_over 32 1 -D queue=backlog" \
+		"front_delayed_backlog@delayed fanout_over 32 1 -D queue=backlog"
 }
 
 finish_front() {

@@ -109,15 +109,19 @@ async function idle() {
   const counted = async () => (await db.query(
     `SELECT (xact_commit + xact_rollback)::int AS n FROM pg_stat_database WHERE datname = current_database()`)).rows[0].n;
   const pid = readFileSync(process.env.PID_FILE, 'utf8').split('\n')[0];
-  const cpu = () => [pid, ...readFileSync(`/proc/${pid}/task/${pid}/children`, 'utf8').trim().split(' ')].reduce((sum, one) => {
-    try { return sum + Number(readFileSync(`/proc/${one}/schedstat`, 'utf8').split(' ')[0]); } catch { return sum; }
-  }, 0);
+  const ticks = (one, last) => {       // user and system time, and that of children that have ended
+    try {
+      return readFileSync(`/proc/${one}/stat`, 'utf8').replace(/.*\) /, '').split(' ').slice(11, last)
+        .reduce((sum, value) => sum + Number(value), 0);
+    } catch { return 0; }
+  };
+  const cpu = () => readFileSync(`/proc/${pid}/task/${pid}/children`, 'utf8').trim().split(' ')
+    .reduce((sum, one) => sum + ticks(one, 13), ticks(pid, 15));
   await counted();
   await sleep(1500);                   // our own is counted by then
-  const [count, ns] = [await counted(), cpu()];
+  const [count, before] = [await counted(), cpu()];
   await sleep(10000);
-  const used = (cpu() - ns) / 1e8;
-  print('idle_cpu', used.toFixed(2));
+  print('idle_cpu', ((cpu() - before) / 10).toFixed(1));   // ticks of 10 ms, of 10 s
   print('idle_transactions', ((await counted() - count - 1) / 10).toFixed(1));
   await db.end();
 }
