@@ -22,8 +22,8 @@ settled_lsn() {
 		END \$\$" -c "SELECT pg_current_wal_insert_lsn()"
 }
 
-# measure_wal NAME SCRIPT CLIENTS TASKS TRANSACTIONS WORK QUEUE: bytes of WAL a task, and how many of them are page images
-measure_wal() {
+# wal_of NAME SCRIPT CLIENTS TASKS TRANSACTIONS WORK QUEUE: bytes of WAL a task, and how many of them are page images
+wal_of() {
 	local from to
 
 	from=$(settled_lsn)
@@ -38,20 +38,20 @@ measure_wal() {
 
 finish_wal() {
 	fill_skip_locked $head_tasks
-	measure_wal wal_skip_locked skip_locked_cycle 32 $wal_tasks $wal_tasks $journaled_ms cycle
+	wal_of wal_skip_locked skip_locked_cycle 32 $wal_tasks $wal_tasks $journaled_ms cycle
 	fill_fanout cycle $head_tasks
-	measure_wal wal_fanout fanout_cycle 32 $wal_tasks $wal_tasks $journaled_ms cycle
+	wal_of wal_fanout fanout_cycle 32 $wal_tasks $wal_tasks $journaled_ms cycle
 	fill_fanout cycle $head_tasks
-	measure_wal wal_fanout_quick fanout_cycle 32 $wal_tasks $wal_tasks 0 cycle
+	wal_of wal_fanout_quick fanout_cycle 32 $wal_tasks $wal_tasks 0 cycle
 
 	fill_skip_locked $batch_head_tasks
-	measure_wal wal_skip_locked_batch skip_locked_batch $batch_clients $wal_batch_tasks \
+	wal_of wal_skip_locked_batch skip_locked_batch $batch_clients $wal_batch_tasks \
 		$((wal_batch_tasks / batch_size)) $journaled_ms batch
 	fill_fanout batch $batch_head_tasks
-	measure_wal wal_fanout_batch fanout_batch $batch_clients $wal_batch_tasks \
+	wal_of wal_fanout_batch fanout_batch $batch_clients $wal_batch_tasks \
 		$((wal_batch_tasks / batch_size)) $journaled_ms batch
 	fill_fanout batch $batch_head_tasks
-	measure_wal wal_fanout_batch_quick fanout_batch $batch_clients $wal_batch_tasks \
+	wal_of wal_fanout_batch_quick fanout_batch $batch_clients $wal_batch_tasks \
 		$((wal_batch_tasks / batch_size)) 0 batch
 }
 
