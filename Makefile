@@ -1,7 +1,9 @@
 # make, make install     build and install for the PostgreSQL of PG_CONFIG
 # make demo              index this machine's documents, with a killed worker and a crashed server on the way
 # make test              everything that is tested; ends with "N passed, N failed"
-# make bench             measure, and print a table
+# make bench             measure beside PostgreSQL itself, and print tables: ONLY=, ROWS=, LONG=1, RESULTS=1 and more, see
+#                        test/bench/run.sh
+# make bench-peers       measure beside DBOS, graphile-worker and pg-boss; needs the npm registry
 # make model             check the model of a task's life with spin; FULL=1 for larger runs
 # make reference         compare the server with a reference by random operations: SEED=, OPERATIONS= (of each run)
 # make chaos             random work, faults, kills, crashes and promotions, then all promises: SEED=, SECONDS=
@@ -9,7 +11,7 @@
 # make installcheck      the regress, isolation and TAP tests alone, of what is installed
 # make indent            format src/ in PostgreSQL's style; make typedefs renews the list it needs
 #
-# demo, test, bench, model, reference, chaos and soak install with apt what they miss, and run a private server in a
+# demo, test, bench, bench-peers, model, reference, chaos and soak install with apt what they miss, and run a private server in a
 # temporary directory.
 
 PG_CONFIG ?= $(firstword $(wildcard /usr/lib/postgresql/15/bin/pg_config) pg_config)
@@ -61,7 +63,7 @@ endif
 $(DATA_built): $(sort $(wildcard src/sql/[0-9]*.sql)) pg_fanout.control
 	cat $(filter %.sql,$^) >$@
 
-.PHONY: deps demo test bench model reference chaos soak indent typedefs
+.PHONY: deps demo test bench bench-peers model reference chaos soak indent typedefs
 
 deps:
 	$(harness)/deps build
@@ -80,6 +82,10 @@ model:
 bench: deps
 	$(harness)/build
 	test/bench/run.sh
+
+bench-peers: deps
+	$(harness)/build
+	test/bench/peers/run.sh
 
 reference chaos soak: deps
 	test/$@/run.sh

@@ -37,7 +37,7 @@ PG_FUNCTION_INFO_V1(fanout_dequeue_wait);
 PG_FUNCTION_INFO_V1(fanout_dequeue_wait_queues);
 
 #define MAX_TASKS			10000
-#define WAIT_SLICE			(5 * USECS_PER_SEC) /* look again at least so often, should a wake-up be lost */
+#define WAIT_SLICE			(30 * USECS_PER_SEC)	/* look again at least so often, should a wake-up be lost */
 
 enum DequeueColumn
 {

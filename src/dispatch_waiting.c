@@ -264,7 +264,7 @@ task_load(Queue *queue, const TaskSeed *seed, ItemPointer tid, bool urgent, Time
 	if (lane == NULL)
 		return NULL;
 	lane->tasks++;				/* while room is made, it is not to go away */
-	if (queue_room(queue) ||
+	if ((seed->timed ? queue_room(queue) : queue_room_for_ready(queue)) ||
 		window_evict_after(seed->timed ? &queue->scheduled : &lane->ready, key, seed->task) ||
 		(urgent && (fanout_shared->free_tasks > 0 || evict_for(queue))))
 		task = enter_from_seed(queue, lane, seed);

@@ -261,7 +261,8 @@ load_row(Refill *refill, const RefillRow *row, TimestampTz now)
 	}
 	if (task_find(MyDatabaseId, row->seed.task) != NULL)
 		return true;
-	if (refill->only_due && row->seed.partition != 0 && row->seed.run_at > now)
+	if (refill->kind == REFILL_SCHEDULED && row->seed.run_at > now &&
+		((refill->only_due && row->seed.partition != 0) || schedule_is_wide(refill->queue)))
 	{
 		refill->enough = true;
 		return false;
@@ -369,11 +370,12 @@ begin_refill(Refill *refill)
 
 	/* what is not due needs no lane yet, and would have to leave it to the next stray */
 	refill->only_due = refill->kind == REFILL_SCHEDULED && (fanout_shared->free_lanes == 0 || fanout_shared->has_strays);
-	if (refill->only_due && refill->window->bound_key > GetCurrentTimestamp())
+	if ((refill->only_due || (refill->kind == REFILL_SCHEDULED && schedule_is_wide(queue))) &&
+		refill->window->bound_key > GetCurrentTimestamp())
 		return false;
 	refill->urgent = window_first(refill->window) == NULL &&
 		(refill->kind != REFILL_LANE || !lane_is_blocked(refill->lane));
-	refill->room = queue_room(queue);
+	refill->room = queue_room(queue) || (refill->kind == REFILL_LANE && schedule_is_wide(queue));
 	if (refill->kind != REFILL_STRAYS && !refill->urgent && !refill->room)
 		return false;			/* it asks again when it gives out what it has */
 	refill->queue_id = queue->id;

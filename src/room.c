@@ -382,13 +382,32 @@ queue_room(Queue *queue)
 		(fanout_shared->free_tasks > 0 || evict_for(queue));
 }
 
+/*
+ * Does what is not due take more than half of the queue's share?  Then it gives
+ * way to what is: else a queue full of delayed tasks would have to read each
+ * one that is ready from disk.
+ */
+bool
+schedule_is_wide(const Queue *queue)
+{
+	return queue->scheduled.set.count > queue_window_limit() / 2;
+}
+
+/* Has the queue room for one more ready task, maybe in the place of one that is not due? */
+bool
+queue_room_for_ready(Queue *queue)
+{
+	return queue_room(queue) ||
+		(schedule_is_wide(queue) && schedule_spare(queue) > 0 && window_evict_last(&queue->scheduled));
+}
+
 /* Has the queue room for this task, maybe in the place of a later one? */
 bool
 make_room(Queue *queue, Window *window, int64 key, int64 id)
 {
 	if (window_is_beyond(window, key, id))
 		return false;
-	if (queue_room(queue))
+	if (window == &queue->scheduled ? queue_room(queue) : queue_room_for_ready(queue))
 		return true;
 	return window_evict_after(window, key, id);
 }

@@ -24,6 +24,8 @@ reserved_most(void)
 
 /* Has the queue room for one more waiting task, at no other queue's cost?  And for this one, maybe in a later one's place? */
 extern bool queue_room(Queue *queue);
+extern bool queue_room_for_ready(Queue *queue);
+extern bool schedule_is_wide(const Queue *queue);
 extern bool make_room(Queue *queue, Window *window, int64 key, int64 id);
 
 /* Leave a task on disk: the window's last after this place, one of the queue that has most, or any. */

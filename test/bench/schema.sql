@@ -47,7 +47,7 @@ ALTER TABLE bench.wide ALTER args SET STORAGE EXTERNAL, ALTER args_text SET STOR
 -- One queue for each kind of work, none with a limit.
 CREATE EXTENSION pg_fanout;
 SELECT fanout.create_queue(queue, lease => '1 day')
-  FROM unnest('{cycle,backlog,batch,wide,keys,batch_keys,one_lane,lanes,fair}'::text[]) AS queue;
+  FROM unnest('{cycle,backlog,ranked,batch,wide,keys,batch_keys,one_lane,lanes,fair,empty,collected}'::text[]) AS queue;
 
 -- The same with limits that are never reached.
 SELECT fanout.create_queue(queue, lease => '1 day', concurrency => 1000000)
@@ -59,12 +59,37 @@ SELECT fanout.create_queue(queue, lease => '1 day', partition_concurrency => 100
 
 -- And with limits that are.
 SELECT fanout.create_queue('ten', lease => '1 day', concurrency => 10);
+SELECT fanout.create_queue('one', lease => '1 day', concurrency => 1);
 SELECT fanout.create_queue(queue, lease => '1 day', partition_concurrency => 1)
   FROM unnest('{clear,blocked}'::text[]) AS queue;
 
--- Add "count" tasks to a queue, of so many partitions in turn; 0: without a key. Returns nothing to the client.
-CREATE FUNCTION bench.add(queue text, count int, partitions int, args jsonb) RETURNS void LANGUAGE sql AS $$
-    SELECT count(*) FROM fanout.enqueue_many(queue, 'index_document', array_fill(args, ARRAY[count]),
+-- Add "count" tasks to a queue, of so many partitions in turn, from number "first" on; 0: without a key. Returns nothing
+-- to the client.
+CREATE FUNCTION bench.add(queue text, count int, partitions int, args jsonb, first int = 0, delay interval = NULL)
+RETURNS void LANGUAGE sql AS $$
+    SELECT count(*) FROM fanout.enqueue_many(queue, 'index_document', array_fill(args, ARRAY[count]), delay => delay,
         partition_keys => CASE WHEN partitions > 0 THEN
-            ARRAY(SELECT 'customer-' || i % partitions FROM generate_series(1, count) AS i) END)
+            ARRAY(SELECT 'customer-' || i % partitions FROM generate_series(first + 1, first + count) AS i) END)
+$$;
+
+-- The same without keys, and with priorities from 0 to 9, each of a thousand tasks in turn.
+CREATE FUNCTION bench.add_ranked(queue text, count int, args jsonb) RETURNS void LANGUAGE plpgsql AS $$
+BEGIN
+    FOR chunk IN 0 .. (count - 1) / 1000 LOOP
+        PERFORM count(*) FROM fanout.enqueue_many(queue, 'index_document',
+            array_fill(args, ARRAY[least(1000, count - chunk * 1000)]), priority => chunk % 10);
+    END LOOP;
+END $$;
+
+-- Tasks that were claimed out of order: claims are numbered in their order, and what was claimed has to be first by
+-- priority and id of all that the queue had.
+CREATE FUNCTION bench.out_of_order(queue text) RETURNS bigint LANGUAGE sql AS $$
+    WITH place AS (SELECT row_number() OVER (ORDER BY t.priority, t.task) AS place, t.lease
+                     FROM (SELECT v.id AS task, coalesce(v.priority, 0) AS priority, o.lease FROM fanout.task v
+                             JOIN fanout.queue q ON q.id = v.queue LEFT JOIN (
+                                 SELECT task, lease FROM fanout.outcome
+                                 UNION ALL SELECT task, lease FROM fanout.leases) o ON o.task = v.id
+                            WHERE q.name = out_of_order.queue) t)
+    SELECT count(*) FROM (SELECT place, row_number() OVER (ORDER BY lease) AS turn FROM place WHERE lease IS NOT NULL) c
+     WHERE place <> turn
 $$;

@@ -1,0 +1,2 @@
+-- Enqueue one task.
+SELECT fanout.enqueue(:queue, 'index_document', :args);
