@@ -7,12 +7,15 @@
 # make model             check the model of a task's life with spin; FULL=1 for larger runs
 # make reference         compare the server with a reference by random operations: SEED=, OPERATIONS= (of each run)
 # make chaos             random work, faults, kills, crashes and promotions, then all promises: SEED=, SECONDS=
+# make fuzz              all functions with random arguments: SEED=, SECONDS=
+# make sanitize          the suite with a build that reports undefined behaviour: SUITES= for some of it
+# make valgrind          the main scenarios in a server under valgrind
 # make soak              full rate for half an hour with a short retention: SECONDS=, RETENTION=
 # make installcheck      the regress, isolation and TAP tests alone, of what is installed
 # make indent            format src/ in PostgreSQL's style; make typedefs renews the list it needs
 #
-# demo, test, bench, bench-peers, model, reference, chaos and soak install with apt what they miss, and run a private server in a
-# temporary directory.
+# demo, test, bench, bench-peers, model, reference, chaos, fuzz, sanitize, valgrind and soak install with apt what they
+# miss, and run a private server in a temporary directory.
 
 PG_CONFIG ?= $(firstword $(wildcard /usr/lib/postgresql/15/bin/pg_config) pg_config)
 PGXS := $(shell $(PG_CONFIG) --pgxs 2>/dev/null)
@@ -33,6 +36,12 @@ endif
 # Count violations of what must always hold in memory, for tests: see src/audit.c
 ifdef CHECKED
 PG_CPPFLAGS += -DFANOUT_CHECKED
+endif
+# SANITIZE=undefined: report undefined behaviour when it happens, see test/harness/sanitize
+ifdef SANITIZE
+PG_CFLAGS += -fsanitize=$(SANITIZE) -fno-omit-frame-pointer
+SHLIB_LINK += -fsanitize=$(SANITIZE) -static-libubsan
+PG_CPPFLAGS += -DFANOUT_SANITIZE_OPTIONS='"$(SANITIZE_OPTIONS)"'
 endif
 
 # Names of tests to run, where not all: make installcheck REGRESS="queues limits"
@@ -63,7 +72,7 @@ endif
 $(DATA_built): $(sort $(wildcard src/sql/[0-9]*.sql)) pg_fanout.control
 	cat $(filter %.sql,$^) >$@
 
-.PHONY: deps demo test bench bench-peers model reference chaos soak indent typedefs
+.PHONY: deps demo test bench bench-peers model reference chaos fuzz sanitize valgrind soak indent typedefs
 
 deps:
 	$(harness)/deps build
@@ -87,8 +96,12 @@ bench-peers: deps
 	$(harness)/build
 	test/bench/peers/run.sh
 
-reference chaos soak: deps
+reference chaos fuzz valgrind soak: deps
 	test/$@/run.sh
+
+sanitize:
+	$(harness)/deps test
+	$(harness)/sanitize $(SUITES)
 
 ifneq ($(wildcard $(PGXS)),)
 installcheck:

@@ -22,6 +22,17 @@
 
 PG_MODULE_MAGIC;
 
+#ifdef FANOUT_SANITIZE_OPTIONS
+extern const char *__ubsan_default_options(void);
+
+/* Not from the environment: the server has written over that by the time that this library is loaded. */
+const char *
+__ubsan_default_options(void)
+{
+	return FANOUT_SANITIZE_OPTIONS;
+}
+#endif
+
 extern PGDLLEXPORT void _PG_init(void);
 
 PG_FUNCTION_INFO_V1(fanout_register);

@@ -45,6 +45,23 @@
 	POINT(EXHAUSTED_WRITTEN, "exhausted-written", true) \
 	POINT(CEILING_COMMITTED, "ceiling-committed", true) \
 	POINT(SEGMENT_COMMITTED, "segment-committed", true) \
+	POINT(SEGMENT_CHOSEN, "segment-chosen", true) \
+	POINT(FINISH_LOOKED, "finish-looked", true) \
+	POINT(FINISH_STORED, "finish-stored", true) \
+	POINT(FINISH_COMMITTED, "finish-committed", true) \
+	POINT(REOPEN_STORED, "reopen-stored", true) \
+	POINT(REOPEN_COMMITTED, "reopen-committed", true) \
+	POINT(LOOK_BEGUN, "look-begun", true) \
+	POINT(LOOK_ENDED, "look-ended", true) \
+	POINT(RETIRE_LOCKED, "retire-locked", true) \
+	POINT(RETIRE_CARRIED, "retire-carried", true) \
+	POINT(RETIRE_PASSED_ON, "retire-passed-on", true) \
+	POINT(RETIRE_COMMITTED, "retire-committed", true) \
+	POINT(TRUNCATE_LOCKED, "truncate-locked", true) \
+	POINT(TRUNCATE_DONE, "truncate-done", true) \
+	POINT(TRUNCATE_COMMITTED, "truncate-committed", true) \
+	POINT(REMAINS_DELETED, "remains-deleted", true) \
+	POINT(TRIM_DELETED, "trim-deleted", true) \
 	POINT(JOIN_DECIDED, "join-decided", true) \
 	POINT(JOIN_CANCELLED, "join-cancelled", true) \
 	POINT(JOIN_NOTED, "join-noted", true) \

@@ -15,6 +15,7 @@
 #include "utils/snapmgr.h"
 #include "utils/timestamp.h"
 
+#include "points.h"
 #include "remains.h"
 #include "spi.h"
 
@@ -57,6 +58,7 @@ remains_continue(RemainsWalk *walk, TimestampTz cut)
 	walk->from = done ? 0 : DatumGetInt64(last) + 1;
 	walk->phase += done;
 	spi_end(&scope);
+	FANOUT_POINT(REMAINS_DELETED);
 	PopActiveSnapshot();
 	CommitTransactionCommand();
 	return walk->phase < lengthof(phases);

@@ -23,6 +23,7 @@
 #include "utils/snapmgr.h"
 #include "utils/timestamp.h"
 
+#include "points.h"
 #include "remains.h"
 #include "retention.h"
 #include "retire.h"
@@ -217,7 +218,10 @@ begin_look(Database *database, int segment, int heir, TimestampTz now)
 	look_heir = heir;
 	lock_tries = 0;
 	if (survivors_begin(database, &look, context))
+	{
 		job = JOB_LOOK;
+		FANOUT_POINT(LOOK_BEGUN);
+	}
 	else
 	{
 		note_kept(database, segment, KEPT_LOCKED, 0);
@@ -298,6 +302,7 @@ continue_look(Database *database, TimestampTz now)
 	}
 	else if (!survivors_continue(&look))
 		return 0;
+	FANOUT_POINT(LOOK_ENDED);
 	if (survivors_too_many(&look))
 		keep_segment(database, survivors_reason(&look), now, Max(retention() / 8, TICK_LEAST));
 	else

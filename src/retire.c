@@ -32,6 +32,7 @@
 #include "utils/snapmgr.h"
 #include "utils/timestamp.h"
 
+#include "points.h"
 #include "registry.h"
 #include "retire.h"
 #include "segments.h"
@@ -256,6 +257,7 @@ segment_retire(Database *database, const SurvivorLook *look, int heir)
 		give_up();
 		return RETIRE_LOCKED;
 	}
+	FANOUT_POINT(RETIRE_LOCKED);
 	if (was_unsettled(database, look))
 	{
 		give_up();
@@ -268,9 +270,12 @@ segment_retire(Database *database, const SurvivorLook *look, int heir)
 		give_up();
 		return RETIRE_SLOW;
 	}
+	FANOUT_POINT(RETIRE_CARRIED);
 	pass_on(&map, look->segment, heir, empty);
 	emptied_by[look->segment] = empty ? InvalidTransactionId : GetTopTransactionId();
+	FANOUT_POINT(RETIRE_PASSED_ON);
 	segments_commit_change(&map);
+	FANOUT_POINT(RETIRE_COMMITTED);
 	count_retired(database, look, heir);
 	return RETIRED;
 }
@@ -312,12 +317,15 @@ segment_truncate(Database *database, int segment)
 		give_up();
 		return false;
 	}
+	FANOUT_POINT(TRUNCATE_LOCKED);
 	truncate_tables(segment);
+	FANOUT_POINT(TRUNCATE_DONE);
 	spi_begin(&scope);
 	(void) spi_run(&forget_segment, values, NULL);
 	spi_end(&scope);
 	map.emptied[segment] = false;
 	emptied_by[segment] = InvalidTransactionId;
 	segments_commit_change(&map);
+	FANOUT_POINT(TRUNCATE_COMMITTED);
 	return true;
 }

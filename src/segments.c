@@ -147,6 +147,7 @@ segment_hold(LogKind kind, int64 task, LOCKMODE mode)
 		int			segment = segment_of(task);
 		Oid			relation = registry_relation(kind, segment);
 
+		FANOUT_POINT(SEGMENT_CHOSEN);
 		LockRelationOid(relation, mode);
 		if (segment_of(task) == segment)
 			return segment;
@@ -247,9 +248,11 @@ database_set_segments(Database *database, const SegmentMap *map)
 {
 	int64		newest = 0;
 	int64		newest_before = 0;
+	bool		any_finished = false;
 
 	for (int i = 0; i < FANOUT_SEGMENTS; i++)
 	{
+		any_finished |= map->finished[i];
 		if (map->firsts[i] != FANOUT_SEGMENT_UNUSED)
 			newest = Max(newest, map->firsts[i]);
 		if (database->segments.firsts[i] != FANOUT_SEGMENT_UNUSED)
@@ -263,6 +266,8 @@ database_set_segments(Database *database, const SegmentMap *map)
 	database->next_task = Max(database->next_task, newest);
 	if (newest > newest_before)
 		database->next_segment_wanted = false;
+	if (!any_finished)
+		database->segment_reopen_wanted = false;
 }
 
 /* In a transaction, when others have filled the tables: there may be unfinished tasks where there were none. */
@@ -404,15 +409,16 @@ segments_note_removed(int64 below)
 	(void) spi_run(&note_removed, values, NULL);
 }
 
-/* None that somebody is about to unsettle stays finished; it is simpler, and no loss, to say so of all. */
+/*
+ * None that somebody is about to unsettle stays finished; it is simpler, and no
+ * loss, to say so of all.  It is wanted until memory knows of it: if we fail,
+ * whoever waits for it needs the next keeper to do it.
+ */
 void
 segments_reopen(Database *database)
 {
 	SegmentMap	map;
 
-	dispatcher_lock();
-	database->segment_reopen_wanted = false;
-	dispatcher_unlock();
 	segments_begin_change(database, &map);
 	for (int i = 0; i < FANOUT_SEGMENTS; i++)
 	{
@@ -420,7 +426,9 @@ segments_reopen(Database *database)
 			segment_store_finished(i, false);
 		map.finished[i] = false;
 	}
+	FANOUT_POINT(REOPEN_STORED);
 	segments_commit_change(&map);
+	FANOUT_POINT(REOPEN_COMMITTED);
 }
 
 /* Have the keeper move on; the segment that is current until then. */

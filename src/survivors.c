@@ -24,6 +24,7 @@
 #include "utils/snapmgr.h"
 #include "utils/timestamp.h"
 
+#include "points.h"
 #include "registry.h"
 #include "segments.h"
 #include "spi.h"
@@ -327,6 +328,7 @@ note_finished(Database *database, int segment, const FinishLook *look)
 {
 	SegmentMap	map;
 
+	FANOUT_POINT(FINISH_LOOKED);
 	segments_begin_change(database, &map);
 
 	/* who unsettles the segment from here on waits for our locks, and then sees that it is finished */
@@ -338,7 +340,9 @@ note_finished(Database *database, int segment, const FinishLook *look)
 	}
 	segment_store_finished(segment, true);
 	map.finished[segment] = true;
+	FANOUT_POINT(FINISH_STORED);
 	segments_commit_change(&map);
+	FANOUT_POINT(FINISH_COMMITTED);
 	return true;
 }
 

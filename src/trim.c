@@ -27,6 +27,7 @@
 #include "utils/timestamp.h"
 
 #include "arguments.h"
+#include "points.h"
 #include "segments.h"
 #include "spi.h"
 #include "starts.h"
@@ -219,6 +220,7 @@ trim_continue(Database *database, TrimWalk *walk)
 	PushActiveSnapshot(GetTransactionSnapshot());
 	if (lock_segment(segment))
 		more = trim_chunk(walk, segment);
+	FANOUT_POINT(TRIM_DELETED);
 	PopActiveSnapshot();
 	CommitTransactionCommand();
 	passed = walk->from;

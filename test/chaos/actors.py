@@ -284,7 +284,8 @@ class Worker(Actor):
         except psycopg.Error as error:
             if error.diag.sqlstate != "FO001":
                 raise
-            if how == "complete":
+            # nothing tells of one that is retired
+            if how == "complete" and self.execute("SELECT FROM fanout.task WHERE id = %s", task):
                 self.log("violation", text=f"lease {lease} of task {task} has completed it, and cannot say so again")
 
 
@@ -474,7 +475,7 @@ class Watcher(Actor):
                            " GROUP BY t.queue, t.key HAVING count(*) > 1",
     }
     BATCH = ("SELECT b.join_policy, b.join_count, b.sealed, count(t.id), count(o.task), count(*) FILTER (WHERE o.status = 's'), count(*) FILTER (WHERE o.status = 'f')"
-             " FROM fanout.batch b LEFT JOIN fanout.task t ON t.batch = b.id LEFT JOIN fanout.outcome o ON o.task = t.id WHERE b.id = %s GROUP BY b.id")
+             " FROM fanout.batch b LEFT JOIN every.task t ON t.batch = b.id LEFT JOIN every.outcome o ON o.task = t.id WHERE b.id = %s GROUP BY b.id")
 
     def step(self):
         begin = time.monotonic()
@@ -488,7 +489,10 @@ class Watcher(Actor):
     def watch_batch(self, batch):
         if not self.value("SELECT fanout.wait(%s::bigint, '200 ms')", batch):
             return
-        join, least, sealed, tasks, ended, succeeded, failed = self.execute(self.BATCH, batch)[0]
+        rows = self.execute(self.BATCH, batch)
+        if not rows:            # all of it is retired
+            return
+        join, least, sealed, tasks, ended, succeeded, failed = rows[0]
         if not (sealed and ended == tasks or join == "any" and succeeded >= 1 or join == "n" and succeeded >= least
                 or join == "fail_fast" and failed >= 1):
             self.log("violation", text=f"batch {batch} has ended by join {join}, with {ended} of {tasks}, {succeeded} succeeded, {failed} failed, sealed {sealed}")

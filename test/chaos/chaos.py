@@ -4,7 +4,7 @@
     chaos.py SEED SECONDS DIRECTORY
 
 The server's data are in DIRECTORY/data, with the extension in an empty database. Prints a line "ok" or "not ok" for each
-thing it looks at.
+thing it looks at. If the server has a short retention, what is retired is looked at as well.
 """
 import os
 import random
@@ -22,6 +22,34 @@ HERE = os.path.dirname(os.path.abspath(__file__))
 ACTORS = {"enqueue": 2, "worker": 6, "meddle": 1, "watch": 1}
 FIRST_STOP = 3.0                    # seconds
 BETWEEN_STOPS = (2.5, 4.5)          # longer than the windows of rates: several crashes in one forget more, see README
+
+
+# What is retired is copied in the transaction that does so; "every" has that and what is there
+ARCHIVE = """
+CREATE SCHEMA archive;
+CREATE SCHEMA every;
+CREATE FUNCTION archive.keep() RETURNS trigger LANGUAGE plpgsql AS $$
+DECLARE
+    kind text;
+BEGIN
+    FOREACH kind IN ARRAY '{task,attempt,checkpoint,outcome}'::text[] LOOP
+        EXECUTE format('INSERT INTO archive.%1$s SELECT * FROM fanout.%1$s_%2$s', kind, TG_ARGV[0]);
+    END LOOP;
+    RETURN NULL;
+END $$;
+DO $$
+DECLARE
+    kind text;
+BEGIN
+    FOREACH kind IN ARRAY '{task,attempt,checkpoint,outcome}'::text[] LOOP
+        EXECUTE format('CREATE TABLE archive.%1$s AS SELECT * FROM fanout.%1$s', kind);
+        EXECUTE format('CREATE VIEW every.%1$s AS SELECT * FROM fanout.%1$s UNION ALL SELECT * FROM archive.%1$s', kind);
+    END LOOP;
+    FOR slot IN 1 .. 4 LOOP
+        EXECUTE format('CREATE TRIGGER keep BEFORE TRUNCATE ON fanout.task_%1$s FOR EACH STATEMENT EXECUTE FUNCTION archive.keep(%1$s)', slot);
+    END LOOP;
+END $$;
+"""
 
 
 class Chaos:
@@ -100,6 +128,7 @@ class Chaos:
     # -- the story
 
     def set_up(self):
+        self.query(ARCHIVE)
         for queue, settings in QUEUES.items():
             names = "".join(f", {name} => %s" for name in settings)
             self.query(f"SELECT fanout.create_queue(%s, lease => '1500 ms', max_attempts => 4{names})", queue, *settings.values())
@@ -123,6 +152,13 @@ class Chaos:
             self.replace_dead()
         self.stop_actors()
         self.server.clear_points()
+        self.keep_all()
+
+    def keep_all(self):
+        """What comes is about what is there, which had better stay."""
+        self.counts["retired"] = self.query("SELECT count(*) FROM archive.task")[0][0]
+        self.query("ALTER SYSTEM SET pg_fanout.retention = -1")
+        self.query("SELECT pg_reload_conf()")
 
     # -- what is there when nobody works
 
@@ -181,10 +217,10 @@ class Chaos:
 
     def look_at_logs(self, logs):
         """What the actors wrote down, with what the tables have."""
-        durable = {row[0] for row in self.query("SELECT lease FROM fanout.attempt UNION SELECT lease FROM fanout.outcome UNION SELECT lease FROM fanout.checkpoint")}
+        durable = {row[0] for row in self.query("SELECT lease FROM every.attempt UNION SELECT lease FROM every.outcome UNION SELECT lease FROM every.checkpoint")}
         logs.check_leases(durable)
-        logs.check_steps({(task, step): value for task, step, value in self.query("SELECT task, step, value FROM fanout.checkpoint")})
-        logs.check_deadlines({row[0] for row in self.query("SELECT task FROM fanout.attempt WHERE event = 'n'")})
+        logs.check_steps({(task, step): value for task, step, value in self.query("SELECT task, step, value FROM every.checkpoint")})
+        logs.check_deadlines({row[0] for row in self.query("SELECT task FROM every.attempt WHERE event = 'n'")})
         used = logs.check_limits()
         lost = [lease.lease for lease in logs.leases.values() if lease.kept and lease.queue == "synchronous" and lease.lease not in durable]
         self.look("synchronous claims are on disk", not lost, lost[:5])
@@ -194,24 +230,28 @@ class Chaos:
 
     def look_at_end(self, logs):
         for what, query in (
-                ("all that was enqueued has ended, and once", "SELECT t.id FROM fanout.task t LEFT JOIN fanout.outcome o ON o.task = t.id GROUP BY t.id HAVING count(o.task) <> 1"),
-                ("each step has one value", "SELECT task, step FROM fanout.checkpoint GROUP BY 1, 2 HAVING count(*) <> 1"),
-                ("each lease was given for one task", "SELECT lease FROM fanout.attempt WHERE event IN ('c', 'b') GROUP BY 1 HAVING count(DISTINCT task) > 1"),
+                ("all that was enqueued has ended, and once", "SELECT t.id FROM every.task t LEFT JOIN every.outcome o ON o.task = t.id GROUP BY t.id HAVING count(o.task) <> 1"),
+                ("each step has one value", "SELECT task, step FROM every.checkpoint GROUP BY 1, 2 HAVING count(*) <> 1"),
+                ("each lease was given for one task", "SELECT lease FROM every.attempt WHERE event IN ('c', 'b') GROUP BY 1 HAVING count(DISTINCT task) > 1"),
                 ("no permit is left over", "SELECT queue, running FROM fanout.queues WHERE running <> 0 OR ready <> 0 OR scheduled <> 0"),
                 ("nor one of a partition", "SELECT queue, partition_key, running FROM fanout.partitions WHERE running <> 0 OR ready <> 0 OR backlog <> 0"),
                 ("nor a lease", "SELECT lease, task FROM fanout.leases"),
                 ("nor a place in the pools", "SELECT * FROM fanout.status() WHERE item IN ('tasks in memory', 'leases in memory', 'workers in memory', 'journal lag') AND value !~ '^0'"),
                 ("nobody waits", "SELECT queue, waiting_workers FROM fanout.queues WHERE waiting_workers <> 0"),
                 ("all batches have ended", "SELECT batch FROM fanout.batches WHERE NOT fanout.wait(batch, '10 s')"),
-                ("and are collected whole", "SELECT b.batch, b.tasks, c.n FROM fanout.batches b,"
-                 " LATERAL (SELECT count(*) AS n, count(*) FILTER (WHERE status IN ('succeeded', 'failed', 'cancelled')) AS ended, max(ordinal) AS last"
-                 " FROM fanout.collect(b.batch, '0')) c WHERE b.tasks <> c.n OR c.ended <> c.n OR c.last <> c.n"),
+                ("and are collected whole", "SELECT b.batch, b.tasks, c.* FROM fanout.batches b,"
+                 " LATERAL (SELECT count(*) AS n, count(*) FILTER (WHERE status IN ('succeeded', 'failed', 'cancelled')) AS ended, max(ordinal) AS last,"
+                 " string_agg(task || ' ' || status, ', ') FILTER (WHERE status NOT IN ('succeeded', 'failed', 'cancelled')) AS others"
+                 " FROM fanout.collect(b.batch, '0')) c WHERE NOT EXISTS (SELECT FROM fanout.batch_part p JOIN fanout.removed r ON p.first_task < r.below WHERE p.batch = b.batch) AND (b.tasks <> c.n OR c.ended <> c.n OR c.last <> c.n)"),
+                ("no task is both here and retired", "SELECT id FROM archive.task JOIN fanout.task USING (id)"),
+                ("what is retired is so whole", "SELECT a.what, a.task, t.tableoid::regclass FROM fanout.task t JOIN (SELECT 'outcome' AS what, task FROM archive.outcome"
+                 " UNION ALL SELECT 'checkpoint', task FROM archive.checkpoint UNION ALL SELECT 'attempt', task FROM archive.attempt) a ON a.task = t.id"),
                 ("the keeper has noted the ends of joins", "SELECT batch FROM fanout.batches WHERE \"join\" <> 'all' AND ended_at IS NULL AND tasks > 0")):
             self.look_for_rows(what, query)
-        there = {row[0] for row in self.query("SELECT id FROM fanout.task")}
+        there = {row[0] for row in self.query("SELECT id FROM every.task")}
         self.look("no task is lost", not (lost := logs.enqueued - there), sorted(lost)[:5])
         self.look("none is there that was rolled back", not (extra := logs.never & there), sorted(extra)[:5])
-        succeeded = dict(self.query("SELECT task, lease FROM fanout.outcome WHERE status = 's'"))
+        succeeded = dict(self.query("SELECT task, lease FROM every.outcome WHERE status = 's'"))
         wrong = [(task, leases) for task, leases in logs.completed.items() if succeeded.get(task) not in leases]
         self.look("what a worker was told is completed is so, by its lease", not wrong, wrong[:5])
 

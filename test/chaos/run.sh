@@ -5,6 +5,7 @@
 #     SEED=NUMBER       choices of a former run; the order of events is another one all the same
 #     SECONDS=NUMBER    how long; 60 by default
 #     POOL=NUMBER       of tasks in memory; 512 by default
+#     RETENTION=TIME    of what has ended; 2 s by default where the seed is odd, otherwise all stays
 #     KEEP=DIRECTORY    copy the logs to it if something is wrong
 seconds=$SECONDS      # before bash counts it on
 [ "$seconds" -gt 0 ] || seconds=60
@@ -15,6 +16,7 @@ here=$(cd "$(dirname "$0")" && pwd)
 
 need_packages python3-psycopg
 seed=${SEED:-$RANDOM}
+retention=${RETENTION:-$([ $((seed % 2)) = 1 ] && echo 2s || echo -1)}
 dir=$(scratch_dir chaos)
 trap cleanup EXIT
 trap 'exit 130' INT TERM
@@ -34,7 +36,7 @@ use_checked_build "$dir/checked"
 
 run_as_user mkdir "$dir/server"
 server_create "$dir/server" "fsync = off" "pg_fanout.max_tracked_tasks = ${POOL:-512}" "pg_fanout.max_lanes = 200" "pg_fanout.max_workers_tracked = 64" \
-	"max_connections = 60" "restart_after_crash = on" "log_line_prefix = '%m [%p] %b %e '" "wal_keep_size = '64MB'"
+	"pg_fanout.retention = '$retention'" "max_connections = 60" "restart_after_crash = on" "log_line_prefix = '%m [%p] %b %e '" "wal_keep_size = '64MB'"
 server_start "$dir/server"
 psql --no-psqlrc --quiet --command 'CREATE EXTENSION pg_fanout'
 

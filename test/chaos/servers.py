@@ -50,7 +50,7 @@ class Server:
 
     def query(self, query, *parameters):
         with self.connect() as connection:
-            cursor = connection.execute(query, parameters)
+            cursor = connection.execute(query, parameters or None)
             return cursor.fetchall() if cursor.description else []
 
     # -- commands

@@ -75,6 +75,7 @@ use_checked_build() {
 	local dir=${CHECKED_BUILD:-$1}
 	local part
 
+	[[ $PG_CONFIG != "$dir"/* ]] || return 0	# in use already
 	if [ -z "${CHECKED_BUILD:-}" ]; then
 		say "building with CHECKED=1"
 		run_as_user mkdir -p "$dir/source"

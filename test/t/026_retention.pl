@@ -209,5 +209,25 @@ becomes("SELECT finished FROM fanout.segment WHERE slot = $slot", 'finished agai
 query("BEGIN; SAVEPOINT s; SELECT fanout.retry($failed); ROLLBACK TO s; COMMIT");
 becomes("SELECT finished FROM fanout.segment WHERE slot = $slot", 'and once more, after a retry that was rolled back');
 
+# A restore fills one table after the other, and all that the keeper knew is out of date then: not even a segment that was
+# empty, or in which all had ended, is one that a rebuild may pass over.
+query('CREATE DATABASE filled');
+query("CREATE EXTENSION pg_fanout; SELECT fanout.create_queue('jobs')", 'filled');
+query(<<'EOS', 'filled');
+INSERT INTO fanout.segment VALUES (1, 0, NULL, false), (2, 1000, now(), false), (3, 2000, now(), false);
+INSERT INTO fanout.task_2 (id, enqueued_at, queue, name) SELECT 1500, now(), id, 'ended' FROM fanout.queue;
+INSERT INTO fanout.outcome_2 (task, finished_at, attempt, status) VALUES (1500, now(), 1, 's');
+EOS
+becomes('SELECT finished FROM fanout.segment WHERE slot = 2', 'a segment that was filled is looked at', 'filled');
+is(query('SELECT finished FROM fanout.segment WHERE slot = 1', 'filled'), 'f', 'one before it that is empty is not finished');
+sub fill { query("INSERT INTO fanout.task_1 (id, enqueued_at, queue, name) SELECT $_[0], now(), id, 'filled' FROM fanout.queue", 'filled'); return; }
+sub filled_task { return query("SELECT task FROM fanout.dequeue('jobs', 'w', wait => '10 s')", 'filled'); }
+fill(500);
+is(filled_task(), 500, 'a task that comes to it is found');
+query('SELECT fanout.complete(lease) FROM fanout.leases', 'filled');
+becomes('SELECT finished FROM fanout.segment WHERE slot = 1', 'it is finished when that has ended', 'filled');
+fill(501);
+is(filled_task(), 501, 'and another one is found all the same');
+
 $node->stop;
 done_testing();

@@ -9,6 +9,10 @@
 #		crash, fail and stop the process at each of the story's points, and look what has come of it
 # crash_at(story, point), fail_at(story, point, how), begin(story, point, action)
 #		the same for one point
+# ask(sql), becomes(sql)
+#		by a session that is there until the server crashes: the answer; true once that is true
+# stop_at(point, how), has_crashed()
+#		terminate or cancel who is at the point; true once the server has begun anew
 # settles(what, tag, expected), drain(what), finish()
 #		tests that it came out as expected; that all that is left can be done, and leaves nothing; that the log is good
 #
@@ -25,7 +29,8 @@ use PostgreSQL::Test::Utils;
 use Test::More;
 
 our @EXPORT = qw(
-  crash_points_node claim_sql cross_for_client cross_for_keeper crash_at fail_at begin settles drain finish ask
+  crash_points_node claim_sql cross_for_client cross_for_keeper crash_at fail_at begin settles drain finish
+  ask becomes has_crashed stop_at
 );
 
 my ($node, $control, $last_launcher);
