@@ -15,6 +15,8 @@
 #include "miscadmin.h"
 #include "pgstat.h"
 #include "storage/ipc.h"
+#include "tcop/dest.h"
+#include "tcop/tcopprot.h"
 #include "utils/builtins.h"
 #include "utils/timestamp.h"
 
@@ -38,6 +40,10 @@ PG_FUNCTION_INFO_V1(fanout_dequeue_wait_queues);
 
 #define MAX_TASKS			10000
 #define WAIT_SLICE			(30 * USECS_PER_SEC)	/* look again at least so often, should a wake-up be lost */
+#define CLIENT_PATIENCE		USECS_PER_SEC
+
+/* From libpq/libpq.h, which wants headers of Kerberos where the server was built with it. */
+extern bool pq_check_connection(void);
 
 enum DequeueColumn
 {
@@ -194,6 +200,21 @@ stop_waiting(int code, Datum arg)
 }
 
 /*
+ * End the session if the client has gone meanwhile: it would get a task that
+ * nobody works on until the lease ends.  That is not worth the system calls to
+ * who is woken soon; a client goes while it waits for long.
+ */
+static void
+require_client(int64 waited)
+{
+	if (waited < CLIENT_PATIENCE || whereToSendOutput != DestRemote || MyProcPort == NULL || pq_check_connection())
+		return;
+	ClientConnectionLost = true;
+	InterruptPending = true;
+	CHECK_FOR_INTERRUPTS();
+}
+
+/*
  * Look, and wait for something to be there until the deadline.  A backend is
  * in the lists of waiters only while it sleeps.
  */
@@ -232,6 +253,7 @@ look_and_wait(const QueueList *list, const DequeueOptions *options, LookFunction
 		PG_ENSURE_ERROR_CLEANUP(stop_waiting, (Datum) 0);
 		{
 			(void) wait_on_latch(Min(deadline, now + WAIT_SLICE), PG_WAIT_EXTENSION);
+			require_client(wait_clock() - since);
 		}
 		PG_END_ENSURE_ERROR_CLEANUP(stop_waiting, (Datum) 0);
 		now = wait_clock();

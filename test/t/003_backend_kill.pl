@@ -150,5 +150,16 @@ is( $node->safe_psql('postgres', "SELECT task, attempt FROM fanout.dequeue('jobs
 	"$task|1", 'promise 1: a claim whose transaction ended without a commit never happened');
 drop_session($session);
 
+# A client that has gone while it waited gets nothing: its session ends when it is woken, and passes that on.
+my $gone = start_client($node, "SELECT * FROM fanout.dequeue('jobs', 'gone', wait => '1 min')");
+my $its_session = "FROM pg_stat_activity WHERE query LIKE '%gone%' AND pid <> pg_backend_pid()";
+$node->poll_query_until('postgres', "SELECT count(*) = 1 $its_session AND wait_event_type = 'Extension' AND now() - query_start > '1.2 s'")
+  or die 'it does not wait';
+$gone->{run}->kill_kill;
+$task = $node->safe_psql('postgres', "SELECT fanout.enqueue('jobs', 'for somebody else')");
+is($node->safe_psql('postgres', "SELECT task, attempt FROM fanout.dequeue('jobs', 'w2', wait => '20 s')"), "$task|1",
+	'a task is not leased to a client that has gone');
+$node->poll_query_until('postgres', "SELECT count(*) = 0 $its_session") or die 'its session goes on';
+
 $node->stop;
 done_testing();
