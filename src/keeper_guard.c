@@ -1,5 +1,5 @@
 /*
- * worker_common.c
+ * keeper_guard.c
  *		What a keeper does about settings that others have made, and about its
  *		own failure.
  *
