@@ -487,8 +487,13 @@ class Watcher(Actor):
         time.sleep(0.05 + 5 * (time.monotonic() - begin))
 
     def watch_batch(self, batch):
-        if not self.value("SELECT fanout.wait(%s::bigint, '200 ms')", batch):
-            return
+        try:
+            if not self.value("SELECT fanout.wait(%s::bigint, '200 ms')", batch):
+                return
+        except psycopg.errors.UndefinedObject:
+            if self.column("SELECT id FROM fanout.batch WHERE id = %s", batch):
+                raise
+            return              # it was retired a moment ago
         rows = self.execute(self.BATCH, batch)
         if not rows:            # all of it is retired
             return

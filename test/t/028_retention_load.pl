@@ -56,7 +56,8 @@ BEGIN
 		SELECT * INTO claim FROM fanout.dequeue('jobs', worker, wait => '200 ms');
 		COMMIT;
 		IF claim.lease IS NULL THEN
-			EXIT WHEN EXISTS (SELECT FROM stop);
+			-- one may have been about to give a task its other life when all seemed to be worked off
+			EXIT WHEN EXISTS (SELECT FROM stop) AND NOT EXISTS (SELECT FROM fanout.queues WHERE scheduled + ready + running > 0);
 			CONTINUE;
 		END IF;
 		IF claim.task % 7 = 0 THEN

@@ -145,7 +145,7 @@ SELECT fanout.resume_queue(queue) FROM fanout.queues;
 SELECT fanout.resume_partition('jobs', 'k' || k) FROM generate_series(0, 7) k;
 DO $$
 BEGIN
-	FOR i IN 1 .. 2000 LOOP
+	FOR i IN 1 .. 1000000 LOOP
 		PERFORM fanout.complete(ARRAY(SELECT lease FROM fanout.dequeue(ARRAY(SELECT queue FROM fanout.queues), 'drain' || i % 7, max_tasks => 100, wait => '50 ms')));
 		COMMIT;
 		EXIT WHEN NOT EXISTS (SELECT FROM fanout.queues WHERE scheduled + ready + running > 0);
