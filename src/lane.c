@@ -328,15 +328,30 @@ check_refill(Lane *lane)
 
 	if (!window_is_bounded(&lane->ready) || lane->wants_refill || window_is_refilling(database_of(queue), &lane->ready))
 		return;
-	low = lane->partition == 0 ? queue_window_limit() / 2 : LANE_LOW;
+	low = lane->partition == 0 ? queue_ready_share(queue) / 2 : LANE_LOW;
 	if (lane_is_blocked(lane) ?
 		lane->ready.set.count > 0 || !queue_is_within_share(queue) :
 		window_first(&lane->ready) != NULL && (lane->ready.set.count >= low || !queue_is_within_share(queue)))
 		return;
 	if (lane->partition != 0)
+	{
 		lane_ask_for_refill(lane);
+		if (queue->refill_held)
+			return;				/* so does this one */
+	}
 	else
 		lane->wants_refill = true;
+	queue->wants_refill = true;
+	keeper_wake(database_of(queue));
+}
+
+/* Partitions may have waited for the queue to give out what it has. */
+static void
+check_held_refill(Queue *queue)
+{
+	if (!queue->refill_held || !queue_can_use_refill(queue))
+		return;
+	queue->refill_held = false;
 	queue->wants_refill = true;
 	keeper_wake(database_of(queue));
 }
@@ -386,6 +401,7 @@ lane_settle(Lane *lane)
 	if (lane->limited)
 		lane_drop_idle_limits(lane);
 	check_refill(lane);
+	check_held_refill(queue);
 }
 
 /* Settle lanes whose time has come; false if there are more than one call should do. */

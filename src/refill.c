@@ -35,7 +35,7 @@
 #define REFILL_MOST		8192
 #define REFILL_URGENT	16
 #define REFILL_PARTITION	64	/* tasks of one partition */
-#define REFILL_PARTITIONS	64
+#define REFILL_TURN		(10 * INT64CONST(1000)) /* for partitions of one queue, then others have their turn */
 
 /*
  * The order of the main lane is that of three scans: ranks below, at and above
@@ -116,7 +116,8 @@ typedef struct Refill
 	bool		only_due;		/* the schedule, while lanes are short */
 	bool		enough;			/* all that is due was read */
 	bool		urgent;			/* nothing can be given out before it is done */
-	bool		room;			/* the queue has room for more than what is urgent */
+	bool		room;			/* the queue has room for more than what is urgent, */
+	int64		room_for;		/* for some so many */
 	int			segments[FANOUT_SEGMENTS];	/* those in use, in the order of their tasks */
 	int			segment_count;
 	RefillRow  *rows;			/* room for as many as the limit of each segment */
@@ -378,6 +379,9 @@ begin_refill(Refill *refill)
 	refill->room = queue_room(queue) || (refill->kind == REFILL_LANE && schedule_is_wide(queue));
 	if (refill->kind != REFILL_STRAYS && !refill->urgent && !refill->room)
 		return false;			/* it asks again when it gives out what it has */
+	refill->room_for = queue_ready_share(queue) - queue->ready_count - queue->reserved;
+	if (refill->kind == REFILL_SCHEDULED)
+		refill->room_for = queue_window_limit();	/* it may replace later ones */
 	refill->queue_id = queue->id;
 	refill->database = database_find(MyDatabaseId);
 	refill->epoch = queue->epoch;
@@ -395,7 +399,7 @@ begin_refill(Refill *refill)
 static bool
 run_refill(Refill *refill)
 {
-	int64		most = Max(REFILL_LEAST, Min(REFILL_MOST, queue_window_limit()));
+	int64		most = Max(REFILL_LEAST, Min(REFILL_MOST, refill->room_for));
 
 	if (refill->kind == REFILL_LANE && refill->lane->partition != 0)
 		most = Min(most, REFILL_PARTITION);
@@ -426,6 +430,16 @@ refill_window(Queue *queue, RefillKind kind, Lane *lane, Window *window)
 	return !begun || run_refill(&refill);
 }
 
+/* The next of the queue's partitions that is to be refilled, but not this one again; NULL: none. */
+static Lane *
+next_partition(Queue *queue, const Lane *but_not)
+{
+	if (queue->state != QUEUE_OPEN || queue->db != MyDatabaseId || queue->last_asker == 0)
+		return NULL;
+	queue->refill_held = !queue_can_use_refill(queue);
+	return queue->refill_held ? NULL : queue_take_asker(queue, but_not);
+}
+
 /*
  * Refill some of the partitions that ask for it, in the order they asked in;
  * the next look goes on with others.  One that makes no headway asks again,
@@ -435,15 +449,15 @@ static bool
 refill_partitions(Queue *queue)
 {
 	Lane	   *first_failed = NULL;
+	int64		stop = wait_clock() + REFILL_TURN;
 
-	for (int i = 0; i < REFILL_PARTITIONS; i++)
+	do
 	{
 		Refill		refill = {.kind = REFILL_LANE, .queue = queue, .headway = true};
 		bool		begun = false;
 
 		dispatcher_lock();
-		if (queue->state == QUEUE_OPEN && queue->db == MyDatabaseId)
-			refill.lane = queue_take_asker(queue, first_failed);
+		refill.lane = next_partition(queue, first_failed);
 		if (refill.lane != NULL)
 		{
 			refill.window = &refill.lane->ready;
@@ -455,9 +469,9 @@ refill_partitions(Queue *queue)
 		if (begun && !run_refill(&refill) && first_failed == NULL)
 			first_failed = refill.lane;
 		CHECK_FOR_INTERRUPTS();
-	}
+	} while (wait_clock() < stop);
 	dispatcher_lock();
-	queue->wants_refill |= queue->last_asker != 0;
+	queue->wants_refill |= queue->last_asker != 0 && !queue->refill_held;
 	dispatcher_unlock();
 	return first_failed == NULL;
 }

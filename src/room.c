@@ -18,6 +18,12 @@
 /* How far to look for a lane that can leave something on disk. */
 #define EVICT_LOOK		32
 
+/* How many queues to ask for room. */
+#define EVICT_QUEUES	4
+
+/* A queue that has fewer tasks to give out needs more of them now. */
+#define STARTABLE_LOW	64
+
 /*
  * How many waiting tasks a queue may have in memory before further ones stay
  * on disk, unless they come before those.
@@ -157,15 +163,20 @@ lane_evict_last(Lane *lane, KeepLast keep)
 	return lane_spare_ready(lane, keep) > 0 && window_evict_last(&lane->ready);
 }
 
-/* What a window can spare may stand before many that have to stay, or be kept for a refill: then others are tried. */
+/*
+ * What a window can spare may stand before many that have to stay, or be kept
+ * for a refill: then others are tried.  Of many lanes in a row that wait for a
+ * refill none may have a task; those that were refilled last do.
+ */
 bool
 queue_evict_last(Queue *queue, KeepLast keep)
 {
 	Window	   *largest = queue->spare > 0 ? largest_window(queue, keep) : NULL;
+	ShortNode  *node = short_list_last(&queue->lanes);
 
-	if (largest == NULL)
+	if (queue->spare == 0)
 		return false;
-	if (window_evict_last(largest) || lane_evict_last(&queue->main, keep) ||
+	if ((largest != NULL && window_evict_last(largest)) || lane_evict_last(&queue->main, keep) ||
 		(schedule_spare(queue) > 0 && window_evict_last(&queue->scheduled)))
 		return true;
 	for (int i = 0; i < Min(EVICT_LOOK, queue->lane_count); i++)
@@ -173,28 +184,57 @@ queue_evict_last(Queue *queue, KeepLast keep)
 		if (lane_evict_last(queue_walk_lanes(queue), keep))
 			return true;
 	}
+	for (int i = 0; i < EVICT_LOOK && node != NULL; i++)
+	{
+		if (lane_evict_last(link_container(Lane, link, node), keep))
+			return true;
+		node = short_list_previous(&queue->lanes, node);
+	}
 	return false;
 }
 
-/* Make room in the pool at the cost of the queue that has most and some to spare; false if that has no more than "queue". */
-bool
-evict_for(const Queue *queue)
+/* The queue that has most, and some to spare, of those with more than "least" and less than "most". */
+static Queue *
+largest_queue(int64 least, int64 most)
 {
 	Queue	   *largest = NULL;
-	int64		largest_count = queue_in_memory(queue) + 1;
 
 	for (int i = 0; i < fanout_shared->queue_high; i++)
 	{
 		Queue	   *candidate = &fanout_queues[i];
+		int64		count = candidate->ready_count + candidate->scheduled.set.count;
 
-		if (candidate->state != QUEUE_FREE && candidate->spare > 0 &&
-			candidate->ready_count + candidate->scheduled.set.count > largest_count)
+		if (candidate->state != QUEUE_FREE && candidate->spare > 0 && count > least && count < most)
 		{
 			largest = candidate;
-			largest_count = candidate->ready_count + candidate->scheduled.set.count;
+			least = count;
 		}
 	}
-	return largest != NULL && queue_evict_last(largest, KEEP_NONE);
+	return largest;
+}
+
+/*
+ * Make room in the pool at the cost of the queue that has most, or, if a short
+ * look finds nothing that can leave there, of one with less; false if there is
+ * none that has more than "queue".
+ */
+bool
+evict_for(const Queue *queue)
+{
+	int64		least = queue_in_memory(queue) + 1;
+	int64		most = PG_INT64_MAX;
+
+	for (int i = 0; i < EVICT_QUEUES; i++)
+	{
+		Queue	   *largest = largest_queue(least, most);
+
+		if (largest == NULL)
+			return false;
+		most = largest->ready_count + largest->scheduled.set.count;
+		if (queue_evict_last(largest, KEEP_NONE))
+			return true;
+	}
+	return false;
 }
 
 /* Make room in the pool at anybody's cost. */
@@ -374,12 +414,34 @@ queue_is_within_share(const Queue *queue)
 	return queue_in_memory(queue) < queue_window_limit();
 }
 
+/*
+ * Is it worth a read to have a partition's first tasks in memory?  Beyond the
+ * queue's share only while that has little else to give out, or the pool is
+ * not used up: in a full one, partitions and queues would take every place that
+ * is freed from each other, with a read each time.
+ */
+bool
+queue_can_use_refill(const Queue *queue)
+{
+	return queue_is_within_share(queue) || queue->startable < Min(STARTABLE_LOW, queue_window_limit() / 2) ||
+		fanout_shared->free_tasks > fanout_max_tracked_tasks / 32;
+}
+
 /* Has the queue room in memory for one more waiting task, at no other queue's cost? */
 bool
 queue_room(Queue *queue)
 {
 	return queue_is_within_share(queue) &&
 		(fanout_shared->free_tasks > 0 || evict_for(queue));
+}
+
+/* How many ready tasks the queue may have in memory: what is not due takes half of its share at most. */
+int64
+queue_ready_share(const Queue *queue)
+{
+	int64		share = queue_window_limit();
+
+	return share - Min(queue->scheduled.set.count, share / 2);
 }
 
 /*

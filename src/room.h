@@ -44,7 +44,9 @@ typedef enum KeepLast
 /* Leave a task of this queue on disk. */
 extern bool queue_evict_last(Queue *queue, KeepLast keep);
 
+extern int64 queue_ready_share(const Queue *queue);
 extern bool queue_is_within_share(const Queue *queue);
+extern bool queue_can_use_refill(const Queue *queue);
 
 /* A refill that has found no memory goes on now: a task has left the pool. */
 extern void tasks_freed(void);

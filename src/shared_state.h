@@ -178,6 +178,7 @@ typedef struct Queue
 	int64		reserved;		/* pool entries of the pending ones */
 	int64		running;		/* permits held, uncommitted claims included */
 	bool		wants_refill;
+	bool		refill_held;	/* partitions ask for a refill that it could not use yet */
 	int32		refilling;		/* windows that are being refilled */
 	int64		epoch;			/* counts the times it was closed */
 

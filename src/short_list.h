@@ -47,6 +47,13 @@ short_list_next(const ShortList *list, const ShortNode *node)
 	return node->next != list->first ? link_target(node->next) : NULL;
 }
 
+/* The node before this one, or NULL. */
+static inline ShortNode *
+short_list_previous(const ShortList *list, const ShortNode *node)
+{
+	return node != short_list_first(list) ? link_target(node->previous) : NULL;
+}
+
 static inline void
 short_list_push_tail(ShortList *list, ShortNode *node)
 {

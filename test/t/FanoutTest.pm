@@ -101,6 +101,7 @@ sub wait_until (&$;$)
 		return 1 if $condition->();
 		usleep(50_000);
 	}
+	die "gave up waiting for: $what" unless defined wantarray;
 	diag("gave up waiting for: $what");
 	return 0;
 }
