@@ -420,7 +420,7 @@ check_waiters(Queue *queue)
 		queue->settings.rate_count > 0 || queue->settings.held_until != 0)
 		return;
 	if (queue->settings.concurrency > 0)
-		startable = Min(startable, queue->settings.concurrency - queue->running);
+		startable = Min(startable, queue->settings.concurrency - queue->running - queue->returns);
 	if (queue->woken >= startable ||
 		(pool_was_short != 0 && GetCurrentTimestamp() < pool_was_short + WAKE_PATIENCE))
 		return;

@@ -25,6 +25,7 @@
 #include "lane_limits.h"
 #include "pending.h"
 #include "points.h"
+#include "return.h"
 #include "segments.h"
 #include "spi.h"
 #include "starts.h"
@@ -326,8 +327,9 @@ undo_cancel_request(const Pending *op)
 		task->ender = InvalidTransactionId;
 }
 
+/* "claims": the transaction has claimed something, so it is not for want of work that its worker will be back. */
 static void
-apply_lease(const Pending *op, TimestampTz now)
+apply_lease(const Pending *op, bool claims, TimestampTz now)
 {
 	Lease	   *lease = lease_of_note(op);
 	Queue	   *queue;
@@ -346,9 +348,13 @@ apply_lease(const Pending *op, TimestampTz now)
 			break;
 		case PENDING_END:
 			task_end(task_of(lease), op->u.lease.outcome);
+			if (!claims)
+				expect_return(queue);
 			break;
 		case PENDING_REQUEUE:
 			task_requeue(task_of(lease), op->u.lease.due, op->u.lease.flag, now);
+			if (!claims)
+				expect_return(queue);
 			break;
 		default:
 			lease_unpin(lease);
@@ -496,7 +502,7 @@ apply_batch_change(const Pending *op)
 
 /* Carry out one note. */
 static void
-apply(const Pending *op, TimestampTz now)
+apply(const Pending *op, bool claims, TimestampTz now)
 {
 	Queue	   *queue;
 
@@ -509,7 +515,7 @@ apply(const Pending *op, TimestampTz now)
 		case PENDING_END:
 		case PENDING_REQUEUE:
 		case PENDING_PIN:
-			apply_lease(op, now);
+			apply_lease(op, claims, now);
 			break;
 		case PENDING_WITHDRAW:
 			apply_withdraw(op);
@@ -599,11 +605,12 @@ static void
 apply_all(void)
 {
 	TimestampTz now = GetCurrentTimestamp();
+	bool		claims = pending_claims_any();
 
 	dispatcher_lock();
 	for (int i = 0; i < pending_used; i++)
 	{
-		apply(&pending[i], now);
+		apply(&pending[i], claims, now);
 		FANOUT_POINT(COMMIT_NOTE);
 		breathe(i);
 	}

@@ -25,6 +25,7 @@
 #include "finish.h"
 #include "lease.h"
 #include "points.h"
+#include "return.h"
 #include "snapshot.h"
 #include "starts.h"
 #include "storage.h"
@@ -225,19 +226,24 @@ look_and_wait(const QueueList *list, const DequeueOptions *options, LookFunction
 	int64		since = wait_clock();
 	int64		now = since;
 
+	note_return();
 	for (;;)
 	{
 		const QueueRef *gone;
+		Queue	   *returned_to;
 		int			count = 0;
 		bool		woken;
 		bool		sleep;
 
 		dispatcher_lock();
 		woken = stop_waiting_for_queues();
+		returned_to = forget_return(waiter_of_backend());
 		gone = find_gone(list);
 		if (gone == NULL)
 			count = look(list, options, claims);
 		pass_on(list);
+		if (returned_to != NULL)
+			queue_wake(returned_to);	/* it may be none of these */
 		if (woken && count == 0)
 			note_idle_wakeup();
 		sleep = gone == NULL && count == 0 && now < deadline;

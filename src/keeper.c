@@ -36,6 +36,7 @@
 #include "points.h"
 #include "rebuild.h"
 #include "refill.h"
+#include "return.h"
 #include "retention.h"
 #include "segments.h"
 #include "spi.h"
@@ -385,6 +386,7 @@ static TimestampTz
 plan_next_look(int64 last_flush, bool headway, TimestampTz next_join)
 {
 	TimestampTz next;
+	int64		next_return;
 
 	dispatcher_lock();
 	next = Min(next_expiry(), deadlines_next_look(database));
@@ -392,6 +394,9 @@ plan_next_look(int64 last_flush, bool headway, TimestampTz next_join)
 		next = Min(next, wait_clock_time(last_flush + fanout_journal_interval * INT64CONST(500)));
 	if (database->dirty_join_count > 0 || database->dirty_join_overflow)
 		next = Min(next, next_join);
+	next_return = end_overdue_returns(database, wait_clock());
+	if (next_return != 0)
+		next = Min(next, wait_clock_time(next_return));
 	if (ids_want_ceiling(database) || database->next_segment_wanted || database->segment_reopen_wanted ||
 		database->reload || database->keeper_wanted || database->held_by != 0)
 		next = 0;

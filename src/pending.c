@@ -260,6 +260,17 @@ pending_range(int64 *first, int64 *last)
 	return enqueued_first <= enqueued_last;
 }
 
+bool
+pending_claims_any(void)
+{
+	for (int i = pending_used - 1; i >= 0; i--)
+	{
+		if (pending[i].kind == PENDING_CLAIM)
+			return true;
+	}
+	return false;
+}
+
 int64
 pending_leave(const Queue *queue)
 {

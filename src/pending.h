@@ -110,6 +110,9 @@ lease_of_note(const Pending *op)
 	return lease != NULL && lease->task != 0 ? lease : NULL;
 }
 
+/* Has the transaction claimed anything? */
+extern bool pending_claims_any(void);
+
 /* The last note, to be undone: it is taken off. */
 extern Pending *pending_pop(void);
 

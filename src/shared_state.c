@@ -284,7 +284,11 @@ database_clear(Database *database)
 	{
 		Waiter	   *waiter = &waiters[i];
 
-		if (waiter->db != database->db || waiter->proc == NULL)
+		if (waiter->db != database->db)
+			continue;
+		waiter->returns_to = NULL;
+		waiter->returns = 0;
+		if (waiter->proc == NULL)
 			continue;
 		waiter->link_count = 0;
 		waiter->woken_by = NULL;
@@ -556,6 +560,13 @@ Waiter *
 waiter_of_backend(void)
 {
 	return &waiters[MyProc - ProcGlobal->allProcs];
+}
+
+/* One of the WAITER_COUNT there are. */
+Waiter *
+waiter_of(int32 i)
+{
+	return &waiters[i];
 }
 
 /* How many backends wait, for work or results; and how many can. */

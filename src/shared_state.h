@@ -185,6 +185,7 @@ typedef struct Queue
 	dlist_head	waiters;		/* WaitLink.node, first come first */
 	int32		waiter_count;
 	int32		woken;			/* waiters that were woken and have not looked yet */
+	int32		returns;		/* permits that are kept for a moment for who gave them back: return.c */
 
 	int64		enqueued;		/* counters since the server started */
 	int64		dequeued;
@@ -448,6 +449,10 @@ typedef struct Waiter
 	char		worker[FANOUT_NAME_LEN];
 	Queue	   *woken_by;		/* it was woken for this queue and has not looked yet */
 
+	Queue	   *returns_to;		/* it has given back permits of this one, and is expected to come for them */
+	int32		returns;
+	int64		returns_by;		/* by wait_clock() */
+
 	bool		waits_for_results;
 	dlist_node	result_link;
 	int64		batch;			/* 0: for the tasks from first to last */
@@ -621,6 +626,7 @@ extern void worker_use_iterate(void (*visit) (WorkerUse *use, void *arg), void *
 #endif
 
 extern Waiter *waiter_of_backend(void);
+extern Waiter *waiter_of(int32 i);
 extern int32 waiters_count(void);
 extern int32 waiters_most(void);
 extern int32 backend_number(void);

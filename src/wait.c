@@ -5,9 +5,10 @@
  * A backend that waits for work stands in the list of each queue it waits
  * for.  Whatever may let a task start (a commit, a permit that is given back,
  * a due time, a raised limit, a resume, a refill) ends in queue_wake(), which
- * keeps this invariant: as long as a queue has a
- * task that may start and a waiter whose worker may take it, at least that
- * many waiters are awake and on their way.  A waiter that was woken first
+ * keeps this invariant: as long as a queue has a task that may start and a
+ * waiter whose worker may take it, at least that many waiters are awake and on
+ * their way, or workers that have just given back a permit are expected to come
+ * for it (return.c).  A waiter that was woken first
  * reports that it has looked (stop_waiting_for_queues()), then tries; if it
  * gets nothing, or leaves because it was cancelled, queue_wake() runs again,
  * so that a wake-up is passed on and never lost.
@@ -72,11 +73,13 @@ wake_for_queue(Queue *queue, Waiter *waiter)
  * that where tasks are rare or long all workers have their share of them.  Else
  * it is who came last: of many workers with little to do between them, a few
  * go on and on, with all that they need in the caches, and the others sleep.
+ * These are not woken for a permit whose last worker is about to come back.
  */
 void
 queue_wake(Queue *queue)
 {
 	int64		startable;
+	int64		permits = PG_INT64_MAX;
 	int64		patient;
 	dlist_mutable_iter iter;
 	dlist_node *node;
@@ -84,10 +87,9 @@ queue_wake(Queue *queue)
 
 	if (queue->waiter_count == 0 || queue->state != QUEUE_OPEN || queue->settings.paused)
 		return;
-	startable = queue_startable(queue);
 	if (queue->settings.concurrency > 0)
-		startable = Min(startable, queue->settings.concurrency - queue->running);
-
+		permits = queue->settings.concurrency - queue->running;
+	startable = Min(queue_startable(queue), permits);
 	if (queue->woken >= startable)
 		return;
 
@@ -100,6 +102,7 @@ queue_wake(Queue *queue)
 			break;
 		wake_for_queue(queue, waiter);
 	}
+	startable = Min(startable, permits - queue->returns);
 	for (node = queue->waiters.head.prev; node != &queue->waiters.head; node = before)
 	{
 		Waiter	   *waiter = waiter_of_link(node);

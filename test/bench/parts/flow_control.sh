@@ -84,6 +84,9 @@ limit_of_ten() {
 	top_up backlog $backlog_tasks $backlog_tasks
 	top_up ten $backlog_tasks $backlog_tasks
 	measure_beside "wait_free fanout_wait 10 1 -D queue=backlog" "wait_ten fanout_wait 32 1 -D queue=ten"
+	top_up backlog $backlog_tasks $backlog_tasks
+	top_up ten $backlog_tasks $backlog_tasks
+	measure_beside "next_free fanout_over 10 1 -D queue=backlog" "next_ten fanout_over 32 1 -D queue=ten"
 }
 
 many_lanes() {
@@ -119,14 +122,15 @@ table_flow_control() {
 		32 free_partition free_keys "no limit, the same $batch_size partitions" 0.95
 	row "partition_concurrency that is not reached, batches of $batch_size" \
 		$batch_clients free_batch_partition free_batch_keys "no limit, the same $batch_size partitions" 0.95
-	row "concurrency of 10, 32 workers that wait" 32 wait_ten wait_free:10 "no limit, 10 workers" 0.9
+	row "concurrency of 10, 32 workers: dequeue(wait => ...), complete" 32 wait_ten wait_free:10 "no limit, 10 workers" 0.9
+	row "concurrency of 10, 32 workers: complete_and_dequeue" 32 next_ten next_free:10 "no limit, 10 workers" 0.9
 	row "$lanes lanes of $lane_tasks tasks" 32 lanes one_lane "one lane of as many" 0.9
 	row "$((lanes * lane_tasks)) tasks in $lanes lanes that are at their limit in front" \
 		32 blocked clear "none in front" 0.95
 	echo
-	echo "Where it says batches, tasks are enqueued, dequeued and completed $batch_size at a time; concurrency of 10 is two" \
-		"calls, dequeue(wait => ...) and complete; all others are complete_and_dequeue over a backlog. The server has" \
-		"max_lanes and max_tracked_tasks so large that everything is in memory: both are beyond their defaults."
+	echo "Where it says batches, tasks are enqueued, dequeued and completed $batch_size at a time; all others are" \
+		"complete_and_dequeue over a backlog, but for the row that says otherwise. With a concurrency of 10, the workers" \
+		"without a task wait in dequeue(). The server has max_lanes and max_tracked_tasks so large that everything is in memory: both are beyond their defaults."
 	echo
 	value_head ""
 	value_row "Jain's index of the shares of $((fair_lanes)) lanes, one of which has $flood times as many tasks" \
