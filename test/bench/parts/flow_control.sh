@@ -130,7 +130,8 @@ table_flow_control() {
 	echo
 	echo "Where it says batches, tasks are enqueued, dequeued and completed $batch_size at a time; all others are" \
 		"complete_and_dequeue over a backlog, but for the row that says otherwise. With a concurrency of 10, the workers" \
-		"without a task wait in dequeue(). The server has max_lanes and max_tracked_tasks so large that everything is in memory: both are beyond their defaults."
+		"without a task wait in dequeue(). The server has max_lanes and max_tracked_tasks so large that everything is in" \
+		"memory: both are beyond their defaults."
 	echo
 	value_head ""
 	value_row "Jain's index of the shares of $((fair_lanes)) lanes, one of which has $flood times as many tasks" \

@@ -118,7 +118,9 @@ table_waiting() {
 	echo
 	value_head "100 workers that wait, over $idle_seconds s"
 	value_row "transactions in the database" "$(values rest_waiters_transactions 100)" "<= 0"
-	value_row "one processor's time that all processes of the server take" "$(values rest_waiters_cpu_percent 100)" "< 0.1" %
+	value_row "processor time of all processes of the server, beyond what they take without the workers" \
+		"$(paste <(values rest_waiters_cpu_percent 100) <(values rest_none_cpu_percent 100) | awk '{ printf "%.4f", $1 - $2 }')" \
+		"< 0.1" %
 	value_row "the same without them: transactions" "$(values rest_none_transactions 100)"
 	value_row "the same without them: processor time" "$(values rest_none_cpu_percent 100)" "" %
 }
