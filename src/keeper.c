@@ -33,6 +33,7 @@
 #include "ids.h"
 #include "joins.h"
 #include "journal.h"
+#include "lane.h"
 #include "points.h"
 #include "rebuild.h"
 #include "refill.h"
@@ -354,7 +355,7 @@ run_queues(TimestampTz now)
 		{
 			all_promoted = queue_promote_due(queue, now);
 			queue_wake(queue);
-			refill = queue->wants_refill || queue->refill_held;
+			refill = queue->wants_refill || queue->refill_held || queue->strays_held;
 		}
 		dispatcher_unlock();
 		if (!all_promoted)
@@ -420,6 +421,8 @@ plan_next_look(int64 last_flush, bool headway, TimestampTz next_join)
 		if (window_is_bounded(&queue->scheduled))
 			next = Min(next, headway ? queue->scheduled.bound_key :
 					   Max(queue->scheduled.bound_key, GetCurrentTimestamp() + RETRY_REFILL));
+		if (queue->strays_held)
+			next = Min(next, GetCurrentTimestamp() + STRAYS_PATIENCE);
 		if (queue->refill_held)
 			next = Min(next, GetCurrentTimestamp() + RETRY_REFILL);
 		if (queue->wants_refill)

@@ -103,6 +103,21 @@ queue_leave_stray(Queue *queue, int64 task)
 	fanout_shared->has_strays = true;
 	if (!queue_may_have_lane(queue))
 		return;					/* lanes_freed() asks for the refill */
+	queue_ask_for_lanes(queue);
+}
+
+/* Strays are to come: at once, or when that is worth a read, or with what else the keeper does. */
+void
+queue_ask_for_lanes(Queue *queue)
+{
+	if (!queue_can_use_lanes(queue))
+	{
+		if (!queue->strays_held)
+			keeper_wake_by(database_of(queue), GetCurrentTimestamp() + STRAYS_PATIENCE);
+		queue->strays_held = true;
+		return;
+	}
+	queue->strays_held = false;
 	queue->wants_refill = true;
 	keeper_wake(database_of(queue));
 }
@@ -122,8 +137,7 @@ lanes_freed(void)
 		if (queue->state == QUEUE_FREE || !window_is_bounded(&queue->strays))
 			continue;
 		any = true;
-		queue->wants_refill = true;
-		keeper_wake(database_of(queue));
+		queue_ask_for_lanes(queue);
 	}
 	fanout_shared->has_strays = any;
 }
@@ -326,12 +340,14 @@ check_refill(Lane *lane)
 	Queue	   *queue = queue_of_lane(lane);
 	int64		low;
 
-	if (!window_is_bounded(&lane->ready) || lane->wants_refill || window_is_refilling(database_of(queue), &lane->ready))
+	if (!window_is_bounded(&lane->ready) || lane->wants_refill)
 		return;
 	low = lane->partition == 0 ? queue_ready_share(queue) / 2 : LANE_LOW;
 	if (lane_is_blocked(lane) ?
 		lane->ready.set.count > 0 || !queue_is_within_share(queue) :
 		window_first(&lane->ready) != NULL && (lane->ready.set.count >= low || !queue_is_within_share(queue)))
+		return;
+	if (window_is_refilling(database_of(queue), &lane->ready))
 		return;
 	if (lane->partition != 0)
 	{
@@ -345,11 +361,13 @@ check_refill(Lane *lane)
 	keeper_wake(database_of(queue));
 }
 
-/* Partitions may have waited for the queue to give out what it has. */
+/* Partitions and strays may have waited for the queue to give out what it has. */
 static void
 check_held_refill(Queue *queue)
 {
-	if (!queue->refill_held || !queue_can_use_refill(queue))
+	if (queue->strays_held)
+		queue_ask_for_lanes(queue);
+	if (!queue->refill_held || !queue_can_use_refill(queue, 0))
 		return;
 	queue->refill_held = false;
 	queue->wants_refill = true;

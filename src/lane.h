@@ -110,8 +110,12 @@ extern bool queue_release_throttled(Queue *queue, TimestampTz now);
 /* A task that is on disk only, as is its lane. */
 extern void queue_leave_stray(Queue *queue, int64 task);
 
-/* There is room for lanes: those of strays may come. */
+/* How long strays wait for more lanes to be free, at most: microseconds. */
+#define STRAYS_PATIENCE	(100 * INT64CONST(1000))
+
+/* There is room for lanes: those of strays may come.  And strays of the queue may, when that is worth a read. */
 extern void lanes_freed(void);
+extern void queue_ask_for_lanes(Queue *queue);
 
 /* Whose turn it is. */
 extern Lane *queue_next_lane(Queue *queue);

@@ -121,9 +121,19 @@ queue_take_asker(Queue *queue, const Lane *but_not)
 		return NULL;
 	Assert(lane->wants_refill);
 	lane->wants_refill = false;
+	lane_stand_last(lane);
+	return lane;
+}
+
+/* The lane goes to the end of the list, where who makes room looks for those that were refilled last. */
+void
+lane_stand_last(Lane *lane)
+{
+	Queue	   *queue = queue_of_lane(lane);
+
+	Assert(!lane->wants_refill);
 	leave_list(queue, lane);
 	short_list_push_tail(&queue->lanes, &lane->link);
-	return lane;
 }
 
 void
@@ -161,7 +171,7 @@ queue_clear_lanes(Queue *queue)
 {
 	rate_log_free(&queue->rate_log);
 	if (queue->refilling > 0)
-		database_of(queue)->refilling = NULL;
+		window_forget_refills(database_of(queue));
 	while (!short_list_is_empty(&queue->lanes))
 	{
 		Lane	   *lane = link_container(Lane, link, short_list_first(&queue->lanes));

@@ -17,6 +17,7 @@ extern Lane *lane_find(Queue *queue, int64 partition);
 extern Lane *lane_enter(Queue *queue, int64 partition);
 extern void lane_free(Lane *lane);
 extern void lane_ask_for_refill(Lane *lane);
+extern void lane_stand_last(Lane *lane);
 extern Lane *queue_take_asker(Queue *queue, const Lane *but_not);
 extern Lane *queue_walk_lanes(Queue *queue);
 extern void queue_clear_lanes(Queue *queue);

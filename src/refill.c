@@ -9,6 +9,10 @@
  * and a queue that was purged or dropped meanwhile (its epoch has changed, and
  * what was read is thrown away).  A database has one refill at a time.
  *
+ * That reads for one window, or for some partitions of one queue: there may be
+ * many that have a task or two on disk, and a transaction and a query for each
+ * would be most of what they cost.
+ *
  * Each segment of the log is read on its own: the usual order is that of ids,
  * and so one segment after the other; other orders are merged.
  */
@@ -17,6 +21,7 @@
 #include "access/xact.h"
 #include "catalog/pg_type.h"
 #include "miscadmin.h"
+#include "utils/array.h"
 #include "utils/snapmgr.h"
 #include "utils/timestamp.h"
 
@@ -48,39 +53,41 @@
 
 #define READ_BELOW(segment) { \
 	"SELECT" SEED_COLUMNS "FROM fanout.task" segment " t WHERE t.queue = $1 AND t.lane IS NULL AND " RANK " < 0" \
-	" AND (" RANK ", t.id) >= ($2, $3) AND t.run_at IS NULL AND" UNFINISHED(segment) \
+	" AND (" RANK ", t.id) >= ($2, $3) AND t.run_at IS NULL AND" UNFINISHED_ONE(segment) \
 	"ORDER BY " RANK ", t.id LIMIT $4", 4, {INT4OID, INT8OID, INT8OID, INT8OID} \
 }
 #define READ_USUAL(segment) { \
 	"SELECT" SEED_COLUMNS "FROM fanout.task" segment " t WHERE t.queue = $1 AND t.lane IS NULL AND t.priority IS NULL AND t.rank IS NULL AND $2 = 0" \
-	" AND t.id >= $3 AND t.run_at IS NULL AND" UNFINISHED(segment) \
+	" AND t.id >= $3 AND t.run_at IS NULL AND" UNFINISHED_ONE(segment) \
 	"ORDER BY t.id LIMIT $4", 4, {INT4OID, INT8OID, INT8OID, INT8OID} \
 }
 #define READ_ABOVE(segment) { \
 	"SELECT" SEED_COLUMNS "FROM fanout.task" segment " t WHERE t.queue = $1 AND t.lane IS NULL AND " RANK " > 0" \
-	" AND (" RANK ", t.id) >= ($2, $3) AND t.run_at IS NULL AND" UNFINISHED(segment) \
+	" AND (" RANK ", t.id) >= ($2, $3) AND t.run_at IS NULL AND" UNFINISHED_ONE(segment) \
 	"ORDER BY " RANK ", t.id LIMIT $4", 4, {INT4OID, INT8OID, INT8OID, INT8OID} \
 }
-#define READ_PARTITION(segment) { \
-	"SELECT" SEED_COLUMNS "FROM fanout.task" segment " t WHERE t.queue = $1 AND t.lane = $5" \
-	" AND (" RANK_IN_PARTITION ", t.id) >= ($2, $3) AND t.run_at IS NULL AND" UNFINISHED(segment) \
-	"ORDER BY " RANK_IN_PARTITION ", t.id LIMIT $4", 5, {INT4OID, INT8OID, INT8OID, INT8OID, INT8OID} \
+/* Some partitions, each from its own bound on; last which of them it is, from 1 on. */
+#define READ_PARTITIONS(segment) { \
+	"SELECT t.*, p.part FROM unnest($2, $3, $4) WITH ORDINALITY p (lane, key, id, part), LATERAL (" \
+	"SELECT" SEED_COLUMNS "FROM fanout.task" segment " t WHERE t.queue = $1 AND t.lane = p.lane" \
+	" AND (" RANK_IN_PARTITION ", t.id) >= (p.key, p.id) AND t.run_at IS NULL AND" UNFINISHED_ONE(segment) \
+	"ORDER BY " RANK_IN_PARTITION ", t.id LIMIT $5) t", 5, {INT4OID, INT8ARRAYOID, INT8ARRAYOID, INT8ARRAYOID, INT8OID} \
 }
 #define READ_STRAYS(segment) { \
 	"SELECT" SEED_COLUMNS "FROM fanout.task" segment " t WHERE t.queue = $1 AND t.lane IS NOT NULL AND $2 = 0" \
-	" AND t.id >= $3 AND t.run_at IS NULL AND" UNFINISHED(segment) \
+	" AND t.id >= $3 AND t.run_at IS NULL AND" UNFINISHED_ONE(segment) \
 	"ORDER BY t.id LIMIT $4", 4, {INT4OID, INT8OID, INT8OID, INT8OID} \
 }
 #define READ_TIMED(segment) { \
 	"SELECT" SEED_COLUMNS "FROM fanout.task" segment " t WHERE t.queue = $1" \
-	" AND t.run_at IS NOT NULL AND (t.run_at, t.id) >= ($2, $3) AND" UNFINISHED(segment) \
+	" AND t.run_at IS NOT NULL AND (t.run_at, t.id) >= ($2, $3) AND" UNFINISHED_ONE(segment) \
 	"ORDER BY t.run_at, t.id LIMIT $4", 4, {INT4OID, TIMESTAMPTZOID, INT8OID, INT8OID} \
 }
 
 static SpiStatement refill_below[FANOUT_SEGMENTS] = FOR_EACH_SEGMENT(READ_BELOW);
 static SpiStatement refill_usual[FANOUT_SEGMENTS] = FOR_EACH_SEGMENT(READ_USUAL);
 static SpiStatement refill_above[FANOUT_SEGMENTS] = FOR_EACH_SEGMENT(READ_ABOVE);
-static SpiStatement refill_partition[FANOUT_SEGMENTS] = FOR_EACH_SEGMENT(READ_PARTITION);
+static SpiStatement refill_lanes[FANOUT_SEGMENTS] = FOR_EACH_SEGMENT(READ_PARTITIONS);
 static SpiStatement refill_strays[FANOUT_SEGMENTS] = FOR_EACH_SEGMENT(READ_STRAYS);
 static SpiStatement refill_timed[FANOUT_SEGMENTS] = FOR_EACH_SEGMENT(READ_TIMED);
 
@@ -89,60 +96,84 @@ typedef struct RefillRow
 {
 	TaskSeed	seed;
 	ItemPointerData tid;
+	int			part;			/* which one of the refill it is for */
 } RefillRow;
 
 typedef enum RefillKind
 {
 	REFILL_SCHEDULED,
-	REFILL_LANE,
+	REFILL_LANES,				/* the main lane, or some partitions */
 	REFILL_STRAYS				/* only finds lanes: these are refilled on their own then */
 } RefillKind;
+
+/* A window that is refilled. */
+typedef struct RefillPart
+{
+	Window	   *window;
+	Lane	   *lane;			/* REFILL_LANES */
+	int64		key;			/* the bound it starts from */
+	int64		id;
+	bool		urgent;			/* nothing can be given out before it is done */
+	int64		begin;			/* its rows, up to "end" */
+	int64		end;
+	int64		loaded;
+}			RefillPart;
 
 typedef struct Refill
 {
 	RefillKind	kind;
 	Queue	   *queue;
-	Lane	   *lane;			/* REFILL_LANE */
-	Window	   *window;
 	int32		queue_id;
 	Database   *database;
 	int64		epoch;
-	int64		key;			/* the bound it starts from */
-	int64		id;
-	int64		limit;
+	int64		limit;			/* of rows for each part */
+	int64		urgent_limit;	/* of those beyond the queue's share */
 	int64		row_count;
-	int64		loaded;
-	bool		headway;
+	int64		work;			/* rows and parts that are done */
+	bool		headway;		/* of each part */
+	const Lane *first_failed;	/* the first that made none */
 	bool		only_due;		/* the schedule, while lanes are short */
 	bool		enough;			/* all that is due was read */
-	bool		urgent;			/* nothing can be given out before it is done */
 	bool		room;			/* the queue has room for more than what is urgent, */
 	int64		room_for;		/* for some so many */
 	int			segments[FANOUT_SEGMENTS];	/* those in use, in the order of their tasks */
 	int			segment_count;
-	RefillRow  *rows;			/* room for as many as the limit of each segment */
+	RefillRow  *rows;			/* room for as many as the limit of each part and segment */
+	int			part_count;
+	RefillPart	parts[FANOUT_REFILL_WINDOWS];
 } Refill;
+
+/* Is it the refill of partitions, and not that of one window of the queue? */
+static bool
+is_of_partitions(const Refill *refill)
+{
+	return refill->kind == REFILL_LANES && refill->parts[0].lane->partition != 0;
+}
+
+static void
+add_rows(Refill *refill, uint64 count)
+{
+	for (uint64 i = 0; i < count; i++)
+	{
+		RefillRow  *row = &refill->rows[refill->row_count++];
+
+		seed_read(i, &row->seed, &row->tid);
+		row->part = is_of_partitions(refill) ? spi_int64(i, SEED_COLUMN_COUNT + 1) - 1 : 0;
+	}
+	SPI_freetuptable(SPI_tuptable);
+}
 
 /* Read so many rows of one segment. */
 static void
 read_rows(Refill *refill, SpiStatement *statement, int64 key, int64 id, int64 limit)
 {
-	Datum		values[5];
-	uint64		rows;
+	Datum		values[4];
 
 	values[0] = Int32GetDatum(refill->queue_id);
 	values[1] = refill->kind == REFILL_SCHEDULED ? TimestampTzGetDatum(key) : Int64GetDatum(key);
 	values[2] = Int64GetDatum(id);
 	values[3] = Int64GetDatum(limit);
-	values[4] = Int64GetDatum(refill->lane != NULL ? refill->lane->partition : 0);
-	rows = spi_read_latest(statement, values, NULL);
-	for (uint64 i = 0; i < rows; i++)
-	{
-		RefillRow  *row = &refill->rows[refill->row_count++];
-
-		seed_read(i, &row->seed, &row->tid);
-	}
-	SPI_freetuptable(SPI_tuptable);
+	add_rows(refill, spi_read_latest(statement, values, NULL));
 }
 
 /* Read on in the order of ids, which is that of the segments. */
@@ -164,10 +195,12 @@ place_of(const Refill *refill, const TaskSeed *seed)
 static int
 compare_rows(const void *a, const void *b, void *arg)
 {
-	const TaskSeed *left = &((const RefillRow *) a)->seed;
-	const TaskSeed *right = &((const RefillRow *) b)->seed;
+	const RefillRow *left = a;
+	const RefillRow *right = b;
 
-	return order_less(place_of(arg, left), left->task, place_of(arg, right), right->task) ? -1 : 1;
+	if (left->part != right->part)
+		return left->part - right->part;
+	return order_less(place_of(arg, &left->seed), left->seed.task, place_of(arg, &right->seed), right->seed.task) ? -1 : 1;
 }
 
 /* Read on in another order: what comes first of all is among the first of each segment. */
@@ -187,36 +220,96 @@ read_merged(Refill *refill, SpiStatement *statements, int64 key, int64 id)
 
 /* Read the main lane from the bound on. */
 static void
-read_main_lane(Refill *refill)
+read_main_lane(Refill *refill, int64 key, int64 id)
 {
-	if (refill->key < 0)
-		read_merged(refill, refill_below, refill->key, refill->id);
-	if (refill->key <= 0)
-		read_by_id(refill, refill_usual, refill->key == 0 ? refill->id : 0);
-	read_merged(refill, refill_above, Max(refill->key, 1), refill->key > 0 ? refill->id : 0);
+	if (key < 0)
+		read_merged(refill, refill_below, key, id);
+	if (key <= 0)
+		read_by_id(refill, refill_usual, key == 0 ? id : 0);
+	read_merged(refill, refill_above, Max(key, 1), key > 0 ? id : 0);
 }
 
-/* Read from the bound on, in the order of the window. */
-static void
-read_from_bound(Refill *refill)
+static Datum
+array_of(Datum *elements, int count)
 {
+	return PointerGetDatum(construct_array(elements, count, INT8OID, 8, FLOAT8PASSBYVAL, TYPALIGN_DOUBLE));
+}
+
+/* Read each of the partitions from its bound on: the first of each segment, sorted by partition and place. */
+static void
+read_partitions(Refill *refill)
+{
+	Datum		lanes[FANOUT_REFILL_WINDOWS];
+	Datum		keys[FANOUT_REFILL_WINDOWS];
+	Datum		ids[FANOUT_REFILL_WINDOWS];
+	Datum		values[5];
+
+	for (int i = 0; i < refill->part_count; i++)
+	{
+		lanes[i] = Int64GetDatum(refill->parts[i].lane->partition);
+		keys[i] = Int64GetDatum(refill->parts[i].key);
+		ids[i] = Int64GetDatum(refill->parts[i].id);
+	}
+	values[0] = Int32GetDatum(refill->queue_id);
+	values[1] = array_of(lanes, refill->part_count);
+	values[2] = array_of(keys, refill->part_count);
+	values[3] = array_of(ids, refill->part_count);
+	values[4] = Int64GetDatum(refill->limit);
+	for (int i = 0; i < refill->segment_count; i++)
+		add_rows(refill, spi_read_latest(&refill_lanes[refill->segments[i]], values, NULL));
+	qsort_arg(refill->rows, refill->row_count, sizeof(RefillRow), compare_rows, refill);
+}
+
+/* Read from the bounds on, in the order of the windows. */
+static void
+read_from_bounds(Refill *refill)
+{
+	const		RefillPart *first = &refill->parts[0];
 	SpiScope	scope;
 
 	StartTransactionCommand();
 	PushActiveSnapshot(GetTransactionSnapshot());
 	spi_begin(&scope);
 	spi_follow_order();
+	spi_plan_once();
 	if (refill->kind == REFILL_SCHEDULED)
-		read_merged(refill, refill_timed, refill->key, refill->id);
+		read_merged(refill, refill_timed, first->key, first->id);
 	else if (refill->kind == REFILL_STRAYS)
-		read_by_id(refill, refill_strays, refill->id);
-	else if (refill->lane->partition == 0)
-		read_main_lane(refill);
+		read_by_id(refill, refill_strays, first->id);
+	else if (is_of_partitions(refill))
+		read_partitions(refill);
 	else
-		read_merged(refill, refill_partition, refill->key, refill->id);
+		read_main_lane(refill, first->key, first->id);
 	spi_end(&scope);
 	PopActiveSnapshot();
 	CommitTransactionCommand();
+}
+
+/* Which rows are whose: of each part the first ones, up to the limit, are all that come first. */
+static void
+divide_rows(Refill *refill)
+{
+	int64		next = 0;
+
+	for (int i = 0; i < refill->part_count; i++)
+	{
+		RefillPart *part = &refill->parts[i];
+
+		part->begin = next;
+		while (next < refill->row_count && refill->rows[next].part == i)
+			next++;
+		part->end = Min(next, part->begin + refill->limit);
+	}
+	Assert(next == refill->row_count);
+}
+
+/* Is the queue still the one that it was?  Else its windows are gone.  Under the lock. */
+static bool
+queue_is_there(const Refill *refill)
+{
+	const Queue *queue = refill->queue;
+
+	return queue->state != QUEUE_FREE && queue->id == refill->queue_id && queue->db == MyDatabaseId;
 }
 
 /* Has the queue been dropped or purged since the refill began?  Under the lock. */
@@ -225,8 +318,8 @@ refill_is_void(const Refill *refill)
 {
 	const Queue *queue = refill->queue;
 
-	return queue->state != QUEUE_OPEN || queue->db != MyDatabaseId || queue->id != refill->queue_id ||
-		queue->epoch != refill->epoch || refill->database->refill_void;
+	return queue->state != QUEUE_OPEN || !queue_is_there(refill) || queue->epoch != refill->epoch ||
+		refill->database->refill_void;
 }
 
 /*
@@ -238,16 +331,16 @@ refill_is_void(const Refill *refill)
  * fails, takes it from lanes that have none such, and can take none back.
  */
 static bool
-take_from_queue(const Refill *refill)
+take_from_queue(const Refill *refill, const Lane *lane)
 {
-	return queue_evict_last(refill->queue, refill->lane->ready.set.count > 0 ? KEEP_LAST_IF_MIXED : KEEP_LAST);
+	return queue_evict_last(refill->queue, lane->ready.set.count > 0 ? KEEP_LAST_IF_MIXED : KEEP_LAST);
 }
 
 /* Put one row that was read into memory; false if there is no room.  Under the lock. */
 static bool
-load_row(Refill *refill, const RefillRow *row, TimestampTz now)
+load_row(Refill *refill, RefillPart * part, const RefillRow *row, TimestampTz now)
 {
-	bool		urgent = refill->urgent && refill->loaded < REFILL_URGENT;
+	bool		urgent = part->urgent && part->loaded < refill->urgent_limit;
 
 	if (refill->kind == REFILL_STRAYS)
 	{
@@ -257,7 +350,6 @@ load_row(Refill *refill, const RefillRow *row, TimestampTz now)
 		if (lane == NULL)
 			return false;
 		lane_set_sample(lane, row->seed.task);
-		refill->loaded++;
 		return true;
 	}
 	if (task_find(MyDatabaseId, row->seed.task) != NULL)
@@ -269,10 +361,10 @@ load_row(Refill *refill, const RefillRow *row, TimestampTz now)
 		return false;
 	}
 	if (task_load(refill->queue, &row->seed, (ItemPointer) &row->tid, urgent, now) == NULL &&
-		!(refill->kind == REFILL_LANE && urgent && refill->loaded == 0 && take_from_queue(refill) &&
+		!(part->lane != NULL && urgent && part->loaded == 0 && take_from_queue(refill, part->lane) &&
 		  task_load(refill->queue, &row->seed, (ItemPointer) &row->tid, urgent, now) != NULL))
 		return false;
-	refill->loaded++;
+	part->loaded++;
 	return true;
 }
 
@@ -286,26 +378,26 @@ end_window_refill(Queue *queue, Lane *lane, Window *window, int64 key, int64 id)
 	queue->refilling--;
 }
 
-/* The refill is done with the first "done" rows.  Under the lock. */
+/* The refill is done with the part's rows before "next".  Under the lock. */
 static void
-end_refill(Refill *refill, int64 done)
+end_part(Refill *refill, RefillPart * part, int64 next)
 {
 	Queue	   *queue = refill->queue;
-	Window	   *window = refill->window;
-	bool		full = done < refill->row_count;
+	Window	   *window = part->window;
+	bool		full = next < part->end;
+	bool		headway = !full || next > part->begin || refill->enough;
 
-	refill->headway = !full || done > 0 || refill->enough;
-	fanout_shared->task_wanted |= !refill->headway && refill->kind != REFILL_STRAYS;
+	fanout_shared->task_wanted |= !headway && refill->kind != REFILL_STRAYS;
 	if (refill_is_void(refill))
-		end_window_refill(queue, refill->lane, window, refill->key, refill->id);
+		end_window_refill(queue, part->lane, window, part->key, part->id);
 	else if (full)
-		end_window_refill(queue, refill->lane, window, place_of(refill, &refill->rows[done].seed),
-						  refill->rows[done].seed.task);
-	else if (refill->row_count == refill->limit)
-		end_window_refill(queue, refill->lane, window, place_of(refill, &refill->rows[done - 1].seed),
-						  refill->rows[done - 1].seed.task + 1);
+		end_window_refill(queue, part->lane, window, place_of(refill, &refill->rows[next].seed),
+						  refill->rows[next].seed.task);
+	else if (part->end - part->begin == refill->limit)
+		end_window_refill(queue, part->lane, window, place_of(refill, &refill->rows[next - 1].seed),
+						  refill->rows[next - 1].seed.task + 1);
 	else
-		end_window_refill(queue, refill->lane, window, WINDOW_UNBOUNDED, WINDOW_UNBOUNDED);
+		end_window_refill(queue, part->lane, window, WINDOW_UNBOUNDED, WINDOW_UNBOUNDED);
 	if (refill->kind == REFILL_STRAYS)
 	{
 		bool		more = window_is_bounded(window) && (!full || queue_may_have_lane(queue));
@@ -314,14 +406,20 @@ end_refill(Refill *refill, int64 done)
 		 * Without room for a lane there is nothing to retry: lanes_freed() asks for it again.  Where another queue
 		 * has some to give, but none that it can give just now, a pause has to come first.
 		 */
-		queue->wants_refill |= more;
-		refill->headway |= !more;
+		if (more)
+			queue_ask_for_lanes(queue);
+		headway |= !more;
 	}
-	if (refill->kind == REFILL_LANE)
+	refill->headway &= headway;
+	if (!headway && refill->first_failed == NULL)
+		refill->first_failed = part->lane;
+	if (part->lane != NULL)
 	{
-		refill->lane->starved = full && window_first(window) == NULL;
-		lane_settle(refill->lane);
-		lane_release(refill->lane);
+		part->lane->starved = full && window_first(window) == NULL;
+		if (is_of_partitions(refill))
+			lane_stand_last(part->lane);	/* behind those that have nothing yet */
+		lane_settle(part->lane);
+		lane_release(part->lane);
 	}
 	queue_wake(queue);
 }
@@ -331,86 +429,123 @@ static void
 database_end_refill(Database *database)
 {
 	database->refill_serial += database->refill_serial & 1;
-	database->refilling = NULL;
+	window_forget_refills(database);
 	database_forget_ended(database);
 }
 
-/* Put what was read into memory, as far as there is room, and end the refill. */
+/* Let others have the lock for a moment, now and then. */
+static void
+make_pause(Refill *refill)
+{
+	if (++refill->work % FANOUT_WORK_CHUNK != 0)
+		return;
+	dispatcher_unlock();
+	FANOUT_POINT(REFILL_CHUNK);
+	dispatcher_lock();
+}
+
+/*
+ * Put what was read into memory, as far as there is room, and end the refill:
+ * one window after the other.  The next ones are still refilled meanwhile: no
+ * lane of them can go, and what they miss is remembered.
+ */
 static void
 load_rows(Refill *refill)
 {
-	Queue	   *queue = refill->queue;
 	TimestampTz now = GetCurrentTimestamp();
-	int64		done = 0;
 
 	dispatcher_lock();
-	while (done < refill->row_count && !refill_is_void(refill) && load_row(refill, &refill->rows[done], now))
+	for (int i = 0; i < refill->part_count && queue_is_there(refill); i++)
 	{
-		if (++done % FANOUT_WORK_CHUNK == 0)
+		RefillPart *part = &refill->parts[i];
+		int64		next = part->begin;
+
+		while (next < part->end && !refill_is_void(refill) && load_row(refill, part, &refill->rows[next], now))
 		{
-			dispatcher_unlock();
-			FANOUT_POINT(REFILL_CHUNK);
-			dispatcher_lock();
+			next++;
+			make_pause(refill);
 		}
+		if (queue_is_there(refill))
+			end_part(refill, part, next);
+		if (i < refill->part_count - 1)
+			make_pause(refill);
 	}
-	if (queue->state != QUEUE_FREE && queue->id == refill->queue_id && queue->db == MyDatabaseId)
-		end_refill(refill, done);
 	database_end_refill(refill->database);
 	refill->database->refills++;
 	dispatcher_unlock();
 }
 
-/* Note the begin of the refill; false if the window needs none, or there is no room.  Under the lock. */
 static bool
-begin_refill(Refill *refill)
+queue_is_ours(const Queue *queue)
+{
+	return queue->state == QUEUE_OPEN && queue->db == MyDatabaseId;
+}
+
+/* What a refill of the queue begins with.  Under the lock. */
+static void
+look_for_room(Refill *refill)
 {
 	Queue	   *queue = refill->queue;
 
-	if (queue->state != QUEUE_OPEN || queue->db != MyDatabaseId || !window_is_bounded(refill->window))
-		return false;
-
-	/* what is not due needs no lane yet, and would have to leave it to the next stray */
-	refill->only_due = refill->kind == REFILL_SCHEDULED && (fanout_shared->free_lanes == 0 || fanout_shared->has_strays);
-	if ((refill->only_due || (refill->kind == REFILL_SCHEDULED && schedule_is_wide(queue))) &&
-		refill->window->bound_key > GetCurrentTimestamp())
-		return false;
-	refill->urgent = window_first(refill->window) == NULL &&
-		(refill->kind != REFILL_LANE || !lane_is_blocked(refill->lane));
-	refill->room = queue_room(queue) || (refill->kind == REFILL_LANE && schedule_is_wide(queue));
-	if (refill->kind != REFILL_STRAYS && !refill->urgent && !refill->room)
-		return false;			/* it asks again when it gives out what it has */
+	refill->room = queue_room(queue) || (refill->kind == REFILL_LANES && schedule_is_wide(queue));
 	refill->room_for = queue_ready_share(queue) - queue->ready_count - queue->reserved;
 	if (refill->kind == REFILL_SCHEDULED)
 		refill->room_for = queue_window_limit();	/* it may replace later ones */
 	refill->queue_id = queue->id;
 	refill->database = database_find(MyDatabaseId);
 	refill->epoch = queue->epoch;
-	refill->key = refill->window->bound_key;
-	refill->id = refill->window->bound_id;
 	refill->segment_count = segments_unfinished(refill->database, refill->segments);
-	window_begin_refill(refill->database, refill->window);
-	queue->refilling++;
-	refill->database->refill_serial++;
-	refill->database->refill_void = false;
-	return true;
+}
+
+/* Note that a window is refilled from now on, unless there is no room for what it has.  Under the lock. */
+static void
+begin_part(Refill *refill, Lane *lane, Window *window)
+{
+	RefillPart	part = {.window = window, .lane = lane, .key = window->bound_key, .id = window->bound_id};
+
+	part.urgent = window_first(window) == NULL && (lane == NULL || !lane_is_blocked(lane));
+	if (refill->kind != REFILL_STRAYS && !part.urgent && !refill->room)
+		return;					/* it asks again when it gives out what it has */
+	if (refill->part_count == 0)
+	{
+		refill->database->refill_serial++;
+		refill->database->refill_void = false;
+	}
+	window_begin_refill(refill->database, window);
+	refill->queue->refilling++;
+	refill->parts[refill->part_count++] = part;
+}
+
+/*
+ * How many rows to read of each part, and how many to load whatever the
+ * queue's share says.  Partitions have what there is among them; each reads a
+ * few at least, so that it is known of most whether there are more.
+ */
+static void
+set_limits(Refill *refill)
+{
+	int64		most = refill->room ? refill->room_for : 0;
+	int64		urgent = Max(free_beyond_reserve(), REFILL_URGENT) / refill->part_count;
+
+	refill->urgent_limit = Max(Min(urgent, REFILL_URGENT), 1);
+	if (refill->only_due)
+		refill->limit = REFILL_LEAST;	/* its end is probably near */
+	else if (is_of_partitions(refill))
+		refill->limit = Max(Min(most / refill->part_count, REFILL_PARTITION), Max(refill->urgent_limit, LANE_LOW));
+	else if (refill->kind == REFILL_STRAYS)
+		refill->limit = Max(Min(fanout_shared->free_lanes, REFILL_MOST), REFILL_LEAST);
+	else
+		refill->limit = Max(Min(most, REFILL_MOST), REFILL_LEAST);
 }
 
 /* Go on with a refill that has begun; false if there is more to read but no headway was made. */
 static bool
 run_refill(Refill *refill)
 {
-	int64		most = Max(REFILL_LEAST, Min(REFILL_MOST, refill->room_for));
-
-	if (refill->kind == REFILL_LANE && refill->lane->partition != 0)
-		most = Min(most, REFILL_PARTITION);
-	if (refill->kind != REFILL_STRAYS && !refill->room)
-		most = Min(most, REFILL_LEAST);
-	if (refill->only_due)
-		most = Min(most, REFILL_LEAST); /* its end is probably near */
-	refill->limit = most;
-	refill->rows = palloc(refill->limit * refill->segment_count * sizeof(RefillRow));
+	refill->rows = palloc(refill->limit * refill->part_count * refill->segment_count * sizeof(RefillRow));
 	FANOUT_POINT(REFILL_BEGUN);
-	read_from_bound(refill);
+	read_from_bounds(refill);
+	divide_rows(refill);
 	FANOUT_POINT(REFILL_READ);
 	load_rows(refill);
 	FANOUT_POINT(REFILL_DONE);
@@ -418,26 +553,75 @@ run_refill(Refill *refill)
 	return refill->headway;
 }
 
+/* Is nothing of the schedule to be read yet?  What is not due needs no lane, and would have to leave it to the next stray. */
+static bool
+schedule_can_wait(Refill *refill)
+{
+	refill->only_due = fanout_shared->free_lanes == 0 || fanout_shared->has_strays;
+	return (refill->only_due || schedule_is_wide(refill->queue)) &&
+		refill->queue->scheduled.bound_key > GetCurrentTimestamp();
+}
+
+/* Refill one window of the queue itself, if there is something to be read; false if there was no headway. */
 static bool
 refill_window(Queue *queue, RefillKind kind, Lane *lane, Window *window)
 {
-	Refill		refill = {.kind = kind, .queue = queue, .lane = lane, .window = window, .headway = true};
-	bool		begun;
+	Refill		refill = {.kind = kind, .queue = queue, .headway = true};
 
 	dispatcher_lock();
-	begun = begin_refill(&refill);
+	if (queue_is_ours(queue) && window_is_bounded(window) && !(kind == REFILL_SCHEDULED && schedule_can_wait(&refill)))
+	{
+		look_for_room(&refill);
+		begin_part(&refill, lane, window);
+		if (refill.part_count > 0)
+			set_limits(&refill);
+	}
 	dispatcher_unlock();
-	return !begun || run_refill(&refill);
+	return refill.part_count == 0 || run_refill(&refill);
 }
 
-/* The next of the queue's partitions that is to be refilled, but not this one again; NULL: none. */
+/*
+ * The next of the queue's partitions that is to be refilled, beside so many
+ * others, but not this one again; NULL: none.
+ */
 static Lane *
-next_partition(Queue *queue, const Lane *but_not)
+next_partition(Queue *queue, const Lane *but_not, int others)
 {
-	if (queue->state != QUEUE_OPEN || queue->db != MyDatabaseId || queue->last_asker == 0)
-		return NULL;
-	queue->refill_held = !queue_can_use_refill(queue);
-	return queue->refill_held ? NULL : queue_take_asker(queue, but_not);
+	bool		useful = queue_can_use_refill(queue, others);
+
+	if (others == 0)
+		queue->refill_held = queue->last_asker != 0 && !useful;
+	return useful ? queue_take_asker(queue, but_not) : NULL;
+}
+
+/* Begin the refill of the first partitions that ask for it; false if none does.  Under the lock. */
+static bool
+begin_partitions(Refill *refill, const Lane *but_not)
+{
+	Queue	   *queue = refill->queue;
+	int			asked = 0;
+
+	if (!queue_is_ours(queue))
+		return false;
+	if (queue->last_asker == 0)
+	{
+		queue->refill_held = false;
+		return false;
+	}
+	look_for_room(refill);
+	while (asked < FANOUT_WORK_CHUNK && refill->part_count < FANOUT_REFILL_WINDOWS)
+	{
+		Lane	   *lane = next_partition(queue, but_not, refill->part_count);
+
+		if (lane == NULL)
+			break;
+		asked++;
+		if (window_is_bounded(&lane->ready))
+			begin_part(refill, lane, &lane->ready);
+	}
+	if (refill->part_count > 0)
+		set_limits(refill);
+	return asked > 0;
 }
 
 /*
@@ -448,28 +632,21 @@ next_partition(Queue *queue, const Lane *but_not)
 static bool
 refill_partitions(Queue *queue)
 {
-	Lane	   *first_failed = NULL;
+	const Lane *first_failed = NULL;
 	int64		stop = wait_clock() + REFILL_TURN;
+	bool		asked;
 
 	do
 	{
-		Refill		refill = {.kind = REFILL_LANE, .queue = queue, .headway = true};
-		bool		begun = false;
+		Refill		refill = {.kind = REFILL_LANES, .queue = queue, .headway = true};
 
 		dispatcher_lock();
-		refill.lane = next_partition(queue, first_failed);
-		if (refill.lane != NULL)
-		{
-			refill.window = &refill.lane->ready;
-			begun = begin_refill(&refill);
-		}
+		asked = begin_partitions(&refill, first_failed);
 		dispatcher_unlock();
-		if (refill.lane == NULL)
-			break;
-		if (begun && !run_refill(&refill) && first_failed == NULL)
-			first_failed = refill.lane;
+		if (refill.part_count > 0 && !run_refill(&refill) && first_failed == NULL)
+			first_failed = refill.first_failed;
 		CHECK_FOR_INTERRUPTS();
-	} while (wait_clock() < stop);
+	} while (asked && wait_clock() < stop);
 	dispatcher_lock();
 	queue->wants_refill |= queue->last_asker != 0 && !queue->refill_held;
 	dispatcher_unlock();
@@ -485,13 +662,14 @@ refill_queue(Queue *queue)
 	dispatcher_lock();
 	queue->wants_refill = false;
 	queue->main.wants_refill = false;
+	queue->strays_held = false;
 	strays = queue_may_have_lane(queue);
 	dispatcher_unlock();
 
 	/* strays first: what is ready needs a lane more than what is not due */
 	headway = !strays || refill_window(queue, REFILL_STRAYS, NULL, &queue->strays);
 	headway &= refill_window(queue, REFILL_SCHEDULED, NULL, &queue->scheduled);
-	headway &= refill_window(queue, REFILL_LANE, &queue->main, &queue->main.ready);
+	headway &= refill_window(queue, REFILL_LANES, &queue->main, &queue->main.ready);
 	headway &= refill_partitions(queue);
 	return headway;
 }

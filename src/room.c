@@ -24,6 +24,9 @@
 /* A queue that has fewer tasks to give out needs more of them now. */
 #define STARTABLE_LOW	64
 
+/* So many free lanes are worth a read of strays. */
+#define LANES_WORTH		64
+
 /*
  * How many waiting tasks a queue may have in memory before further ones stay
  * on disk, unless they come before those.
@@ -348,6 +351,24 @@ queue_may_have_lane(const Queue *queue)
 	return fanout_shared->free_lanes > 0 || queue_may_have_delayed_lane(queue) || queue_with_most_lanes(queue) != NULL;
 }
 
+/* Has it few tasks to give out? */
+static bool
+runs_low(const Queue *queue, int64 more)
+{
+	return queue->startable + more < Min(STARTABLE_LOW, queue_window_limit() / 2);
+}
+
+/*
+ * Is it worth a read to give lanes to strays?  A queue that has enough to give
+ * out waits for some lanes, so that one read is for all of them; not for ever:
+ * the keeper gives them what there is whenever it is awake.
+ */
+bool
+queue_can_use_lanes(const Queue *queue)
+{
+	return runs_low(queue, 0) || fanout_shared->free_lanes >= Min(LANES_WORTH, fanout_max_lanes / 16);
+}
+
 /* Make room for a lane at the cost of this queue, as far as a short look tells. */
 static bool
 queue_evict_lane(Queue *queue, bool (*may_go) (const Lane *lane))
@@ -414,17 +435,25 @@ queue_is_within_share(const Queue *queue)
 	return queue_in_memory(queue) < queue_window_limit();
 }
 
+/* How many places of the pool partitions beyond their queue's share may use. */
+int64
+free_beyond_reserve(void)
+{
+	return fanout_shared->free_tasks - fanout_max_tracked_tasks / 32;
+}
+
 /*
  * Is it worth a read to have a partition's first tasks in memory?  Beyond the
  * queue's share only while that has little else to give out, or the pool is
  * not used up: in a full one, partitions and queues would take every place that
- * is freed from each other, with a read each time.
+ * is freed from each other, with a read each time.  "more": as if it had so
+ * many more tasks, one of each partition that is to be refilled with this one.
  */
 bool
-queue_can_use_refill(const Queue *queue)
+queue_can_use_refill(const Queue *queue, int64 more)
 {
-	return queue_is_within_share(queue) || queue->startable < Min(STARTABLE_LOW, queue_window_limit() / 2) ||
-		fanout_shared->free_tasks > fanout_max_tracked_tasks / 32;
+	return queue_in_memory(queue) + more < queue_window_limit() ||
+		runs_low(queue, more) || free_beyond_reserve() > more;
 }
 
 /* Has the queue room in memory for one more waiting task, at no other queue's cost? */

@@ -46,13 +46,15 @@ extern bool queue_evict_last(Queue *queue, KeepLast keep);
 
 extern int64 queue_ready_share(const Queue *queue);
 extern bool queue_is_within_share(const Queue *queue);
-extern bool queue_can_use_refill(const Queue *queue);
+extern int64 free_beyond_reserve(void);
+extern bool queue_can_use_refill(const Queue *queue, int64 more);
 
 /* A refill that has found no memory goes on now: a task has left the pool. */
 extern void tasks_freed(void);
 
 /* The same for lanes: might the queue get room for one more, at the cost of the queue that has most, or at anybody's? */
 extern bool queue_may_have_lane(const Queue *queue);
+extern bool queue_can_use_lanes(const Queue *queue);
 extern void evict_lane_for(Queue *queue);
 extern bool evict_any_lane(void);
 

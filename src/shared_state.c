@@ -259,7 +259,7 @@ database_clear(Database *database)
 	dlist_init(&database->result_waiters);
 	database->journal.first = database->ended.first = 0;
 	database->refill_serial += database->refill_serial & 1; /* whoever was reading is gone */
-	database->refilling = NULL;
+	window_forget_refills(database);
 	database->journal_count = 0;
 	database->dirty_join_count = 0;
 	database->dirty_join_overflow = false;

@@ -26,6 +26,7 @@
 #define FANOUT_WAIT_QUEUES		16	/* queues that one dequeue may name */
 #define FANOUT_DIRTY_JOINS		64
 #define FANOUT_WORK_CHUNK		256 /* tasks handled in one hold of the lock */
+#define FANOUT_REFILL_WINDOWS	64	/* that one refill reads for */
 #define FANOUT_SEGMENTS			4	/* of the log: those that src/sql/02_tables.sql makes */
 #define FANOUT_ERROR_LEN		256 /* of what is kept of an error's message */
 #define FANOUT_SEGMENT_UNUSED	PG_INT64_MAX
@@ -179,6 +180,7 @@ typedef struct Queue
 	int64		running;		/* permits held, uncommitted claims included */
 	bool		wants_refill;
 	bool		refill_held;	/* partitions ask for a refill that it could not use yet */
+	bool		strays_held;	/* strays wait for more lanes to be free, or for the keeper to come by */
 	int32		refilling;		/* windows that are being refilled */
 	int64		epoch;			/* counts the times it was closed */
 
@@ -345,6 +347,14 @@ typedef struct SegmentKept
 	TimestampTz at;				/* when it was looked at last */
 } SegmentKept;
 
+/* A window that a refill reads for. */
+typedef struct WindowRefill
+{
+	Window	   *window;
+	int64		missed_key;		/* the first of its tasks that was left on disk meanwhile; WINDOW_UNBOUNDED: none */
+	int64		missed_id;
+}			WindowRefill;
+
 typedef enum DatabaseState
 {
 	DATABASE_FREE,
@@ -404,10 +414,8 @@ typedef struct Database
 
 	uint16		refill_serial;	/* odd while a refill reads: there is one at a time */
 	bool		refill_void;	/* what that has read is not to be relied on */
-	Window	   *refilling;		/* the window that it reads for, from its bound on; NULL: none */
-	bool		missed;			/* a task of it was left on disk meanwhile: */
-	int64		missed_key;		/* the first such */
-	int64		missed_id;
+	int32		refilling_count;
+	WindowRefill refilling[FANOUT_REFILL_WINDOWS];	/* what it reads for, each from its bound on */
 	ShortList	ended;			/* tombstones, kept while a refill reads */
 	int64		changes;		/* of tasks that wait, committed since the server started */
 

@@ -15,6 +15,13 @@
  * from then on is remembered (the first such is enough), and when the refill
  * ends, the new bound is the lower one of where the refill got and of what it
  * may have missed.
+ *
+ * One refill may read for several windows, with one snapshot.  All begin
+ * before that is taken, and each has a first task of its own that was missed.
+ * They end one after the other, as what was read is put into memory: from then
+ * on a task that is left on disk lowers the bound as ever, since nothing that
+ * this refill has read will raise it again.  A window that is refilled has a
+ * bound: it began with one, and until the end that is only lowered.
  */
 #include "postgres.h"
 
@@ -55,17 +62,38 @@ lower_bound(Window *window, int64 key, int64 id)
 	window->bound_id = id;
 }
 
+/* What a refill that reads for the window knows of it, or NULL. */
+static WindowRefill *
+refill_of(Database *database, const Window *window)
+{
+	/* whoever has no bound is not refilled: few have one, and this is asked for each lane that goes */
+	if (!window_is_bounded(window))
+		return NULL;
+	for (int i = 0; i < database->refilling_count; i++)
+	{
+		if (database->refilling[i].window == window)
+			return &database->refilling[i];
+	}
+	return NULL;
+}
+
+bool
+window_is_refilling(const Database *database, const Window *window)
+{
+	return refill_of(unconstify(Database *, database), window) != NULL;
+}
+
 /* A waiting task at this place is, from now on, on disk only. */
 void
 window_leave_on_disk(Database *database, Window *window, int64 key, int64 id)
 {
+	WindowRefill *refill = refill_of(database, window);
+
 	lower_bound(window, key, id);
-	if (window_is_refilling(database, window) &&
-		(!database->missed || order_less(key, id, database->missed_key, database->missed_id)))
+	if (refill != NULL && order_less(key, id, refill->missed_key, refill->missed_id))
 	{
-		database->missed = true;
-		database->missed_key = key;
-		database->missed_id = id;
+		refill->missed_key = key;
+		refill->missed_id = id;
 	}
 }
 
@@ -73,8 +101,13 @@ window_leave_on_disk(Database *database, Window *window, int64 key, int64 id)
 void
 window_begin_refill(Database *database, Window *window)
 {
-	database->refilling = window;
-	database->missed = false;
+	WindowRefill *refill = &database->refilling[database->refilling_count];
+
+	Assert(window_is_bounded(window) && !window_is_refilling(database, window));
+	Assert(database->refilling_count < FANOUT_REFILL_WINDOWS);
+	database->refilling_count++;
+	refill->window = window;
+	refill->missed_key = refill->missed_id = WINDOW_UNBOUNDED;
 }
 
 /*
@@ -84,10 +117,18 @@ window_begin_refill(Database *database, Window *window)
 void
 window_end_refill(Database *database, Window *window, int64 key, int64 id)
 {
-	Assert(window_is_refilling(database, window));
-	database->refilling = NULL;
+	WindowRefill *refill = refill_of(database, window);
+
+	Assert(refill != NULL);
 	window->bound_key = key;
 	window->bound_id = id;
-	if (database->missed)
-		lower_bound(window, database->missed_key, database->missed_id);
+	lower_bound(window, refill->missed_key, refill->missed_id);
+	*refill = database->refilling[--database->refilling_count];
+}
+
+/* Whoever was refilling is gone, or what it was refilling. */
+void
+window_forget_refills(Database *database)
+{
+	database->refilling_count = 0;
 }

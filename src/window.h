@@ -17,17 +17,13 @@ window_is_bounded(const Window *window)
 	return window->bound_id != WINDOW_UNBOUNDED;
 }
 
-static inline bool
-window_is_refilling(const Database *database, const Window *window)
-{
-	return database->refilling == window;
-}
-
 extern void window_init(Window *window);
 extern bool window_is_beyond(const Window *window, int64 key, int64 id);
 extern OrderNode *window_first(const Window *window);
 extern void window_leave_on_disk(Database *database, Window *window, int64 key, int64 id);
+extern bool window_is_refilling(const Database *database, const Window *window);
 extern void window_begin_refill(Database *database, Window *window);
 extern void window_end_refill(Database *database, Window *window, int64 key, int64 id);
+extern void window_forget_refills(Database *database);
 
 #endif							/* FANOUT_WINDOW_H */

@@ -65,6 +65,18 @@ my @of_keeper = (
 		drain => 1
 	},
 	{
+		# one read is for several of them
+		name => 'refill of partitions',
+		prepare => "SELECT fanout.enqueue_many('wide', 'TAG', array_fill('1'::jsonb, '{900}'), partition_keys => ARRAY(SELECT 'key' || n % 8 FROM generate_series(1, 900) n))",
+		act => "SELECT fanout.complete(ARRAY(SELECT lease FROM fanout.dequeue('wide', 'w', max_tasks => 900)))",
+		meanwhile => "SELECT fanout.cancel(ARRAY(SELECT task FROM fanout.tasks WHERE name = 'TAG' AND state = 'ready' ORDER BY task LIMIT 40));"
+		  . " SELECT fanout.reprioritize(ARRAY(SELECT task FROM fanout.tasks WHERE name = 'TAG' AND state = 'ready' ORDER BY task LIMIT 40), -3);"
+		  . " SELECT fanout.enqueue_many('wide', 'TAG.2', array_fill('1'::jsonb, '{60}'), priority => -7, partition_keys => ARRAY(SELECT 'key' || n % 8 FROM generate_series(1, 60) n))",
+		effect => "SELECT count(*) = 0 FROM fanout._points() WHERE action <> 'nothing'",
+		points => [ 'refill-begun', 'refill-read', 'refill-chunk', 'refill-done' ],
+		drain => 1
+	},
+	{
 		name => 'rebuild',
 		prepare => "$claim SELECT fanout.enqueue('jobs', 'TAG.2'); SELECT fanout.enqueue('jobs', 'TAG.3', delay => '1 hour')",
 		act => $reload,

@@ -41,12 +41,13 @@ sub status
 	return $node->safe_psql('postgres', "SELECT value FROM fanout.status() WHERE item = '$item'");
 }
 
-# 100 partitions with a backlog, each of which could start: one task of 64 of them is in memory, and stays there
+# 100 partitions with a backlog, each of which could start: one task of each that there is memory for is there, and stays.
+# Two places are kept for what comes.
 $node->safe_psql('postgres', <<'EOS');
 SELECT fanout.create_queue('wide');
 SELECT count(fanout.enqueue('wide', 'x', partition_key => 'p' || i % 100)) FROM generate_series(1, 300) i;
 EOS
-wait_until { status('tasks in memory') eq '64 of 64' } 'memory is full';
+wait_until { status('tasks in memory') =~ /^6[234] of 64$/ } 'memory is full';
 
 # With each of these the keeper has a look at all of them
 $node->safe_psql('postgres', "SELECT fanout.create_queue('other')");

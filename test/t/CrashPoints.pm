@@ -65,7 +65,7 @@ SELECT fanout.create_queue('jobs', lease => '10 min', max_attempts => 3);
 SELECT fanout.create_queue('synchronous', lease => '10 min', synchronous_claims => true);
 SELECT fanout.create_queue('once', lease => '50 ms', max_attempts => 1);
 SELECT fanout.create_queue('short', lease => '50 ms', max_attempts => 1000);
-SELECT fanout.create_queue('big', lease => '10 min');
+SELECT fanout.create_queue(q, lease => '10 min') FROM unnest('{big,wide}'::text[]) q;
 
 CREATE FUNCTION lease_of(task_name text) RETURNS bigint LANGUAGE sql VOLATILE AS $$
 	SELECT l.lease FROM fanout.leases l JOIN fanout.task t ON t.id = l.task WHERE t.name = task_name
