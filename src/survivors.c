@@ -24,6 +24,7 @@
 #include "utils/snapmgr.h"
 #include "utils/timestamp.h"
 
+#include "ids.h"
 #include "points.h"
 #include "registry.h"
 #include "segments.h"
@@ -137,15 +138,6 @@ add_id(MemoryContext context, IdList *list, int64 id)
 	list->ids[list->count++] = id;
 }
 
-static int
-compare_ids(const void *a, const void *b)
-{
-	int64		left = *(const int64 *) a;
-	int64		right = *(const int64 *) b;
-
-	return left < right ? -1 : left > right;
-}
-
 /* Each once, in their order. */
 static void
 make_unique(IdList *list)
@@ -153,7 +145,7 @@ make_unique(IdList *list)
 	int64		unique = 0;
 
 	if (list->count > 1)
-		qsort(list->ids, list->count, sizeof(int64), compare_ids);
+		qsort(list->ids, list->count, sizeof(int64), ids_compare);
 	for (int64 i = 0; i < list->count; i++)
 	{
 		if (unique == 0 || list->ids[unique - 1] != list->ids[i])
