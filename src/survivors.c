@@ -283,7 +283,15 @@ survivors_continue(SurvivorLook *look)
 	return look->phase == LOOK_DONE || survivors_too_many(look);
 }
 
-/* Look at the next tasks; false if one of them is unfinished.  "more" tells if there are more. */
+/* Nobody has the tables for himself: they can be read without a wait. */
+static bool
+lock_for_reading(int segment)
+{
+	return ConditionalLockRelationOid(registry_relation(LOG_TASK, segment), AccessShareLock) &&
+		ConditionalLockRelationOid(registry_relation(LOG_OUTCOME, segment), AccessShareLock);
+}
+
+/* Look at the next tasks; false if one of them is, or may be, unfinished.  "more" tells if there are more. */
 static bool
 pass_finished(int segment, FinishLook *look, bool *more)
 {
@@ -294,6 +302,11 @@ pass_finished(int segment, FinishLook *look, bool *more)
 	Datum		value;
 
 	StartTransactionCommand();
+	if (!lock_for_reading(segment))
+	{
+		CommitTransactionCommand();
+		return false;
+	}
 	PushActiveSnapshot(GetTransactionSnapshot());
 	spi_begin(&scope);
 	spi_follow_order();
