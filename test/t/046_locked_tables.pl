@@ -113,16 +113,17 @@ query('DROP DATABASE brief');
 query("ALTER SYSTEM SET synchronous_standby_names = 'nobody'");
 query('SELECT pg_reload_conf()');
 my $held = session($node);
-$held->query_safe("SET synchronous_commit = 'local'; SELECT fanout.enqueue('jobs', 'z')");
-my $lease = $held->query_safe("SELECT max(lease) FROM fanout.dequeue('jobs', 'z', max_tasks => 100)");
+$held->query_safe("SET synchronous_commit = 'local'; SELECT fanout.enqueue_many('jobs', 'z', '{1,2}')");
+my @leases = $held->query_safe("SELECT lease FROM fanout.dequeue('jobs', 'z')");
 becomes("SELECT wait_event = 'SyncRep' FROM pg_stat_activity WHERE backend_type ~ 'keeper'", 'the keeper waits for a standby');
+push @leases, $held->query_safe("SELECT lease FROM fanout.dequeue('jobs', 'z')");
 $held->quit;
 $node->stop('fast', timeout => 60);
 ok(1, 'a shutdown does not wait for it');
 $node->append_conf('postgresql.auto.conf', "synchronous_standby_names = ''");
 $node->start;
 wait_for_memory($node);
-is(query("SELECT count(*) FROM fanout.leases WHERE lease = $lease"), 1, 'promise 7: the lease was journaled');
+is(query("SELECT count(*) FROM fanout.leases WHERE lease IN ($leases[0], $leases[1])"), 2, 'promise 7: leases were journaled, also the one that came while it waited');
 
 # -- promotion, while a prepared transaction has tables locked, and a reader of the standby has some
 query('SELECT count(fanout.complete(lease)) FROM fanout.leases');
