@@ -308,7 +308,8 @@ EOS
 	return;
 }
 
-# A database that has never moved on has no row in fanout.segment, and one segment.
+# A database that has never moved on has no row in fanout.segment, and one segment. What is left in one that was emptied
+# is about to be truncated.
 sub install_misplaced
 {
 	my ($node, $db) = @_;
@@ -322,6 +323,7 @@ CREATE FUNCTION misplaced(OUT task bigint, OUT relation text) RETURNS SETOF reco
 			UNION ALL SELECT task, tableoid::regclass::text FROM fanout.outcome) AS r (task, relation)
 	 WHERE r.relation !~ format('_%s$', (SELECT slot FROM fanout.segment WHERE first_task <= r.task ORDER BY first_task DESC LIMIT 1))
 	   AND EXISTS (SELECT FROM fanout.segment)
+	   AND NOT EXISTS (SELECT FROM fanout.segment e WHERE e.first_task IS NULL AND r.relation ~ format('_%s$', e.slot))
 $$;
 EOS
 	return;
