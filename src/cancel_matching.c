@@ -21,6 +21,7 @@
 #include "arguments.h"
 #include "cancel.h"
 #include "commit_hooks.h"
+#include "ids.h"
 #include "lane.h"
 #include "partitions.h"
 #include "registry.h"
@@ -250,15 +251,6 @@ list_if_in_queue(Task *task, void *arg)
 	match->tasks[match->count++] = task->node.id;
 }
 
-static int
-compare_ids(const void *a, const void *b)
-{
-	int64		left = *(const int64 *) a;
-	int64		right = *(const int64 *) b;
-
-	return left < right ? -1 : left > right;
-}
-
 /* What is in memory, and from where on there is more on disk. */
 static void
 list_tasks(Match *match)
@@ -277,7 +269,7 @@ list_tasks(Match *match)
 	dispatcher_unlock();
 	if (gone)
 		throw_queue_gone(match->ref.name);
-	qsort(match->tasks, match->count, sizeof(int64), compare_ids);
+	qsort(match->tasks, match->count, sizeof(int64), ids_compare);
 }
 
 /* How many changes of tasks have been committed. */
@@ -375,7 +367,7 @@ cancel_listed(Match *match)
 		match->values[MATCH_PARAMETERS] =
 			PointerGetDatum(construct_array(elements, count, INT8OID, 8, FLOAT8PASSBYVAL, TYPALIGN_DOUBLE));
 		rows = read_ids(match, &match_tasks, ids, NULL);
-		qsort(ids, rows, sizeof(int64), compare_ids);
+		qsort(ids, rows, sizeof(int64), ids_compare);
 		cancel_tasks(match, ids, rows);
 		MemoryContextSwitchTo(caller);
 		MemoryContextReset(match->chunk);

@@ -9,7 +9,9 @@
  *
  * Who may not run the command sends no keeper away.
  *
- * And those that concern the extension itself: the keeper is told.
+ * And those that concern the extension itself: the keeper is told.  Before it
+ * is dropped the keeper leaves as well, since both lock many tables, each in an
+ * order of its own.
  */
 #include "postgres.h"
 
@@ -17,8 +19,10 @@
 #include "access/xact.h"
 #include "catalog/pg_authid.h"
 #include "catalog/pg_database.h"
+#include "catalog/pg_extension.h"
 #include "commands/dbcommands.h"
 #include "commands/defrem.h"
+#include "commands/extension.h"
 #include "miscadmin.h"
 #include "nodes/parsenodes.h"
 #include "pgstat.h"
@@ -38,6 +42,7 @@
 #define KEEPER_LEAVES	(10 * USECS_PER_SEC)
 
 static ProcessUtility_hook_type previous_hook = NULL;
+static bool holds_own = false;	/* this session's database, until the transaction ends */
 
 /* The database that the statement needs for itself, or NULL. */
 static const char *
@@ -87,6 +92,18 @@ drops_extension(Node *statement)
 			return true;
 	}
 	return false;
+}
+
+static bool
+caller_owns_extension(void)
+{
+	Oid			extension = get_extension_oid("pg_fanout", true);
+
+#if PG_VERSION_NUM >= 160000
+	return OidIsValid(extension) && object_ownercheck(ExtensionRelationId, extension, GetUserId());
+#else
+	return OidIsValid(extension) && pg_extension_ownercheck(extension, GetUserId());
+#endif
 }
 
 /* A copy of a database that has the extension has it, too: have the launcher look when it is committed. */
@@ -148,12 +165,16 @@ caller_may(Node *statement, Oid db)
 	return allowed;
 }
 
-/* Send the keeper away and wait until it has gone.  NULL if the database has no slot. */
+/*
+ * Send the keeper away, also from a lock that it waits for, and wait until it
+ * has gone.  NULL if the database has no slot.
+ */
 static Database *
 hold(Oid db)
 {
 	int64		deadline = wait_clock() + KEEPER_LEAVES;
 	Database   *database;
+	bool		told = false;
 	bool		gone;
 
 	ConditionVariablePrepareToSleep(&fanout_shared->changed);
@@ -163,10 +184,9 @@ hold(Oid db)
 		database = database_find(db);
 		gone = database == NULL || database->keeper == NULL;
 		if (database != NULL)
-		{
 			database->held_by = MyProcPid;
-			keeper_wake(database);
-		}
+		if (!gone && !told)
+			told = kill(database->keeper_pid, SIGTERM) == 0;
 		dispatcher_unlock();
 		if (gone || wait_clock() >= deadline)
 			break;
@@ -192,6 +212,40 @@ let_go(int code, Datum arg)
 	dispatcher_unlock();
 }
 
+/* The extension goes at commit, or stays: no keeper before that. */
+static void
+let_go_of_own(XactEvent event, void *arg)
+{
+	if (!holds_own || (event != XACT_EVENT_COMMIT && event != XACT_EVENT_ABORT))
+		return;
+	holds_own = false;
+	let_go(0, ObjectIdGetDatum(MyDatabaseId));
+}
+
+/* What has to be seen to before a command that concerns the extension. */
+static void
+before_extension_command(bool updates, bool drops, Node *statement)
+{
+	if (updates)
+		check_update(statement);
+	if (drops && !holds_own && caller_owns_extension())
+	{
+		holds_own = true;
+		(void) hold(MyDatabaseId);
+	}
+}
+
+static void
+after_extension_command(bool updates)
+{
+	if (updates)
+		registry_invalidate();	/* what sessions know of the version */
+
+	/* the keeper looks at commit, and leaves; or comes, to what has the version of the library by now */
+	pending_prepare(1);
+	pending_register(MyDatabaseId);
+}
+
 static void
 process_utility(PlannedStmt *pstmt, const char *query, bool readOnlyTree, ProcessUtilityContext context,
 				ParamListInfo params, QueryEnvironment *environment, DestReceiver *dest, QueryCompletion *completion)
@@ -205,18 +259,12 @@ process_utility(PlannedStmt *pstmt, const char *query, bool readOnlyTree, Proces
 	if (!OidIsValid(db) || !caller_may(pstmt->utilityStmt, db))
 	{
 		bool		updates = fanout_shared != NULL && updates_extension(pstmt->utilityStmt);
+		bool		drops = fanout_shared != NULL && drops_extension(pstmt->utilityStmt);
 
-		if (updates)
-			check_update(pstmt->utilityStmt);
+		before_extension_command(updates, drops, pstmt->utilityStmt);
 		next(pstmt, query, readOnlyTree, context, params, environment, dest, completion);
-		if (updates)
-			registry_invalidate();	/* what sessions know of the version */
-		if (updates || (fanout_shared != NULL && drops_extension(pstmt->utilityStmt)))
-		{
-			/* the keeper looks at commit, and leaves; or comes, to what has the version of the library by now */
-			pending_prepare(1);
-			pending_register(MyDatabaseId);
-		}
+		if (updates || drops)
+			after_extension_command(updates);
 		return;
 	}
 
@@ -235,4 +283,5 @@ database_commands_init(void)
 {
 	previous_hook = ProcessUtility_hook;
 	ProcessUtility_hook = process_utility;
+	RegisterXactCallback(let_go_of_own, NULL);
 }

@@ -314,7 +314,7 @@ return_claim(ResultSet *set, TaskReader *reader, const QueueList *list, const Cl
 		return;
 	}
 	if (!claim->fresh)
-		checkpoints = checkpoints_of(claim->task);
+		checkpoints = checkpoints_of(claim->task, &nulls[DEQUEUE_CHECKPOINTS]);
 
 	values[DEQUEUE_LEASE] = Int64GetDatum(claim->lease);
 	values[DEQUEUE_TASK] = Int64GetDatum(claim->task);

@@ -151,3 +151,12 @@ ids_raise_ceilings(Database *database)
 	dispatcher_unlock();
 	ConditionVariableBroadcast(&fanout_shared->changed);
 }
+
+int
+ids_compare(const void *a, const void *b)
+{
+	int64		left = *(const int64 *) a;
+	int64		right = *(const int64 *) b;
+
+	return left < right ? -1 : left > right;
+}

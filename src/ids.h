@@ -26,4 +26,7 @@ extern void ids_load(Database *database, bool foreign);
 extern bool ids_want_ceiling(const Database *database);
 extern void ids_raise_ceilings(Database *database);
 
+/* For qsort() and the like. */
+extern int	ids_compare(const void *a, const void *b);
+
 #endif							/* FANOUT_IDS_H */

@@ -54,6 +54,7 @@
 #define SLEEP_MOST		(60 * USECS_PER_SEC)	/* so late may it notice that the clock was set forward */
 
 static Database *database = NULL;
+static volatile sig_atomic_t keeping = false;	/* whoever terminates us cancels what we are at */
 
 /* Say that this database has no keeper any more. */
 static void
@@ -453,8 +454,9 @@ sleep_until(TimestampTz next)
 }
 
 /*
- * We are to go.  A wait for a lock would go on for as long as an operator, or
- * a prepared transaction, has one of our tables: it is cancelled.
+ * We are to go.  What we are at is cancelled: it may wait, or be about to, for
+ * a lock that an operator or a prepared transaction has on one of our tables,
+ * or for a synchronous standby that is not there.
  */
 static void
 terminate(SIGNAL_ARGS)
@@ -462,33 +464,10 @@ terminate(SIGNAL_ARGS)
 	int			save_errno = errno;
 
 	ShutdownRequestPending = true;
-	if (MyProc != NULL && MyProc->waitLock != NULL)
+	if (keeping || (MyProc != NULL && MyProc->waitLock != NULL))
 		InterruptPending = QueryCancelPending = true;
 	SetLatch(MyLatch);
 	errno = save_errno;
-}
-
-/*
- * The server shuts down: what others still claim is journaled, until they
- * have gone.  If it is only us who are to go, that ends soon as well, and with
- * an error if the journal is locked.
- */
-static void
-drain_journal(void)
-{
-	int64		deadline = wait_clock() + DRAIN_PATIENCE;
-
-	(void) set_config_option("lock_timeout", DRAIN_LOCK_TIMEOUT, PGC_USERSET, PGC_S_OVERRIDE, GUC_ACTION_SET, true, 0, false);
-	do
-	{
-		while (journal_flush(database))
-			;
-		if (CountDBConnections(MyDatabaseId) == 0)
-			break;
-		(void) WaitLatch(MyLatch, WL_TIMEOUT | WL_EXIT_ON_PM_DEATH, 10, PG_WAIT_EXTENSION);
-	} while (wait_clock() < deadline);
-	while (journal_flush(database))
-		;
 }
 
 /* Does somebody want the database to itself (DROP DATABASE, ...)? */
@@ -501,6 +480,31 @@ must_leave(void)
 	result = database->held_by != 0;
 	dispatcher_unlock();
 	return result;
+}
+
+/*
+ * The server shuts down: what others still claim is journaled, until they
+ * have gone.  If it is only us who are to go, that takes a second at most.  It
+ * ends with an error if the journal is locked.  A standby gets it like all
+ * that was written, but we do not wait until it has.
+ */
+static void
+drain_journal(void)
+{
+	int64		deadline = wait_clock() + DRAIN_PATIENCE;
+
+	(void) set_config_option("lock_timeout", DRAIN_LOCK_TIMEOUT, PGC_USERSET, PGC_S_OVERRIDE, GUC_ACTION_SET, true, 0, false);
+	(void) set_config_option("synchronous_commit", "local", PGC_USERSET, PGC_S_OVERRIDE, GUC_ACTION_SET, true, 0, false);
+	do
+	{
+		while (journal_flush(database))
+			;
+		if (must_leave() || CountDBConnections(MyDatabaseId) == 0)
+			break;
+		(void) WaitLatch(MyLatch, WL_TIMEOUT | WL_EXIT_ON_PM_DEATH, 10, PG_WAIT_EXTENSION);
+	} while (wait_clock() < deadline);
+	while (journal_flush(database))
+		;
 }
 
 /* The clock was set back. */
@@ -594,24 +598,6 @@ keep(void)
 	}
 }
 
-/* Until we are to go. */
-static void
-keep_until_terminated(void)
-{
-	PG_TRY();
-	{
-		keep();
-	}
-	PG_CATCH();
-	{
-		if (!ShutdownRequestPending || geterrcode() != ERRCODE_QUERY_CANCELED)
-			PG_RE_THROW();
-		FlushErrorState();
-		AbortCurrentTransaction();
-	}
-	PG_END_TRY();
-}
-
 /* Go on with memory as the last keeper left it: what it was about to do is to be done. */
 static void
 take_over(void)
@@ -631,18 +617,42 @@ take_over(void)
 	dispatcher_unlock();
 }
 
+/* Have memory filled, and keep it until we are to go. */
+static void
+keep_until_terminated(void)
+{
+	keeping = true;
+	PG_TRY();
+	{
+		if (!ShutdownRequestPending)
+		{
+			if (database->state != DATABASE_READY)
+				rebuild(database, false);
+			else
+				take_over();
+			ConditionVariableBroadcast(&fanout_shared->changed);
+			keep();
+		}
+	}
+	PG_CATCH();
+	{
+		if (!ShutdownRequestPending || geterrcode() != ERRCODE_QUERY_CANCELED)
+			PG_RE_THROW();
+		FlushErrorState();
+		AbortCurrentTransaction();
+	}
+	PG_END_TRY();
+	keeping = false;
+	QueryCancelPending = false;
+}
+
 static void
 run(void)
 {
 	if (!sign_on())
 		return;
-	if (database->state != DATABASE_READY)
-		rebuild(database, false);
-	else
-		take_over();
-	ConditionVariableBroadcast(&fanout_shared->changed);
 	keep_until_terminated();
-	if (ShutdownRequestPending || must_leave())
+	if (database->state == DATABASE_READY && (ShutdownRequestPending || must_leave()))
 		drain_journal();
 }
 

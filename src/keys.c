@@ -137,9 +137,10 @@ replace(const Request *request, int64 holder)
 {
 	const TaskSeed *seed = &request->seed;
 	TaskChange	change = {.unstarted = true};
+	bool		too_large;
 
 	/* it has been released, or given another life, after that */
-	if (checkpoints_of(holder) != NULL)
+	if (checkpoints_of(holder, &too_large) != NULL || too_large)
 		return false;
 	change.name = DatumGetTextPP(request->name);
 	change.set_args = true;

@@ -128,7 +128,7 @@ takes_keeper(Form_pg_database form)
 	return form->datallowconn && form->datconnlimit != DATCONNLIMIT_INVALID_DB;
 }
 
-/* The databases that a keeper could connect to, in the caller's memory. */
+/* The databases that may have the extension, in the caller's memory. */
 static List *
 list_databases(void)
 {
@@ -146,7 +146,7 @@ list_databases(void)
 	{
 		Form_pg_database form = (Form_pg_database) GETSTRUCT(tuple);
 
-		if (takes_keeper(form) && !form->datistemplate)
+		if (!form->datistemplate)
 		{
 			MemoryContext old = MemoryContextSwitchTo(context);
 

@@ -12,13 +12,15 @@
  * in use, the current one goes on.
  *
  * Whatever takes long is done in parts, one at each call.  Nothing here waits
- * for a lock, as the keeper must not: it tries again after a while.
+ * for a lock for longer than a moment, as the keeper must not: it tries again
+ * after a while.
  */
 #include "postgres.h"
 
 #include "access/xact.h"
 #include "catalog/pg_type.h"
 #include "miscadmin.h"
+#include "utils/guc.h"
 #include "utils/memutils.h"
 #include "utils/snapmgr.h"
 #include "utils/timestamp.h"
@@ -36,6 +38,7 @@
 #define TICK_MOST		(60 * USECS_PER_SEC)
 #define RETRY_LOCK		(50 * INT64CONST(1000))
 #define LOCK_TRIES		6		/* before other segments are looked at */
+#define LOCK_PATIENCE	"100ms" /* less than deadlock_timeout, after which autovacuum would be cancelled for us */
 #define GRACE			8		/* a fraction of the retention, in which what was enqueued last is done */
 #define RESTORE_PATIENCE	(SECS_PER_HOUR * USECS_PER_SEC)
 #define SNAPSHOT_PATIENCE	(600 * USECS_PER_SEC)
@@ -349,19 +352,10 @@ run_tick(Database *database, TimestampTz now)
 	return job != JOB_NONE ? 0 : Min(next_tick, trim_at);
 }
 
-TimestampTz
-retention_run(Database *database, TimestampTz now)
+/* The next part of what there is to do; when to be called again. */
+static TimestampTz
+run_part(Database *database, TimestampTz now)
 {
-	/* the clock may have been set back, the retention may be shorter; and other segments are something else to do */
-	if (next_tick > now + tick() || seen_version != database->segments_version)
-		next_tick = now;
-	seen_version = database->segments_version;
-	if (database->retention_changed)
-	{
-		database->retention_changed = false;	/* before it is read */
-		trim_at = 0;
-	}
-
 	switch (job)
 	{
 		case JOB_LOOK:
@@ -382,7 +376,66 @@ retention_run(Database *database, TimestampTz now)
 		case JOB_NONE:
 			break;
 	}
-	if (now >= next_tick || now >= trim_at)
-		return run_tick(database, now);
-	return Min(next_tick, trim_at);
+	return run_tick(database, now);
+}
+
+/* Somebody has a table locked: leave it until later. */
+static TimestampTz
+give_way(Database *database, TimestampTz now)
+{
+	next_tick = now + tick();
+	if (job == JOB_LOOK)
+		keep_segment(database, KEPT_LOCKED, now, tick());
+	remains_wanted |= job == JOB_REMAINS;
+	job = JOB_NONE;
+	trim_at = Max(trim_at, next_tick);
+	return next_tick;
+}
+
+static void
+set_lock_timeout(const char *value)
+{
+	(void) set_config_option("lock_timeout", value, PGC_SUSET, PGC_S_OVERRIDE, GUC_ACTION_SET, true, 0, false);
+}
+
+/* The same, unless somebody has a table locked for longer than a moment. */
+static TimestampTz
+run_part_if_unlocked(Database *database, TimestampTz now)
+{
+	volatile TimestampTz next = 0;
+
+	set_lock_timeout(LOCK_PATIENCE);
+	PG_TRY();
+	{
+		next = run_part(database, now);
+	}
+	PG_CATCH();
+	{
+		if (geterrcode() != ERRCODE_LOCK_NOT_AVAILABLE)
+			PG_RE_THROW();
+		FlushErrorState();
+		AbortCurrentTransaction();
+		next = give_way(database, now);
+	}
+	PG_END_TRY();
+	set_lock_timeout("0");
+	return next;
+}
+
+TimestampTz
+retention_run(Database *database, TimestampTz now)
+{
+	/* the clock may have been set back, the retention may be shorter; and other segments are something else to do */
+	if (next_tick > now + tick() || seen_version != database->segments_version)
+		next_tick = now;
+	seen_version = database->segments_version;
+	if (database->retention_changed)
+	{
+		database->retention_changed = false;	/* before it is read */
+		trim_at = 0;
+	}
+
+	if (job == JOB_NONE && now < next_tick && now < trim_at)
+		return Min(next_tick, trim_at);
+	return run_part_if_unlocked(database, now);
 }

@@ -14,6 +14,7 @@
  */
 #include "postgres.h"
 
+#include "access/detoast.h"
 #include "access/genam.h"
 #include "access/heapam.h"
 #include "access/table.h"
@@ -508,7 +509,7 @@ jsonb_as_value(Jsonb *jsonb, JsonbValue *value)
 }
 
 Jsonb *
-checkpoints_of(int64 task)
+checkpoints_of(int64 task, bool *too_large)
 {
 	Relation	relation = open_for_task(LOG_CHECKPOINT, task);
 	JsonbParseState *state = NULL;
@@ -516,7 +517,9 @@ checkpoints_of(int64 task)
 	SysScanDesc scan;
 	HeapTuple	tuple;
 	Jsonb	   *result = NULL;
+	Size		total = 0;
 
+	*too_large = false;
 	ScanKeyInit(&key, CHECKPOINT_TASK + 1, BTEqualStrategyNumber, F_INT8EQ, Int64GetDatum(task));
 	scan = scan_by_task(relation, &key, 1);
 	while (HeapTupleIsValid(tuple = systable_getnext(scan)))
@@ -525,9 +528,14 @@ checkpoints_of(int64 task)
 		bool		nulls[CHECKPOINT_COLUMNS];
 		JsonbValue	item;
 
+		heap_deform_tuple(tuple, RelationGetDescr(relation), values, nulls);
+		total += toast_raw_datum_size(values[CHECKPOINT_STEP]) + sizeof(JEntry) * 2 + MAXIMUM_ALIGNOF;
+		total += nulls[CHECKPOINT_VALUE] ? 0 : toast_raw_datum_size(values[CHECKPOINT_VALUE]);
+		*too_large = total > JENTRY_OFFLENMASK;
+		if (*too_large)
+			break;
 		if (state == NULL)
 			pushJsonbValue(&state, WJB_BEGIN_OBJECT, NULL);
-		heap_deform_tuple(tuple, RelationGetDescr(relation), values, nulls);
 		item.type = jbvString;
 		item.val.string.val = TextDatumGetCString(values[CHECKPOINT_STEP]);
 		item.val.string.len = strlen(item.val.string.val);
@@ -538,7 +546,7 @@ checkpoints_of(int64 task)
 			jsonb_as_value(DatumGetJsonbPCopy(values[CHECKPOINT_VALUE]), &item);
 		pushJsonbValue(&state, WJB_VALUE, &item);
 	}
-	if (state != NULL)
+	if (state != NULL && !*too_large)
 		result = JsonbValueToJsonb(pushJsonbValue(&state, WJB_END_OBJECT, NULL));
 	systable_endscan(scan);
 	table_close(relation, AccessShareLock);

@@ -51,8 +51,8 @@ extern TaskReader *task_reader_open(void);
 extern bool task_reader_fetch(TaskReader *reader, int64 task, ItemPointer tid, Datum *values, bool *nulls);
 extern void task_reader_close(TaskReader *reader);
 
-/* The task's checkpoints as one object, or NULL if there are none. */
-extern Jsonb *checkpoints_of(int64 task);
+/* The task's checkpoints as one object; NULL if there are none, or they are too large for one. */
+extern Jsonb *checkpoints_of(int64 task, bool *too_large);
 
 /* The value of one step; false if it has none.  "value" is NULL for a stored NULL. */
 extern bool checkpoint_find(int64 task, text *step, Jsonb **value);

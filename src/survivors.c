@@ -24,6 +24,7 @@
 #include "utils/snapmgr.h"
 #include "utils/timestamp.h"
 
+#include "ids.h"
 #include "points.h"
 #include "registry.h"
 #include "segments.h"
@@ -137,15 +138,6 @@ add_id(MemoryContext context, IdList *list, int64 id)
 	list->ids[list->count++] = id;
 }
 
-static int
-compare_ids(const void *a, const void *b)
-{
-	int64		left = *(const int64 *) a;
-	int64		right = *(const int64 *) b;
-
-	return left < right ? -1 : left > right;
-}
-
 /* Each once, in their order. */
 static void
 make_unique(IdList *list)
@@ -153,7 +145,7 @@ make_unique(IdList *list)
 	int64		unique = 0;
 
 	if (list->count > 1)
-		qsort(list->ids, list->count, sizeof(int64), compare_ids);
+		qsort(list->ids, list->count, sizeof(int64), ids_compare);
 	for (int64 i = 0; i < list->count; i++)
 	{
 		if (unique == 0 || list->ids[unique - 1] != list->ids[i])
@@ -291,7 +283,15 @@ survivors_continue(SurvivorLook *look)
 	return look->phase == LOOK_DONE || survivors_too_many(look);
 }
 
-/* Look at the next tasks; false if one of them is unfinished.  "more" tells if there are more. */
+/* Nobody has the tables for himself: they can be read without a wait. */
+static bool
+lock_for_reading(int segment)
+{
+	return ConditionalLockRelationOid(registry_relation(LOG_TASK, segment), AccessShareLock) &&
+		ConditionalLockRelationOid(registry_relation(LOG_OUTCOME, segment), AccessShareLock);
+}
+
+/* Look at the next tasks; false if one of them is, or may be, unfinished.  "more" tells if there are more. */
 static bool
 pass_finished(int segment, FinishLook *look, bool *more)
 {
@@ -302,6 +302,11 @@ pass_finished(int segment, FinishLook *look, bool *more)
 	Datum		value;
 
 	StartTransactionCommand();
+	if (!lock_for_reading(segment))
+	{
+		CommitTransactionCommand();
+		return false;
+	}
 	PushActiveSnapshot(GetTransactionSnapshot());
 	spi_begin(&scope);
 	spi_follow_order();

@@ -32,22 +32,9 @@ cleanup() {
 	rm -rf -- "${dir:?}"
 }
 
-use_checked_build "$dir/checked"
-
-run_as_user mkdir "$dir/server"
-server_create "$dir/server" "fsync = off" "pg_fanout.max_tracked_tasks = ${POOL:-512}" "pg_fanout.max_lanes = 200" "pg_fanout.max_workers_tracked = 64" \
-	"pg_fanout.retention = '$retention'" "max_connections = 60" "restart_after_crash = on" "log_line_prefix = '%m [%p] %b %e '" "wal_keep_size = '64MB'"
-server_start "$dir/server"
-psql --no-psqlrc --quiet --command 'CREATE EXTENSION pg_fanout'
+checked_server "$dir" "pg_fanout.max_tracked_tasks = ${POOL:-512}" "pg_fanout.max_lanes = 200" "pg_fanout.max_workers_tracked = 64" \
+	"pg_fanout.retention = '$retention'" "max_connections = 60" "restart_after_crash = on" "wal_keep_size = '64MB'"
 
 echo "seed $seed, $seconds s"
 PYTHONDONTWRITEBYTECODE=1 "$PYTHON" "$here/chaos.py" "$seed" "$seconds" "$dir/server" 2>&1 | tee "$dir/lines" || true
-grep -q '^seed .* claims' "$dir/lines" || echo "not ok - it came to its end" >>"$dir/lines"
-passed=$(grep -c '^ok ' "$dir/lines") || true
-failed=$(grep -c '^not ok ' "$dir/lines") || true
-if [ "$failed" != 0 ]; then
-	echo "SEED=$seed SECONDS=$seconds test/chaos/run.sh"
-	[ -z "${KEEP:-}" ] || { mkdir -p "$KEEP"; cp -r "$dir/server/logs" "$dir/server/server.log" "$KEEP"; }
-fi
-echo "$passed passed, $failed failed"
-[ "$failed" = 0 ]
+count_lines "$dir/lines" '^seed .* claims' "SEED=$seed SECONDS=$seconds test/chaos/run.sh" "$dir/server/logs" "$dir/server/server.log"

@@ -34,6 +34,8 @@ BIGINTS = INTS + [2**31, 2**32, 2**62, 2**63 - 1, 2**63 - 2, -2**63, -2**63 + 1]
 INTERVALS = ["0", "1 us", "1 ms", "10 ms", "50 ms", "200 ms", "1 s", "1 hour", "1 day", "-1 s", "1 mon -30 days", "1 year", "178000000 years",
              "-178000000 years", "2147483647 months", "2147483647 days", "9223372036854775807 us", "-9223372036854775808 us",
              "2147483647 months 2147483647 days", "9223372036854 seconds", "292000 years", "300000 years"]
+# durations that no function takes: below 0, or above 100 years
+NO_DURATIONS = INTERVALS[9:10] + INTERVALS[12:]
 TIMES = ["now", "infinity", "-infinity", "epoch", "4713-01-01 00:00:00+00 BC", "294276-12-31 23:59:59.999999+00", "2000-01-01 00:00+00",
          "tomorrow", "294000-01-01 00:00+00"]
 TEXTS = ["", " ", "a", "b", "k0", "k1", "k2", "x" * 70, "y" * 300, "z" * 10000, "é" * 40, "q0", "\n", "'", '"', "\\", "%s %n %d", "{a,b}",
@@ -174,6 +176,21 @@ class Session(threading.Thread):
                 if name in KNOWN:
                     self.known.add(KNOWN[name], value)
 
+    def no_duration(self):
+        """A call with a duration that is out of range fails, whatever else it says."""
+        function = self.pick([f for f in self.functions if any(kind == "interval" for _, kind in f["arguments"])])
+        given = []
+        for position, (name, kind) in enumerate(function["arguments"]):
+            if kind == "interval":
+                given.append(f'"{name}" => {literal(self.pick(NO_DURATIONS), kind)}')
+            elif position < function["required"]:
+                value = self.argument(name, kind)
+                given.append(f'"{name}" => {value}')
+        verb = "CALL" if function["kind"] == "p" else "SELECT * FROM"
+        statement = f'{verb} fanout."{function["name"]}"({", ".join(given)})'
+        if self.execute(statement) is not None and "NULL" not in statement and "ARRAY[]" not in statement:
+            self.wrong.append(f"no error from {statement[:2000]}")
+
     def one_call(self):
         function, call = self.call()
         name = function["name"]
@@ -247,6 +264,8 @@ class Session(threading.Thread):
             self.execute(f"SET statement_timeout = {self.pick([1, 5, 100, 100, 300])}")
         elif what < 0.06:
             self.look()
+        elif what < 0.08:
+            self.no_duration()
         elif what < 0.4:
             self.transaction()
         elif what < 0.405:
@@ -361,7 +380,7 @@ class Fuzz:
         for session in sessions:
             session.join(60)
         self.look("all sessions end", [s.session for s in sessions if s.is_alive()])
-        self.look("no error is an internal one", [w for s in sessions for w in s.wrong][:3])
+        self.look("no error is an internal one, and none is missing", [w for s in sessions for w in s.wrong][:3])
         self.check()
         states = {}
         for session in sessions:

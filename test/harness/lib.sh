@@ -27,6 +27,11 @@
 # server_remove DIR             stop it if it runs, and delete DIR; for an EXIT trap
 # use_checked_build DIR         build with CHECKED=1, install into a copy of PostgreSQL in DIR, and use that from now on;
 #                               with CHECKED_BUILD=DIR in the environment use what is there already
+# checked_server DIR [LINE...]  use a checked build, and start a server of it in DIR/server that has the extension
+# count_lines FILE LAST AGAIN KEPT...
+#                               how a test went whose lines "ok ..." and "not ok ..." are in FILE, which ends early unless
+#                               one matches LAST; if not well, how to run it AGAIN, and copy what is KEPT to the directory
+#                               KEEP. True if it went well
 #
 # The library must be installed first (make install). Clients may run as any user who can enter DIR: root, and the
 # user of run_as_user. Nothing here stops or uses a server that it did not create.
@@ -161,4 +166,31 @@ server_remove() {
 		server_stop "$1" immediate || say "the private server in $1 did not stop"
 	fi
 	rm -rf -- "${1:?}"
+}
+
+checked_server() {
+	local dir=$1
+	shift
+
+	use_checked_build "$dir/checked"
+	run_as_user mkdir "$dir/server"
+	server_create "$dir/server" "fsync = off" "log_line_prefix = '%m [%p] %b %e '" "$@"
+	server_start "$dir/server"
+	psql --no-psqlrc --quiet --command 'CREATE EXTENSION pg_fanout'
+}
+
+count_lines() {
+	local file=$1 last=$2 again=$3
+	local passed failed
+	shift 3
+
+	grep -q "$last" "$file" || echo "not ok - it came to its end" >>"$file"
+	passed=$(grep -c '^ok ' "$file") || true
+	failed=$(grep -c '^not ok ' "$file") || true
+	if [ "$failed" != 0 ]; then
+		echo "$again"
+		[ -z "${KEEP:-}" ] || { mkdir -p "$KEEP"; cp -r "$@" "$KEEP"; }
+	fi
+	echo "$passed passed, $failed failed"
+	[ "$failed" = 0 ]
 }

@@ -66,19 +66,10 @@ my %look = (
 	attempts => 'SELECT task, lease, worker, state, error FROM fanout.attempts ORDER BY 1, 2',
 	segments => 'SELECT t.tableoid::regclass, t.id FROM fanout.task t UNION ALL SELECT \'fanout.segment\', first_task FROM fanout.segment ORDER BY 2, 1',
 );
-my %was = map { $_ => $node->safe_psql('app', $look{$_}) } keys %look;
+my %was = look($node, \%look, 'app');
 
 # The database is as it was when %was was taken, as soon as memory has been filled.
-sub is_as_it_was
-{
-	my ($db, $what) = @_;
-
-	wait_until { $node->safe_psql($db, $look{queues}) eq $was{queues} } "$what: the counts", 20;
-	foreach my $view (sort keys %look)
-	{
-		is($node->safe_psql($db, $look{$view}), $was{$view}, "$what: $view");
-	}
-}
+sub is_unchanged { my ($db, $what) = @_; return is_as_it_was($node, $what, \%look, \%was, $db); }
 
 # All that can be done is done, by somebody who may.
 sub work_off
@@ -129,14 +120,14 @@ my $dump = PostgreSQL::Test::Utils::tempdir() . '/app.dump';
 $node->command_ok([ 'pg_dump', '-Fc', '-f', $dump, $node->connstr('app') ], 'pg_dump');
 $node->safe_psql('postgres', 'CREATE DATABASE restored');
 $node->command_ok([ 'pg_restore', '--exit-on-error', '-d', $node->connstr('restored'), $dump ], 'pg_restore');
-is_as_it_was('restored', 'restored');
+is_unchanged('restored', 'restored');
 work_off('restored', 'restored');
 
 # A copy, with the process that serves the original at work.
 ends_well('CREATE DATABASE copied TEMPLATE app', 'CREATE DATABASE ... TEMPLATE');
-is_as_it_was('copied', 'copied');
+is_unchanged('copied', 'copied');
 work_off('copied', 'copied');
-is_as_it_was('app', 'the original of the copy');
+is_unchanged('app', 'the original of the copy');
 
 ends_well('ALTER DATABASE copied RENAME TO renamed', 'ALTER DATABASE ... RENAME');
 $node->safe_psql('renamed', "SELECT fanout.enqueue('jobs', 'after')");
@@ -174,7 +165,7 @@ ok( $node->poll_query_until('postgres',
 $guest->quit;
 finish_clients($template_user);
 
-is_as_it_was('app', 'the original after all that');
+is_unchanged('app', 'the original after all that');
 work_off('app', 'the original');
 
 # The extension, dropped and created again.

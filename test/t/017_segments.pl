@@ -16,19 +16,10 @@ use Test::More;
 # So little memory that most tasks are on disk only, and yet enough for what a restored database has, too
 my $node = new_node('main', conf => 'pg_fanout.max_tracked_tasks = 200');
 
+install_misplaced($node);
 $node->safe_psql('postgres', <<'EOS');
 SELECT fanout.create_queue('jobs', lease => '10 min', backoff => '1 h', backoff_max => '1 h');
 SELECT fanout.create_queue('backlog');
-
--- Rows that are elsewhere than in the segment of their task.
-CREATE FUNCTION misplaced(OUT task bigint, OUT relation text) RETURNS SETOF record LANGUAGE sql AS $$
-	SELECT r.task, r.relation
-	  FROM (SELECT id, tableoid::regclass::text FROM fanout.task
-			UNION ALL SELECT task, tableoid::regclass::text FROM fanout.attempt
-			UNION ALL SELECT task, tableoid::regclass::text FROM fanout.checkpoint
-			UNION ALL SELECT task, tableoid::regclass::text FROM fanout.outcome) AS r (task, relation)
-	 WHERE r.relation !~ format('_%s$', (SELECT slot FROM fanout.segment WHERE first_task <= r.task ORDER BY first_task DESC LIMIT 1))
-$$;
 EOS
 
 my %look = (
@@ -41,22 +32,13 @@ my %look = (
 );
 my %was;
 
-sub look
+sub look_now
 {
-	%was = map { $_ => $node->safe_psql('postgres', $look{$_}) } keys %look;
+	%was = look($node, \%look);
 	is($was{'no row out of its segment'}, '', 'no row is out of its segment');
 	return;
 }
-
-sub is_as_it_was
-{
-	my ($what, $db) = @_;
-
-	wait_for_memory($node, $db);
-	wait_until { $node->safe_psql($db // 'postgres', $look{queues}) eq $was{queues} } "$what: the counts", 20;
-	is($node->safe_psql($db // 'postgres', $look{$_}), $was{$_}, "$what: $_") foreach sort keys %look;
-	return;
-}
+sub is_unchanged { my ($what, $db) = @_; return is_as_it_was($node, $what, \%look, \%was, $db); }
 
 # Six tasks, of a batch or not, a timed one, and a backlog of three priorities
 sub fill
@@ -96,17 +78,17 @@ $node->poll_query_until('postgres',
 	"SELECT count(*) FILTER (WHERE state = 'running') = 9 AND count(*) = 18 FROM fanout.attempts WHERE state <> 'released'")
   or die 'the journal was not written';
 
-look();
+look_now();
 $node->stop('immediate');
 $node->start;
-is_as_it_was('promise 7: after a crash');
+is_unchanged('promise 7: after a crash');
 
 # A keeper that takes over memory as it is has the segments, too.
 my ($keeper) = processes($node, 'keeper');
 $node->safe_psql('postgres', "SELECT pg_terminate_backend($keeper)");
 my $another = wait_until { my @now = processes($node, 'keeper'); @now && $now[0] != $keeper } 'another keeper';
 ok($another, 'another keeper');
-is_as_it_was('under another keeper');
+is_unchanged('under another keeper');
 
 # Tables are rewritten while a session knows where they and their rows were.
 my $session = session($node);
@@ -126,10 +108,10 @@ is($session->query_safe("SELECT count(*) FROM fanout.retry(ARRAY(SELECT task FRO
 is($session->query_safe("SELECT count(*) FROM fanout.dequeue('backlog', 'w2', max_tasks => 20)"), 20, 'and rows that have moved');
 is($session->query_safe("SELECT count(fanout.release(lease)) FROM fanout.leases WHERE worker = 'w2'"), 20, 'which are given back');
 $session->quit;
-look();
+look_now();
 $node->stop('immediate');
 $node->start;
-is_as_it_was('promise 7: after another crash');
+is_unchanged('promise 7: after another crash');
 
 # A dump has all segments, and where they begin.
 my $dump = PostgreSQL::Test::Utils::tempdir() . '/segments.dump';
@@ -178,7 +160,7 @@ EOS
 }
 
 restore('restored');
-is_as_it_was('restored', 'restored');
+is_unchanged('restored', 'restored');
 is($node->safe_psql('restored', 'SELECT fanout._next_segment()'), 4, 'restored: the fourth segment');
 work_off('restored', 'restored');
 is(sqlstate($node, 'SELECT fanout._next_segment()', 'restored'), '55000', 'restored: none is free');
@@ -220,13 +202,13 @@ foreach my $slot (1, 2)
 }
 is($node->safe_psql('postgres', 'SELECT string_agg(slot::text, \' \' ORDER BY first_task) FROM fanout.segment'),
 	'4 1 2', 'the order of segments');
-look();
+look_now();
 $node->stop('immediate');
 $node->start;
-is_as_it_was('promise 7: a crash after the wrap');
+is_unchanged('promise 7: a crash after the wrap');
 $node->command_ok([ 'pg_dump', '-Fc', '-f', $dump, $node->connstr('postgres') ], 'pg_dump after the wrap');
 restore('wrapped');
-is_as_it_was('restored after the wrap', 'wrapped');
+is_unchanged('restored after the wrap', 'wrapped');
 is($node->safe_psql('wrapped', 'SELECT fanout._next_segment()'), 3, 'restored after the wrap: the next segment');
 $node->safe_psql('wrapped', "SELECT fanout.enqueue('jobs', 'new')");
 is($node->safe_psql('wrapped', 'SELECT * FROM misplaced()'), '', 'restored after the wrap: new tasks go there');

@@ -105,5 +105,23 @@ is($node->safe_psql('postgres', 'SELECT count(*) - count(DISTINCT task) FROM del
 is($node->safe_psql('postgres', $groups), '0 of 4', 'no group is left');
 is($node->safe_psql('postgres', 'SELECT count(*) FROM fanout._live_lanes()'), 0, 'and no lane');
 
+# Five groups where there is room for four: each partition of the fifth has a turn of its own, until one of the others has
+# gone and it gets another task.
+$node->append_conf('postgresql.conf', 'pg_fanout.max_tracked_tasks = 1024');
+$node->restart;
+wait_for_memory($node);
+$node->safe_psql('postgres', <<'EOS');
+SELECT fanout.create_queue('h', max_attempts => 1000);
+DO $$ BEGIN FOR n IN 1 .. 5 LOOP CALL put('h', ('{a,b,c,d,fifth}'::text[])[n], 2, 12); END LOOP; END $$;
+EOS
+is($node->safe_psql('postgres', $groups), '4 of 4', 'four groups of five');
+is(shares('h', 12), 'a 2, b 2, c 2, d 2, fifth 4', 'a share each, but one for each partition of the fifth');
+$node->safe_psql('postgres', "SELECT fanout.cancel(ARRAY(SELECT task FROM fanout.tasks WHERE queue = 'h' AND name = 'd'))");
+$node->safe_psql('postgres', "SELECT fanout.complete(lease) FROM fanout.tasks WHERE name = 'd' AND state = 'running'");
+is($node->safe_psql('postgres', $groups), '3 of 4', 'one of them goes');
+$node->safe_psql('postgres', "CALL put('h', 'fifth', 2, 1)");
+is($node->safe_psql('postgres', $groups), '4 of 4', 'with its next tasks the fifth comes');
+is(shares('h', 8), 'a 2, b 2, c 2, fifth 2', 'and has one share');
+
 $node->stop;
 done_testing();

@@ -42,19 +42,11 @@ sub becomes
 sub tasks { return query("SELECT count(*) FROM fanout.task WHERE queue = (SELECT id FROM fanout.queue WHERE name = '$_[0]')", $_[1]); }
 sub retired { return query("SELECT value FROM fanout.status() WHERE item = 'retired segments'"); }
 
+install_misplaced($node);
 query(<<'EOS');
 CREATE TABLE wanted (what text, task bigint);
 SELECT fanout.create_queue('done'), fanout.create_queue('jobs', lease => '1 h', backoff => '1 h', backoff_max => '1 h');
 SELECT fanout.create_queue('keyed');
--- Rows that are elsewhere than in the segment of their task.
-CREATE FUNCTION misplaced(OUT task bigint, OUT relation text) RETURNS SETOF record LANGUAGE sql AS $$
-	SELECT r.task, r.relation
-	  FROM (SELECT id, tableoid::regclass::text FROM fanout.task
-			UNION ALL SELECT task, tableoid::regclass::text FROM fanout.attempt
-			UNION ALL SELECT task, tableoid::regclass::text FROM fanout.checkpoint
-			UNION ALL SELECT task, tableoid::regclass::text FROM fanout.outcome) AS r (task, relation)
-	 WHERE r.relation !~ format('_%s$', (SELECT slot FROM fanout.segment WHERE first_task <= r.task ORDER BY first_task DESC LIMIT 1))
-$$;
 CREATE PROCEDURE work_off(queue text) LANGUAGE plpgsql AS $$
 DECLARE
 	leases bigint[];
@@ -104,14 +96,7 @@ my %look = (
 	checkpoint => "SELECT value FROM fanout.checkpoint WHERE task = $runs",
 	misplaced => 'SELECT * FROM misplaced()',
 );
-my %was = map { $_ => query($look{$_}) } keys %look;
-sub is_as_it_was
-{
-	my ($what, $db) = @_;
-
-	is(query($look{$_}, $db), $was{$_}, "$what: $_") foreach sort keys %look;
-	return;
-}
+my %was = look($node, \%look);
 
 # A reader holds a lock: the segment stays, nobody waits behind the keeper, and the current segment goes on.
 my $reader = session($node);
@@ -133,11 +118,11 @@ becomes("SELECT value::int > $before FROM fanout.status() WHERE item = 'retired 
 becomes("SELECT NOT EXISTS (SELECT FROM fanout.batch WHERE id = $enough)", 'the batch goes with its last task');
 is(tasks('done'), 1, 'what was finished is gone, but for a task of a batch that goes on');
 is(query("SELECT count(*) FROM fanout.task WHERE id IN ($cancelled, $free)"), 0, 'so is what was cancelled, and a key that is free');
-is_as_it_was('carried');
+is_as_it_was($node, 'carried', \%look, \%was);
 $node->restart;
 wait_for_memory($node);
 $node->poll_query_until('postgres', "SELECT count(*) = 1 FROM fanout.leases") or die 'no lease after the restart';
-is_as_it_was('carried, and a restart');
+is_as_it_was($node, 'carried, and a restart', \%look, \%was);
 is(sqlstate($node, "SELECT * FROM fanout.collect($enough, '0')"), '42704', 'the batch is unknown now');
 is(sqlstate($node, "SELECT * FROM fanout.$_($cancelled)"), '42704', "a task that is gone is unknown: $_")
   foreach qw(result retry cancel why);
@@ -156,7 +141,7 @@ foreach my $round (1 .. 3)
 	$node->stop('immediate');
 	$node->start;
 	wait_for_memory($node);
-	is_as_it_was("promise 7: round $round, after a crash");
+	is_as_it_was($node, "promise 7: round $round, after a crash", \%look, \%was);
 }
 
 # A dump, while segments come and go

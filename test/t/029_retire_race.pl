@@ -17,6 +17,7 @@ use Test::More;
 my $node = new_node('main', conf => "pg_fanout.retention = -1\nfsync = off\n");
 sub query { return $node->safe_psql('postgres', $_[0]); }
 
+install_misplaced($node);
 query(<<'EOS');
 SELECT fanout.create_queue('jobs', lease => '10 min');
 CREATE TABLE effect (task bigint);
@@ -41,14 +42,6 @@ BEGIN
 		COMMIT;
 	END LOOP;
 END $$;
-CREATE FUNCTION misplaced(OUT task bigint, OUT relation text) RETURNS SETOF record LANGUAGE sql AS $$
-	SELECT r.task, r.relation
-	  FROM (SELECT id, tableoid::regclass::text FROM fanout.task
-			UNION ALL SELECT task, tableoid::regclass::text FROM fanout.attempt
-			UNION ALL SELECT task, tableoid::regclass::text FROM fanout.checkpoint
-			UNION ALL SELECT task, tableoid::regclass::text FROM fanout.outcome) AS r (task, relation)
-	 WHERE r.relation !~ format('_%s$', (SELECT slot FROM fanout.segment WHERE first_task <= r.task ORDER BY first_task DESC LIMIT 1))
-$$;
 EOS
 
 my $tasks = 4000;

@@ -24,19 +24,9 @@ EOC
 
 sub query { return $node->safe_psql('postgres', $_[0]); }
 
+install_misplaced($node);
 query(<<'EOS');
 CREATE TABLE delivered (n bigserial, task bigint, lease bigint);
-
--- Rows that are elsewhere than in the segment of their task.
-CREATE FUNCTION misplaced(OUT task bigint, OUT relation text) RETURNS SETOF record LANGUAGE sql AS $$
-	SELECT r.task, r.relation
-	  FROM (SELECT id, tableoid::regclass::text FROM fanout.task
-			UNION ALL SELECT task, tableoid::regclass::text FROM fanout.attempt
-			UNION ALL SELECT task, tableoid::regclass::text FROM fanout.checkpoint
-			UNION ALL SELECT task, tableoid::regclass::text FROM fanout.outcome) AS r (task, relation)
-	 WHERE r.relation !~ format('_%s$', (SELECT slot FROM fanout.segment WHERE first_task <= r.task ORDER BY first_task DESC LIMIT 1))
-	   AND EXISTS (SELECT FROM fanout.segment)
-$$;
 
 -- Work off a queue, in transactions of several tasks each.
 CREATE PROCEDURE work_off(queue_name text) LANGUAGE plpgsql AS $$
@@ -67,18 +57,6 @@ my %look = (
 	batches => 'SELECT batch, tasks, finished, sealed FROM fanout.batches ORDER BY 1',
 	'rows out of their segments' => 'SELECT * FROM misplaced()',
 );
-
-sub look { return map { $_ => query($look{$_}) } keys %look; }
-
-sub is_as_it_was
-{
-	my ($what, %was) = @_;
-
-	wait_for_memory($node);
-	wait_until { query($look{queues}) eq $was{queues} } "$what: the counts", 20;
-	is(query($look{$_}), $was{$_}, "$what: $_") foreach sort keys %look;
-	return;
-}
 
 # The next ids of tasks and batches and numbers of leases are these.
 sub go_on_at
@@ -143,10 +121,10 @@ EOS
 	is(sqlstate($node, "SELECT fanout.complete($leases[12])"), 'FO001', "$what: a lease that was released");
 	is(query("SELECT fanout.complete($leases[0])"), 'f', "$what: a completion that is repeated");
 
-	my %was = look();
+	my %was = look($node, \%look);
 	$node->stop('immediate');
 	$node->start;
-	is_as_it_was("promise 7: $what", %was);
+	is_as_it_was($node, "promise 7: $what", \%look, \%was);
 	is(query("SELECT count(*) FROM fanout.checkpoint(" . ($leases[28]) . ", 'read', '0') x WHERE x = to_jsonb($leases[28])"), 1, "$what: its checkpoint");
 
 	query("SELECT fanout.complete(ARRAY(SELECT lease FROM fanout.leases WHERE lease <> $leases[29]))");

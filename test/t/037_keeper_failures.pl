@@ -8,6 +8,7 @@ use FindBin;
 use lib $FindBin::RealBin;
 
 use FanoutTest;
+use POSIX qw(floor);
 use PostgreSQL::Test::Cluster;
 use PostgreSQL::Test::Utils;
 use Test::More;
@@ -51,6 +52,7 @@ ALTER TABLE fanout.segment RENAME TO segment_elsewhere;
 EOS
 terminate_keeper('postgres');
 ok(stat_becomes('postgres', 'failed_in_a_row >= 3'), 'keepers fail one after the other');
+my $third = query('postgres', 'SELECT last_failure_at FROM fanout.stats WHERE failed_in_a_row = 3');
 is(count_in_log(qr/ERROR:  relation "fanout.segment" does not exist/), 1, 'the error is logged once');
 is(count_in_log(qr/exited with exit code/), 0, 'and nothing else of each of them');
 is( query('postgres', "SELECT state, last_error, last_failure_at > now() - interval '1 min', keeper_failures >= 3, keeper_starts > keeper_failures FROM fanout.stats"),
@@ -66,6 +68,9 @@ SELECT state FROM fanout.tasks WHERE name <> 'later' ORDER BY task;
 EOS
 query('postgres', "SELECT count(*) FROM fanout.dequeue('jobs', 'w', max_tasks => 1)");
 ok(stat_becomes('postgres', "journal_lag = 1 AND journal_lag_age > '1 s'"), 'the journal lags, and for how long');
+ok(stat_becomes('postgres', 'failed_in_a_row >= 4'), 'and so on');
+cmp_ok(query('postgres', "SELECT extract(epoch FROM last_failure_at - '$third') FROM fanout.stats WHERE failed_in_a_row = 4"),
+	'>', 2.5, 'with longer pauses: 4 s from the start of the third one');
 query('postgres', 'ALTER TABLE fanout.segment_elsewhere RENAME TO segment');
 ok(stat_becomes('postgres', 'failed_in_a_row = 0 AND keeper_pid IS NOT NULL AND journal_lag = 0 AND journal_lag_age IS NULL'), 'one works again, by itself');
 is(count_in_log(qr/LOG:  pg_fanout keeper of database \d+ works again/), 1, 'and the log says so');
@@ -146,10 +151,28 @@ begin('closed');
 query('postgres', 'ALTER DATABASE second ALLOW_CONNECTIONS false');
 terminate_keeper('second');
 ok($node->poll_query_until('postgres', "SELECT count(*) = 0 FROM pg_stat_activity WHERE datname = 'second'"), 'a keeper ends');
-sleep 2;
+foreach (1, 2)
+{
+	# the second one comes a second after the first: by then the launcher has been at all databases
+	my $starts = query('postgres', 'SELECT keeper_starts FROM fanout.stats');
+	terminate_keeper('postgres');
+	ok(stat_becomes('postgres', "keeper_starts > $starts AND keeper_pid IS NOT NULL"), 'another database gets a keeper');
+}
 is(count_in_log(qr/FATAL/), 0, 'none is started where it could not connect');
 query('postgres', 'ALTER DATABASE second ALLOW_CONNECTIONS true');
 ok($node->poll_query_until('postgres', "SELECT count(*) = 1 FROM pg_stat_activity WHERE datname = 'second' AND backend_type = 'pg_fanout keeper'"), 'it comes back by itself');
+
+# -- a database that no keeper can connect to: it ends before it could tell of its failure
+begin('unreachable');
+my $version = $node->data_dir . '/base/' . query('postgres', "SELECT oid FROM pg_database WHERE datname = 'second'") . '/PG_VERSION';
+rename $version, "$version.elsewhere" or die "$version: $!";
+terminate_keeper('second');
+ok_until { count_in_log(qr/FATAL:  .* is not a valid data directory/) >= 5 } 'a keeper cannot connect, and is started anew';
+my @attempts = log_since() =~ /^\S+ \d+:(\d+:\d+\.\d+) .*FATAL:  .* is not a valid data directory/mg;
+my @seconds = map { my ($minutes, $seconds) = split /:/; 60 * $minutes + $seconds } @attempts;
+cmp_ok(($seconds[4] - $seconds[3]) - 3600 * floor(($seconds[4] - $seconds[3]) / 3600), '>', 2.5, 'with longer pauses: 4 s from the fourth one');
+rename "$version.elsewhere", $version or die "$version: $!";
+ok($node->poll_query_until('postgres', "SELECT count(*) = 1 FROM pg_stat_activity WHERE datname = 'second' AND backend_type = 'pg_fanout keeper'"), 'one comes when it can');
 
 # -- slots that are missing at the start of the server, and databases without a place
 begin('start');

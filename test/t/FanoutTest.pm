@@ -16,6 +16,10 @@
 #		kill -9 the postmaster; start as soon as what it left behind is gone
 # install_ledger(node, db)
 #		tables, workers, producers and a checker, in SQL: see below
+# install_misplaced(node, db)
+#		a function misplaced(), in SQL: rows that are elsewhere than in the segment of their task
+# look(node, queries, db), is_as_it_was(node, what, queries, was, db)
+#		answers to queries, both by name; test that they are still the same, once memory has been filled and the counts are
 # start_client(node, sql, db), finish_clients(clients...), client_output(client)
 #		psql in the background, that writes to a file
 package FanoutTest;
@@ -33,7 +37,7 @@ use Time::HiRes qw(usleep);
 our @EXPORT = qw(
   new_node sqlstate session session_sqlstate drop_session wait_until
   processes wait_for_memory crash start_after_crash
-  install_ledger start_client finish_clients client_output
+  install_ledger install_misplaced look is_as_it_was start_client finish_clients client_output
 );
 
 my $clients = 0;
@@ -301,6 +305,49 @@ CREATE FUNCTION violations() RETURNS SETOF text LANGUAGE sql AS $$
 	 WHERE q.scheduled + q.ready + q.running <> 0
 $$;
 EOS
+	return;
+}
+
+# A database that has never moved on has no row in fanout.segment, and one segment. What is left in one that was emptied
+# is about to be truncated.
+sub install_misplaced
+{
+	my ($node, $db) = @_;
+
+	$node->safe_psql($db // 'postgres', <<'EOS');
+CREATE FUNCTION misplaced(OUT task bigint, OUT relation text) RETURNS SETOF record LANGUAGE sql AS $$
+	SELECT r.task, r.relation
+	  FROM (SELECT id, tableoid::regclass::text FROM fanout.task
+			UNION ALL SELECT task, tableoid::regclass::text FROM fanout.attempt
+			UNION ALL SELECT task, tableoid::regclass::text FROM fanout.checkpoint
+			UNION ALL SELECT task, tableoid::regclass::text FROM fanout.outcome) AS r (task, relation)
+	 WHERE r.relation !~ format('_%s$', (SELECT slot FROM fanout.segment WHERE first_task <= r.task ORDER BY first_task DESC LIMIT 1))
+	   AND EXISTS (SELECT FROM fanout.segment)
+	   AND NOT EXISTS (SELECT FROM fanout.segment e WHERE e.first_task IS NULL AND r.relation ~ format('_%s$', e.slot))
+$$;
+EOS
+	return;
+}
+
+sub look
+{
+	my ($node, $queries, $db) = @_;
+
+	return map { $_ => $node->safe_psql($db // 'postgres', $queries->{$_}) } keys %$queries;
+}
+
+# The counts of queues, if these are asked for, may be a moment late: leases end, delayed tasks come up.
+sub is_as_it_was
+{
+	my ($node, $what, $queries, $was, $db) = @_;
+
+	local $Test::Builder::Level = $Test::Builder::Level + 1;
+	wait_for_memory($node, $db);
+	if (defined $queries->{queues})
+	{
+		wait_until { $node->safe_psql($db // 'postgres', $queries->{queues}) eq $was->{queues} } "$what: the counts", 20;
+	}
+	is($node->safe_psql($db // 'postgres', $queries->{$_}), $was->{$_}, "$what: $_") foreach sort keys %$queries;
 	return;
 }
 
