@@ -8,7 +8,15 @@
  * it has its share from then on and nothing is saved up; what it did not use,
  * the others did.  Who was forgotten in between must not have a turn more than
  * one that was not: who is new starts where the last one of those that were
- * forgotten had come to, which is a turn from the clock at most.
+ * forgotten had come to, but no more than a turn late.
+ *
+ * A turn that was for nothing is given back, and who had it is behind the
+ * others until it has made up for that.  The clock stays where it was: who
+ * comes meanwhile must not go before those who have had their turns.  It goes
+ * back only if all who wait are behind it, to the last of them.  And who has
+ * come since does not wait until turns of earlier are made up for, which may be
+ * as many as a transaction has claimed: nobody is put back further than to
+ * where the last one that came has started.
  */
 #include "postgres.h"
 
@@ -45,15 +53,26 @@ turn_forget(Turns *turns, Turn *turn)
 	turns->forgotten_time = Max(turns->forgotten_time, time_of(turn));
 }
 
+static void
+put_clock_back(Turns *turns)
+{
+	OrderNode  *last = order_last(&turns->set);
+
+	if (last != NULL)
+		turns->clock = Min(turns->clock, last->key);
+}
+
 /* Of those that are even, the one with the smallest id is first. */
 void
 turn_wait(Turns *turns, Turn *turn, int64 id)
 {
 	Assert(!turn->waits && !turn->aside);
+	put_clock_back(turns);
 	turn->waits = true;
-	turn->node.key = Max(turn->node.key, turns->clock);
+	turn->node.key = Min(Max(turn->node.key, turns->clock), turns->clock + TURN);
 	turn->node.id = id;
 	order_insert(&turns->set, &turn->node);
+	turns->last_start = turns->clock;
 }
 
 void
@@ -86,16 +105,16 @@ turn_bring_back(OrderedSet *set, Turn *turn)
 
 /* Move its time on, or back. */
 static void
-move_time(Turns *turns, Turn *turn, int64 by)
+move_time(Turns *turns, Turn *turn, int64 time)
 {
 	if (!turn->waits)
-		set_time(turn, time_of(turn) + by);
+		set_time(turn, time);
 	else if (turns->set.count == 1)
-		turn->node.key += by;	/* it has every turn */
+		turn->node.key = time;	/* it has every turn */
 	else
 	{
 		order_remove(&turns->set, &turn->node);
-		turn->node.key += by;
+		turn->node.key = time;
 		order_insert(&turns->set, &turn->node);
 	}
 }
@@ -103,12 +122,17 @@ move_time(Turns *turns, Turn *turn, int64 by)
 void
 turn_take(Turns *turns, Turn *turn, int32 weight)
 {
-	turns->clock = time_of(turn);
-	move_time(turns, turn, TURN / weight);
+	int64		time = time_of(turn);
+
+	put_clock_back(turns);
+	turns->clock = Max(turns->clock, time);
+	move_time(turns, turn, time + TURN / weight);
 }
 
 void
 turn_give_back(Turns *turns, Turn *turn, int32 weight)
 {
-	move_time(turns, turn, -(TURN / weight));
+	int64		time = time_of(turn);
+
+	move_time(turns, turn, Max(time - TURN / weight, Min(time, turns->last_start)));
 }

@@ -24,7 +24,8 @@ typedef struct Turn
 typedef struct Turns
 {
 	OrderedSet	set;			/* those that wait for their turn */
-	int64		clock;			/* the virtual time of the last turn */
+	int64		clock;			/* the virtual time of the latest turn */
+	int64		last_start;		/* where the last one that came to wait has started */
 	int64		forgotten_time; /* the latest one of those that have gone */
 } Turns;
 

@@ -305,6 +305,8 @@ class Comparison:
                       "SELECT * FROM fanout.partitions"):
             for row in self.watch.execute(query):
                 print(*row, sep="\t")
+        for queue in self.reference.queues.values():
+            print(queue.name, queue.turns)
         for session in self.sessions:
             print(session.name, "open" if session.notes is not None else "idle", session.notes)
 

@@ -5,6 +5,8 @@ start that a restart may have forgotten counts): it follows the server's answer,
 is promised. Times are either over or an hour off; so are windows of rate limits, which forget nothing here.
 """
 
+import collections
+
 WAITS = ("ready", "scheduled")
 ENDED = ("succeeded", "failed", "cancelled")
 
@@ -88,34 +90,59 @@ class Lane:
 
 
 class Turns:
-    """Shares by weight: a start moves a lane on by the inverse of its weight, and who is behind is next.
+    """Shares by weight: a turn moves a partition on by the inverse of its weight, and who is behind is next.
 
-    A lane that comes back starts where the others are. What a lane that was forgotten starts with is left open, to a
-    turn.
+    Of each two that surely wait for their turns, what is known about how far one is ahead of the other. Who comes is
+    even with those who wait, to a turn; and so it was, if one of them has its turn. Turns that are given back may be
+    made up for.
     """
 
     def __init__(self):
-        self.time = {}              # of each lane, by key
-        self.clock = 0              # the time of the last turn
-        self.startable = set()
+        self.waiting = set()
+        self.ahead = {}             # of a pair: by so much at least the first is ahead of the second
+        self.owed = {}              # by key: turns that were given back, at most
+        self.history = collections.deque(maxlen=60)     # for who reads that something is wrong
 
     def settle(self, keys):
         """These can surely start now."""
         keys = set(keys)
-        for key in keys - self.startable:
-            self.time[key] = max(self.time.get(key, 0), self.clock)
-        self.startable = keys
+        came, left = keys - self.waiting, self.waiting - keys
+        self.waiting -= left
+        for key in came:
+            for other in self.waiting:
+                self.ahead[key, other] = -1 - self.owed.get(key, 0)
+                self.ahead[other, key] = -1 - self.owed.get(other, 0)
+            self.waiting.add(key)
+        if came or left:
+            self.history.append(" ".join([*(f"{key} waits" for key in came), *(f"{key} waits no longer" for key in left)]))
 
-    def serve(self, key, weight, sure):
-        """The lane has its turn, of those and of these that could surely have had it."""
-        for other in sure:
-            if self.time.setdefault(key, self.clock) > self.time[other] + 1 + 1e-9:
-                raise Wrong(f"partition {key} has its turn at {self.time[key]:.2f}, before {other} at {self.time[other]:.2f}")
-        self.clock = self.time.setdefault(key, self.clock)      # back, too: after turns that were given back
-        self.time[key] += 1 / weight
+    def serve(self, key, weight):
+        """The partition has its turn: it is ahead of none, and is so much further then."""
+        if key in self.waiting:
+            for other in self.waiting - {key}:
+                if self.ahead[key, other] > 1e-3:
+                    raise Wrong(f"partition {key} has its turn, {self.ahead[key, other]:.2f} ahead of {other}")
+                self.ahead[other, key] = max(self.ahead[other, key], 0)
+        self.move(key, 1 / weight, 1 / weight)
+        self.owed[key] = max(self.owed.get(key, 0) - 1 / weight, 0)
+        self.history.append(f"{key} has its turn, weight {weight}")
 
-    def unserve(self, key, weight):
-        self.time[key] = self.time.get(key, 0) - 1 / weight
+    def give_back(self, key, weight):
+        """It was for nothing: it may be put back as much."""
+        self.move(key, -1 / weight, 0)
+        self.owed[key] = self.owed.get(key, 0) + 1 / weight
+        self.history.append(f"{key} gives a turn back, weight {weight}")
+
+    def move(self, key, least, most):
+        if key in self.waiting:
+            for other in self.waiting - {key}:
+                self.ahead[key, other] += least
+                self.ahead[other, key] -= most
+
+    def __str__(self):
+        return "\n".join(["the latest turns:", *self.history, *(
+            f"{one} is ahead of {other} by {least:.2f} to {-self.ahead[other, one]:.2f}"
+            for (one, other), least in self.ahead.items() if {one, other} <= self.waiting and str(one) < str(other))])
 
 
 class Queue:
@@ -269,7 +296,7 @@ class Reference:
             raise Wrong(f"lease {number} was given before")
         if self.exact_order:
             queue.turns.settle(key for key, (_, sure) in candidates.items() if sure)
-            queue.turns.serve(task.key, queue.lane(task.key).weight, [key for key, (_, sure) in candidates.items() if sure])
+            queue.turns.serve(task.key, queue.lane(task.key).weight)
         lease = Lease(number, task, worker, session)
         if passes is not None:
             passes.permit_passed, passes.lane_passed = True, passes is lender
@@ -310,7 +337,7 @@ class Reference:
         if lease.permit_of is not None:
             lease.permit_of.permit_passed = lease.permit_of.lane_passed = False
         self.settle(task.queue)
-        task.queue.turns.unserve(task.key, task.queue.lane(task.key).weight)
+        task.queue.turns.give_back(task.key, task.queue.lane(task.key).weight)
         task.attempts -= 1
         task.state = "cancelled" if task.cancel_asked else "ready"
         self.gone(task)
