@@ -44,6 +44,9 @@ class Session:
     def value(self, query, *parameters):
         return self.execute(query, *parameters)[0][0]
 
+    def call(self, function, **arguments):
+        return self.value(f"SELECT fanout.{function}({', '.join(f'{name} => %s' for name in arguments)})", *arguments.values())
+
 
 class Comparison:
     def __init__(self, seed, directory):
@@ -74,7 +77,7 @@ class Comparison:
         self.set_rates(self.watch, self.reference.queues["rated"], 1, 400)
         self.operations = {
             self.enqueue: 14, self.enqueue_many: 4, self.dequeue: 30, self.complete: 16, self.fail: 7, self.release: 5,
-            self.complete_and_dequeue: 6, self.cancel: 6, self.retry: 5, self.extend: 2, self.expire: 2,
+            self.complete_and_dequeue: 6, self.cancel: 6, self.retry: 5, self.change: 8, self.extend: 2, self.expire: 2,
             self.repeat_or_lose: 2, self.pause_queue: 1, self.pause_partition: 2, self.backpressure: 2, self.alter: 3,
             self.set_partition: 3, self.rate_limit: 1, self.why: 6, self.look: 1, self.begin: 6, self.savepoint: 6,
             self.finish_transaction: 8, self.restart: 0.12 if directory else 0}
@@ -155,6 +158,7 @@ class Comparison:
             self.reference.settle(thing.queue)
         elif kind == "claim":
             thing.claimer = None
+            thing.task.leased = True
         elif kind == "end":
             self.touched.add(thing.task)
             self.reference.end(thing, *more)
@@ -171,8 +175,14 @@ class Comparison:
                 thing.state = "cancelled"
                 self.reference.gone(thing)
                 self.wait_for_keeper(thing)
+        elif kind == "change":
+            before, _, terms = more
+            thing.busy = None
+            thing.state = before if thing.state == "ending" else thing.state
+            self.reference.change(thing, terms)
         elif kind == "retry":
             thing.state, thing.busy, thing.attempts, thing.cancel_asked, thing.retried = "ready", None, 0, False, False
+            thing.leased = False
             thing.queue.tasks.add(thing)
             self.reference.settle(thing.queue)
         elif kind == "settings":
@@ -197,6 +207,9 @@ class Comparison:
             elif kind == "cancel":
                 thing.state, thing.busy = more[0], None
                 self.reference.settle(thing.queue)
+            elif kind == "change":
+                thing.state, thing.busy = more[0], more[1]
+                self.reference.settle(thing.queue)
             elif kind in ("ask", "retry"):
                 thing.busy = None
             elif kind == "settings":
@@ -220,7 +233,8 @@ class Comparison:
     def has_room(self, session, queue, count):
         """May so many tasks be added?  Beyond max_backlog the server refuses, which ends a transaction."""
         waiting = sum(task.state in ("ready", "scheduled", "ending", "uncommitted") for task in queue.tasks) + \
-            sum(task.busy is not None and task.state in ENDED for task in self.reference.tasks.values() if task.queue is queue)
+            sum(task.busy is not None and task.state in ENDED for task in self.reference.tasks.values() if task.queue is queue) + \
+            sum(target is queue for session in self.sessions for target in self.moves(session))
         if len(queue.tasks) + count > UNFINISHED:
             return False
         if queue.max_backlog is None or waiting + count <= queue.max_backlog:
@@ -229,6 +243,17 @@ class Comparison:
             self.expect("FO003", session, "SELECT fanout.enqueue_many(%s, 'x', array_fill('1'::jsonb, ARRAY[%s::int]))",
                         queue.name, count)
         return False
+
+    @staticmethod
+    def moves(session):
+        """The queues that its open transaction moves tasks to."""
+        queues = {}
+        for kind, task, *more in session.notes or []:
+            if kind == "change":
+                before = queues.get(task)
+                queues[task] = more[-1].get("queue") or before or task.queue
+                if queues[task] not in (task.queue, before):
+                    yield queues[task]
 
     def expect(self, sqlstate, session, query, *parameters):
         try:
@@ -411,6 +436,51 @@ class Comparison:
             self.reference.settle(task.queue)
             self.note(session, "cancel", task, before)
 
+    def change(self, session):
+        """Another priority, time, queue or partition for a task that waits, or that this transaction has enqueued, changed or retried."""
+        kinds = {}
+        for kind, thing, *_ in session.notes or []:
+            if kind in ("enqueue", "change", "cancel", "retry"):
+                kinds[thing] = kind
+        tasks = [task for task in self.reference.tasks.values() if (task.busy is None or kinds.get(task) in ("enqueue", "change", "retry")) and
+                 (task.lease is None or task.lease.claimer is None)]
+        if not tasks:
+            return
+        task = self.random.choice(tasks[-60:])
+        can = task.state in WAITS or task.busy is session
+        way = self.random.choice(["reprioritize", "reschedule", "move", "move"])
+        if way == "reprioritize":
+            terms = {"priority": self.random.choice([-2, 0, 1, 5])}
+            arguments = terms
+        elif way == "reschedule":
+            terms = {"far": self.far(0.4) and (self.roomy or self.must_stay() <= MUST_STAY)}
+            arguments = {"delay": FAR} if terms["far"] else self.random.choice([{"delay": "0"}, {"run_at": "2020-01-01"}])
+        else:
+            queue, key = self.random.choice([None, self.queue()]), self.random.choice(self.keys)
+            terms = {"key": key, **({"queue": queue} if queue else {})}
+            arguments = {"partition_key": key} if key else {"unset": ["partition_key"]}
+            if queue:
+                arguments["queue"] = queue.name
+                if not self.has_room(session, queue, 1):
+                    return
+        try:
+            did = session.call(way, task=task.number, **arguments)
+        except psycopg.Error as error:
+            if self.roomy or error.diag.sqlstate != "53400":
+                raise
+            self.give_up(session)
+            return
+        if did != can:
+            raise Wrong(f"{way} of {task}: {did}")
+        if did:
+            before, busy = task.state, task.busy
+            task.busy = session
+            if task.state in WAITS:
+                task.state = "ending"
+            self.touched.add(task)
+            self.note(session, "change", task, before, busy, terms)
+            self.reference.settle(task.queue)
+
     def retry(self, session):
         tasks = [task for task in self.reference.tasks.values() if task.busy is None and task.state in ENDED]
         if not tasks:
@@ -557,14 +627,15 @@ class Comparison:
         """Compare what was touched since the last look, and the counts of queues if no transaction is open."""
         tasks = {task.number: task for task in self.touched if task.busy is None}
         rows = {row[0]: row[1:] for row in self.watch.execute(
-            "SELECT task, state, attempt, lease FROM fanout.tasks WHERE task = ANY (%s)", [*tasks])}
+            "SELECT task, state, attempt, lease, queue, partition_key, priority FROM fanout.tasks WHERE task = ANY (%s)", [*tasks])}
         for number, task in tasks.items():
             if number not in self.reference.tasks:
                 if number in rows:
                     raise Wrong(f"{task} was rolled back, and is there")
             elif number not in rows or rows[number][0] != task.state or \
                     (task.state in WAITS and rows[number][1] != task.attempts) or \
-                    (task.lease is not None and rows[number][2] != task.lease.number):
+                    (task.lease is not None and rows[number][2] != task.lease.number) or \
+                    rows[number][3:] != (task.queue.name, task.key, task.priority):
                 raise Wrong(f"{task} is shown as {rows.get(number)}, attempts {task.attempts}")
         self.touched = {task for task in self.touched if task.busy is not None}
         if any(session.notes is not None for session in self.sessions):

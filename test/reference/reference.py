@@ -25,6 +25,7 @@ class Task:
         self.attempts = 0
         self.lease = None           # that it runs under
         self.cancel_asked = False
+        self.leased = False         # at any time in this life
         self.retried = False        # it waits for another attempt, and for its time
         self.busy = None            # the session whose open transaction decides about it
 
@@ -363,6 +364,20 @@ class Reference:
     def gone(self, task):
         if task.state in ENDED:
             task.queue.tasks.discard(task)
+        self.settle(task.queue)
+
+    def change(self, task, terms):
+        """A task that waits has another priority, time, queue or partition."""
+        before = task.queue
+        for name in {"priority", "key", "queue"} & terms.keys():
+            setattr(task, name, terms[name])
+        before.tasks.discard(task)
+        task.queue.tasks.add(task)
+        if "far" in terms:
+            task.timed = True
+            task.state = "scheduled" if terms["far"] else "ready"
+        task.retried = task.state == "scheduled" and task.leased
+        self.settle(before)
         self.settle(task.queue)
 
     # -- what is shown
