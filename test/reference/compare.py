@@ -98,7 +98,7 @@ class Comparison:
 
     def must_stay(self):
         """Tasks that cannot leave memory."""
-        return sum(task.attempts > 0 or task.timed or task.state == "running" or task.busy is not None
+        return sum(task.leased or task.timed or task.state == "running" or task.busy is not None
                    for queue in self.reference.queues.values() for task in queue.tasks)
 
     # -- transactions
@@ -414,6 +414,8 @@ class Comparison:
                  (task.lease is None or task.lease.claimer is None)]
         if not tasks:
             return
+        if not self.roomy and self.must_stay() > MUST_STAY:
+            tasks = [task for task in tasks if task.state in WAITS and (task.leased or task.timed)] or tasks
         task = self.random.choice(tasks)
         can = task.state in WAITS or (task.state == "running" and not task.cancel_asked)
         try:

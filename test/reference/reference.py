@@ -311,7 +311,7 @@ class Reference:
 
     def note_shortage(self):
         """With no memory left a partition gives out what it has before what is on disk, and does until it finds some."""
-        kept = sum(task.attempts > 0 or task.lease is not None or task.busy is not None or (task.timed and task.state == "ready")
+        kept = sum(task.leased or task.lease is not None or task.busy is not None or (task.timed and task.state == "ready")
                    for task in self.tasks.values() if task.state not in ENDED)
         self.short = 50 if kept > self.pool * 3 // 4 else max(self.short - 1, 0)
 
