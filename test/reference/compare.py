@@ -15,9 +15,10 @@ import time
 
 import psycopg
 
-from reference import ENDED, WAITS, Queue, Reference, Task, Turns, Wrong
+from reference import ENDED, WAITS, Queue, Reference, Task, Wrong
 
 FAR = "1 hour"
+LONG_AGO = "2020-01-01"
 PATIENCE = 10.0                     # seconds, for what the keeper does
 TRANSACTION = 12                    # operations in one, at most
 UNFINISHED = 120                    # tasks of a queue, at most
@@ -155,7 +156,7 @@ class Comparison:
         kind, thing, *more = what
         if kind == "enqueue":
             thing.state, thing.busy = thing.due_state, None
-            self.reference.settle(thing.queue)
+            self.reference.come(thing)
         elif kind == "claim":
             thing.claimer = None
             thing.task.leased = True
@@ -183,8 +184,7 @@ class Comparison:
         elif kind == "retry":
             thing.state, thing.busy, thing.attempts, thing.cancel_asked, thing.retried = "ready", None, 0, False, False
             thing.leased = False
-            thing.queue.tasks.add(thing)
-            self.reference.settle(thing.queue)
+            self.reference.come(thing)
         elif kind == "settings":
             more[0]()
             thing.changed()
@@ -263,42 +263,50 @@ class Comparison:
         if answer != sqlstate:
             raise Wrong(f"{query} {parameters}: {answer}, not {sqlstate}")
 
-    def new_task(self, session, number, queue, key, priority, cost, far, max_attempts=None):
-        task = Task(number, queue, key, priority, cost, far, max_attempts or queue.max_attempts)
+    def new_task(self, session, number, queue, key, group, priority, cost=1, far=False, max_attempts=None, timed=False):
         if number in self.reference.tasks:
             raise Wrong(f"task {number} was given before")
-        task.busy = session
+        task = Task(number, queue, key, priority, cost, far, max_attempts or queue.max_attempts, group)
+        task.timed, task.busy = timed, session
         self.reference.tasks[number] = task
         queue.tasks.add(task)
         self.touched.add(task)
         self.note(session, "enqueue", task)
         return task
 
+    def group(self, key):
+        """Most tasks of a partition name the same fair group."""
+        if key is not None and self.random.random() < 0.05:
+            return self.random.choice([None, "g0", "g1"])
+        return {"k0": "g0", "k1": "g0", "k2": "g1"}.get(key)
+
     def enqueue(self, session):
         queue, key = self.queue(), self.random.choice(self.keys)
+        group, max_attempts = self.group(key), self.random.choice([None, 1, 2])
         priority, cost = self.random.choice([0, 0, 0, -1, 1, 5]), self.random.choice([1, 1, 1, 2, 7])
-        far, max_attempts = self.far(), self.random.choice([None, 1, 2])
         if not self.has_room(session, queue, 1):
             return
-        time_ = "delay => '1 hour'" if far else self.random.choice(["delay => NULL", "run_at => now() - interval '1 hour'"])
+        time_ = {"delay": FAR} if self.far() else self.random.choice([{}, {"run_at": LONG_AGO}])
         if not self.roomy and self.must_stay() > MUST_STAY:
-            time_ = "delay => NULL"
-        number = session.value(f"SELECT fanout.enqueue(%s, 'x', priority => %s, cost => %s, partition_key => %s, max_attempts => %s, {time_})",
-                               queue.name, priority, cost, key, max_attempts)
-        self.new_task(session, number, queue, key, priority, cost, "1 hour'" in time_ and "delay" in time_, max_attempts).timed = "NULL" not in time_
+            time_ = {}
+        number = session.call("enqueue", queue=queue.name, name="x", priority=priority, cost=cost, partition_key=key,
+                              max_attempts=max_attempts, fair_group=group, **time_)
+        self.new_task(session, number, queue, key, group, priority, cost, "delay" in time_, max_attempts, bool(time_))
 
     def enqueue_many(self, session):
         queue, count = self.queue(), self.random.choice([1, 3, 10, 30])
         priority = self.random.choice([0, 0, -2, 2])
-        keys = [self.random.choice(self.keys) for _ in range(count)]
+        group = self.group(self.random.choice(self.keys))
+        of_group = {"g0": ["k0", "k1"], "g1": ["k2"]}.get(group, [key for key in self.keys if key not in ("k0", "k1", "k2")])
+        keys = [self.random.choice(of_group) for _ in range(count)]
         if self.random.random() < 0.4:
             keys = [keys[0]] * count
         if not self.has_room(session, queue, count):
             return
-        rows = session.execute("SELECT * FROM fanout.enqueue_many(%s, 'x', array_fill('1'::jsonb, ARRAY[%s::int]), priority => %s, partition_keys => %s)",
-                               queue.name, count, priority, keys)
+        rows = session.execute("SELECT * FROM fanout.enqueue_many(%s, 'x', array_fill('1'::jsonb, ARRAY[%s::int]), priority => %s,"
+                               " partition_keys => %s, fair_group => %s)", queue.name, count, priority, keys, group)
         for (_, number), key in zip(rows, keys):
-            self.new_task(session, number, queue, key, priority, 1, False)
+            self.new_task(session, number, queue, key, group, priority)
 
     def take(self, session, queues, limit, query, *parameters):
         """Dequeue; once more while it gives nothing although it should, and memory is small."""
@@ -332,6 +340,8 @@ class Comparison:
                 print(*row, sep="\t")
         for queue in self.reference.queues.values():
             print(queue.name, queue.turns)
+            for group, turns in queue.group_turns.items():
+                print(f"group {group} of {queue.name}", turns)
         for session in self.sessions:
             print(session.name, "open" if session.notes is not None else "idle", session.notes)
 
@@ -456,7 +466,7 @@ class Comparison:
             arguments = terms
         elif way == "reschedule":
             terms = {"far": self.far(0.4) and (self.roomy or self.must_stay() <= MUST_STAY)}
-            arguments = {"delay": FAR} if terms["far"] else self.random.choice([{"delay": "0"}, {"run_at": "2020-01-01"}])
+            arguments = {"delay": FAR} if terms["far"] else self.random.choice([{"delay": "0"}, {"run_at": LONG_AGO}])
         else:
             queue, key = self.random.choice([None, self.queue()]), self.random.choice(self.keys)
             terms = {"key": key, **({"queue": queue} if queue else {})}
@@ -625,6 +635,10 @@ class Comparison:
         if code not in codes and not (not self.roomy and task.state == "ready" and code in ("on_disk", "turn", "no_worker", "rate_limit")):
             raise Wrong(f"why({task}) is {code}, not {codes}")
 
+    def groups(self, queue):
+        """The fair groups of partitions that have tasks."""
+        return dict(self.watch.execute("SELECT partition_key, fair_group FROM fanout.partitions WHERE queue = %s AND backlog + running > 0", queue.name))
+
     def look(self, session):
         """Compare what was touched since the last look, and the counts of queues if no transaction is open."""
         tasks = {task.number: task for task in self.touched if task.busy is None}
@@ -654,6 +668,10 @@ class Comparison:
                     counted[lease.task.key] = counted.get(lease.task.key, 0) + 1
             if shown != counted:
                 raise Wrong(f"partitions of {queue.name} show {shown} running, not {counted}")
+            if self.roomy:
+                for key, group in self.groups(queue).items():
+                    if group != queue.lane(key).group:
+                        raise Wrong(f"partition {key} of {queue.name} is in group {group}, not {queue.lane(key).group}")
 
     def restart(self, session):
         for other in self.sessions:
@@ -666,11 +684,15 @@ class Comparison:
         for other in [*self.sessions, self.watch]:
             other.connect()
         self.reference.rebuilds += 1
-        for queue in self.reference.queues.values():
-            queue.turns = Turns()
-            self.reference.settle(queue)
         self.touched.update(task for queue in self.reference.queues.values() for task in queue.tasks)
         self.until(lambda: self.watch.value("SELECT value FROM fanout.status() WHERE item = 'state'") == "ready", "memory is ready")
+        for queue in self.reference.queues.values():
+            # which one of several groups that its tasks name a partition is in depends on the order of the rebuild
+            for key, group in self.groups(queue).items():
+                if group in {task.group for task in queue.tasks if task.key == key}:
+                    queue.lane(key).group = group
+            queue.forget_turns()
+            self.reference.settle(queue)
         self.look(session)
 
     # -- all of it

@@ -16,8 +16,8 @@ class Wrong(Exception):
 
 
 class Task:
-    def __init__(self, number, queue, key, priority, cost, far, max_attempts):
-        self.number, self.queue, self.key = number, queue, key
+    def __init__(self, number, queue, key, priority, cost, far, max_attempts, group):
+        self.number, self.queue, self.key, self.group = number, queue, key, group
         self.priority, self.cost, self.max_attempts = priority, cost, max_attempts
         self.timed = False          # it was enqueued with a time
         self.state = "uncommitted"
@@ -84,6 +84,7 @@ class Rate:
 class Lane:
     def __init__(self):
         self.concurrency = None
+        self.group = None           # that the latest task has named
         self.weight = 1
         self.paused = self.held = False
         self.rate_limit = None
@@ -157,7 +158,7 @@ class Queue:
         self.lanes = {}
         self.tasks = set()          # unfinished ones
         self.leases = set()
-        self.turns = Turns()
+        self.forget_turns()
         self.config_busy = None     # the session whose open transaction changes settings
         self.changed()
 
@@ -166,6 +167,29 @@ class Queue:
 
     def lane(self, key):
         return self.lanes.setdefault(key, Lane())
+
+    # -- turns: of groups and of partitions that are in none, and those of the partitions of each group
+
+    def forget_turns(self):
+        self.turns, self.group_turns = Turns(), {}
+
+    def settle(self, sure):
+        """These partitions can surely start now."""
+        members = {}
+        for key in sure:
+            members.setdefault(self.lane(key).group, []).append(key)
+        for group in {*members, *self.group_turns} - {None}:
+            self.group_turns.setdefault(group, Turns()).settle(members.get(group, []))
+        self.turns.settle([*members.pop(None, []), *(f"group {group}" for group in members)])
+
+    def turn(self, key, give_back=False):
+        """The partition has a turn, or gives it back; so does its group."""
+        lane = self.lane(key)
+        turns, weight = self.turns, lane.weight
+        if lane.group is not None:
+            turns = self.group_turns.setdefault(lane.group, Turns())
+            (self.turns.give_back if give_back else self.turns.serve)(f"group {lane.group}", 1)
+        (turns.give_back if give_back else turns.serve)(key, weight)
 
     # -- settings
 
@@ -261,7 +285,7 @@ class Reference:
     def settle(self, queue):
         """Something of the queue has changed."""
         if self.exact_order:
-            queue.turns.settle(key for key, (_, sure) in self.look(queue).items() if sure)
+            queue.settle(key for key, (_, sure) in self.look(queue).items() if sure)
 
     # -- dequeue
 
@@ -296,8 +320,8 @@ class Reference:
         if number in self.leases or number in self.completed:
             raise Wrong(f"lease {number} was given before")
         if self.exact_order:
-            queue.turns.settle(key for key, (_, sure) in candidates.items() if sure)
-            queue.turns.serve(task.key, queue.lane(task.key).weight)
+            queue.settle(key for key, (_, sure) in candidates.items() if sure)
+            queue.turn(task.key)
         lease = Lease(number, task, worker, session)
         if passes is not None:
             passes.permit_passed, passes.lane_passed = True, passes is lender
@@ -338,7 +362,7 @@ class Reference:
         if lease.permit_of is not None:
             lease.permit_of.permit_passed = lease.permit_of.lane_passed = False
         self.settle(task.queue)
-        task.queue.turns.give_back(task.key, task.queue.lane(task.key).weight)
+        task.queue.turn(task.key, give_back=True)
         task.attempts -= 1
         task.state = "cancelled" if task.cancel_asked else "ready"
         self.gone(task)
@@ -366,19 +390,25 @@ class Reference:
             task.queue.tasks.discard(task)
         self.settle(task.queue)
 
+    def come(self, task):
+        """The task comes to its partition."""
+        if task.key is not None:
+            task.queue.lane(task.key).group = task.group
+        task.queue.tasks.add(task)
+        self.settle(task.queue)
+
     def change(self, task, terms):
         """A task that waits has another priority, time, queue or partition."""
         before = task.queue
         for name in {"priority", "key", "queue"} & terms.keys():
             setattr(task, name, terms[name])
         before.tasks.discard(task)
-        task.queue.tasks.add(task)
         if "far" in terms:
             task.timed = True
             task.state = "scheduled" if terms["far"] else "ready"
         task.retried = task.state == "scheduled" and task.leased
         self.settle(before)
-        self.settle(task.queue)
+        self.come(task)
 
     # -- what is shown
 
