@@ -102,6 +102,11 @@ class Comparison:
         return sum(task.leased or task.timed or task.state == "running" or task.busy is not None
                    for queue in self.reference.queues.values() for task in queue.tasks)
 
+    @staticmethod
+    def kinds(session):
+        """What the open transaction has done last to tasks that wait, or will."""
+        return {thing: kind for kind, thing, *_ in session.notes or [] if kind in ("enqueue", "change", "cancel", "retry")}
+
     # -- transactions
 
     def note(self, session, *what):
@@ -155,8 +160,10 @@ class Comparison:
         """It is committed."""
         kind, thing, *more = what
         if kind == "enqueue":
-            thing.state, thing.busy = thing.due_state, None
-            self.reference.come(thing)
+            thing.busy = None
+            if thing.state != "ending":
+                thing.state = thing.due_state
+                self.reference.come(thing)
         elif kind == "claim":
             thing.claimer = None
             thing.task.leased = True
@@ -179,12 +186,15 @@ class Comparison:
         elif kind == "change":
             before, _, terms = more
             thing.busy = None
-            thing.state = before if thing.state == "ending" else thing.state
+            if thing.state == "ending":
+                thing.state = before if before in WAITS else "ready" if before in ENDED else thing.due_state
             self.reference.change(thing, terms)
         elif kind == "retry":
-            thing.state, thing.busy, thing.attempts, thing.cancel_asked, thing.retried = "ready", None, 0, False, False
-            thing.leased = False
-            self.reference.come(thing)
+            thing.busy, thing.attempts, thing.cancel_asked, thing.retried, thing.leased = None, 0, False, False, False
+            thing.queue.tasks.add(thing)
+            if thing.state != "ending":
+                thing.state = "ready"
+                self.reference.come(thing)
         elif kind == "settings":
             more[0]()
             thing.changed()
@@ -204,10 +214,7 @@ class Comparison:
                 self.wait_for_keeper(thing.task)
             elif kind in ("end", "requeue"):
                 thing.ender, thing.permit_passed, thing.lane_passed, thing.task.busy = None, False, False, None
-            elif kind == "cancel":
-                thing.state, thing.busy = more[0], None
-                self.reference.settle(thing.queue)
-            elif kind == "change":
+            elif kind in ("cancel", "change"):
                 thing.state, thing.busy = more[0], more[1]
                 self.reference.settle(thing.queue)
             elif kind in ("ask", "retry"):
@@ -439,21 +446,16 @@ class Comparison:
             raise Wrong(f"cancel of {task}: {did}")
         if not can:
             return
-        task.busy = session
-        self.touched.add(task)
         if task.state == "running":
+            task.busy = session
+            self.touched.add(task)
             self.note(session, "ask", task)
         else:
-            before, task.state = task.state, "ending"
-            self.reference.settle(task.queue)
-            self.note(session, "cancel", task, before)
+            self.withdraw(session, "cancel", task)
 
     def change(self, session):
         """Another priority, time, queue or partition for a task that waits, or that this transaction has enqueued, changed or retried."""
-        kinds = {}
-        for kind, thing, *_ in session.notes or []:
-            if kind in ("enqueue", "change", "cancel", "retry"):
-                kinds[thing] = kind
+        kinds = self.kinds(session)
         tasks = [task for task in self.reference.tasks.values() if (task.busy is None or kinds.get(task) in ("enqueue", "change", "retry")) and
                  (task.lease is None or task.lease.claimer is None)]
         if not tasks:
@@ -485,13 +487,15 @@ class Comparison:
         if did != can:
             raise Wrong(f"{way} of {task}: {did}")
         if did:
-            before, busy = task.state, task.busy
-            task.busy = session
-            if task.state in WAITS:
-                task.state = "ending"
-            self.touched.add(task)
-            self.note(session, "change", task, before, busy, terms)
-            self.reference.settle(task.queue)
+            self.withdraw(session, "change", task, terms)
+
+    def withdraw(self, session, what, task, *more):
+        """The task waits, or will at commit, and is to be cancelled or changed."""
+        before, busy = task.state, task.busy
+        task.state, task.busy = "ending", session
+        self.touched.add(task)
+        self.note(session, what, task, before, busy, *more)
+        self.reference.settle(task.queue)
 
     def retry(self, session):
         tasks = [task for task in self.reference.tasks.values() if task.busy is None and task.state in ENDED]
