@@ -33,6 +33,7 @@ class Session:
         self.connection = None
         self.notes = None           # None: no transaction is open
         self.savepoints = []        # how many notes there were at each
+        self.keys = set()           # that others wait for
         self.left = 0
 
     def connect(self):
@@ -77,7 +78,7 @@ class Comparison:
                 self.watch.execute(f"SELECT fanout.alter_queue(%s, {setting} => %s)", name, value)
         self.set_rates(self.watch, self.reference.queues["rated"], 1, 400)
         self.operations = {
-            self.enqueue: 14, self.enqueue_many: 4, self.dequeue: 30, self.complete: 16, self.fail: 7, self.release: 5,
+            self.enqueue: 14, self.enqueue_many: 4, self.enqueue_key: 8, self.dequeue: 30, self.complete: 16, self.fail: 7, self.release: 5,
             self.complete_and_dequeue: 6, self.cancel: 6, self.retry: 5, self.change: 8, self.extend: 2, self.expire: 2,
             self.repeat_or_lose: 2, self.pause_queue: 1, self.pause_partition: 2, self.backpressure: 2, self.alter: 3,
             self.set_partition: 3, self.rate_limit: 1, self.why: 6, self.look: 1, self.begin: 6, self.savepoint: 6,
@@ -118,7 +119,7 @@ class Comparison:
     def begin(self, session):
         if session.notes is None:
             session.execute("BEGIN")
-            session.notes, session.savepoints, session.left = [], [], self.random.randint(1, TRANSACTION)
+            session.notes, session.savepoints, session.keys, session.left = [], [], set(), self.random.randint(1, TRANSACTION)
 
     def savepoint(self, session):
         if session.notes is None:
@@ -141,6 +142,7 @@ class Comparison:
             return
         commits = self.random.random() < 0.7
         session.execute("COMMIT" if commits else "ROLLBACK")
+        session.keys = set()
         if commits:
             notes, session.notes = session.notes, None
             for what in notes:
@@ -154,7 +156,7 @@ class Comparison:
         if session.notes is not None:
             session.execute("ROLLBACK")
             self.undo(session, 0)
-            session.notes = None
+            session.notes, session.keys = None, set()
 
     def apply(self, what):
         """It is committed."""
@@ -300,6 +302,58 @@ class Comparison:
                               max_attempts=max_attempts, fair_group=group, **time_)
         self.new_task(session, number, queue, key, group, priority, cost, "delay" in time_, max_attempts, bool(time_))
 
+    def enqueue_key(self, session):
+        """With a key, that another task may hold."""
+        queue, about, key = self.queue(), self.random.choice("abcdefgh"), self.random.choice(self.keys)
+        kinds = self.kinds(session)
+        if any(about in other.keys for other in self.sessions if other is not session) or \
+                any(task.about == about and task.busy is not None and kinds.get(task) != "enqueue" for task in self.reference.tasks.values()):
+            return
+        way = self.random.choice(["return", "return", "reject", "replace", "replace", "supersede"])
+        if not self.has_room(session, queue, 1):
+            return
+        holder, priority = self.reference.holder(queue, about), self.random.choice([0, -1, 1])
+        arguments = {"queue": queue.name, "name": "x", "key": about, "on_conflict": way, "partition_key": key, "priority": priority}
+        held, far = None, self.far() and (self.roomy or self.must_stay() <= MUST_STAY)
+        if way in ("return", "reject") and self.far(0.4):
+            held = self.far(0.1)
+            arguments["key_ttl"] = FAR if held else "1 us"
+        if far:
+            arguments["delay"] = FAR
+        if way == "reject" and holder is not None:
+            if session.notes is None:
+                self.expect("FO006", session, "SELECT fanout.enqueue(%s, 'x', key => %s, on_conflict => 'reject')", queue.name, about)
+            return
+        number = self.call_with_memory(session, "enqueue", **arguments)
+        if number is None:
+            return
+        session.keys.add(about)
+        if holder is not None and (way == "return" or way == "replace" and self.can_replace(holder, session)):
+            if number != holder.number:
+                raise Wrong(f"key {about} is held by {holder}, not {number}")
+            if way == "replace":
+                self.withdraw(session, "change", holder, {"priority": priority, "far": far, "timed": far, "key": key, "cost": 1,
+                                                          "max_attempts": queue.max_attempts, "group": None})
+            return
+        if holder is not None and way == "supersede" and (holder.state in WAITS or holder.busy is session):
+            self.withdraw(session, "cancel", holder)
+        task = self.new_task(session, number, queue, key, None, priority, far=far, timed=far)
+        task.about, task.holds_on = about, held
+
+    @staticmethod
+    def can_replace(holder, session):
+        return (holder.state in WAITS or holder.busy is session) and holder.attempts == 0
+
+    def call_with_memory(self, session, function, **arguments):
+        """None if there is too little of it."""
+        try:
+            return session.call(function, **arguments)
+        except psycopg.Error as error:
+            if self.roomy or error.diag.sqlstate != "53400":
+                raise
+            self.give_up(session)
+            return None
+
     def enqueue_many(self, session):
         queue, count = self.queue(), self.random.choice([1, 3, 10, 30])
         priority = self.random.choice([0, 0, -2, 2])
@@ -435,12 +489,8 @@ class Comparison:
             tasks = [task for task in tasks if task.state in WAITS and (task.leased or task.timed)] or tasks
         task = self.random.choice(tasks)
         can = task.state in WAITS or (task.state == "running" and not task.cancel_asked)
-        try:
-            did = session.value("SELECT fanout.cancel(%s::bigint)", task.number)
-        except psycopg.Error as error:
-            if self.roomy or error.diag.sqlstate != "53400":
-                raise
-            self.give_up(session)
+        did = self.call_with_memory(session, "cancel", task=task.number)
+        if did is None:
             return
         if did != can:
             raise Wrong(f"cancel of {task}: {did}")
@@ -477,12 +527,8 @@ class Comparison:
                 arguments["queue"] = queue.name
                 if not self.has_room(session, queue, 1):
                     return
-        try:
-            did = session.call(way, task=task.number, **arguments)
-        except psycopg.Error as error:
-            if self.roomy or error.diag.sqlstate != "53400":
-                raise
-            self.give_up(session)
+        did = self.call_with_memory(session, way, task=task.number, **arguments)
+        if did is None:
             return
         if did != can:
             raise Wrong(f"{way} of {task}: {did}")

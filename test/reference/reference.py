@@ -20,6 +20,8 @@ class Task:
         self.number, self.queue, self.key, self.group = number, queue, key, group
         self.priority, self.cost, self.max_attempts = priority, cost, max_attempts
         self.timed = False          # it was enqueued with a time
+        self.about = None           # its key, which others cannot have
+        self.holds_on = None        # to it: True, for long; False, no longer; None, until it has ended
         self.state = "uncommitted"
         self.due_state = "scheduled" if far else "ready"
         self.attempts = 0
@@ -390,6 +392,14 @@ class Reference:
             task.queue.tasks.discard(task)
         self.settle(task.queue)
 
+    def holder(self, queue, about):
+        """The task that holds the key, or None."""
+        latest = max((task for task in self.tasks.values() if task.queue is queue and task.about == about),
+                     key=lambda task: task.number, default=None)
+        if latest is None or latest.holds_on is False or (latest.holds_on is None and latest.state in ENDED):
+            return None
+        return latest
+
     def come(self, task):
         """The task comes to its partition."""
         if task.key is not None:
@@ -400,11 +410,11 @@ class Reference:
     def change(self, task, terms):
         """A task that waits has another priority, time, queue or partition."""
         before = task.queue
-        for name in {"priority", "key", "queue"} & terms.keys():
+        for name in {"priority", "key", "queue", "cost", "max_attempts", "group"} & terms.keys():
             setattr(task, name, terms[name])
         before.tasks.discard(task)
         if "far" in terms:
-            task.timed = True
+            task.timed = terms.get("timed", True)
             task.state = "scheduled" if terms["far"] else "ready"
         task.retried = task.state == "scheduled" and task.leased
         self.settle(before)
