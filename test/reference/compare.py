@@ -69,7 +69,8 @@ class Comparison:
         self.few_lanes = lanes < 30
         self.keys = [None, *(f"k{n}" for n in range(6 if self.roomy else 24))]
         for name, settings in (("plain", {}), ("limited", {"concurrency": 6, "worker_concurrency": 3,
-                                                          "partition_concurrency": 2, "max_backlog": 70}),
+                                                          "partition_concurrency": 2, "max_backlog": 70,
+                                                          **({} if self.few_lanes else {"partition_max_backlog": 25})}),
                                ("rated", {"partition_concurrency": 3})):
             queue = self.reference.queues[name] = Queue(name, **settings)
             self.watch.execute("SELECT fanout.create_queue(%s, max_attempts => 3, lease => '10 hours', backoff => '1 hour')",
@@ -239,30 +240,44 @@ class Comparison:
 
     # -- operations
 
-    def has_room(self, session, queue, count):
-        """May so many tasks be added?  Beyond max_backlog the server refuses, which ends a transaction."""
-        waiting = sum(task.state in ("ready", "scheduled", "ending", "uncommitted") for task in queue.tasks) + \
-            sum(task.busy is not None and task.state in ENDED for task in self.reference.tasks.values() if task.queue is queue) + \
-            sum(target is queue for session in self.sessions for target in self.moves(session))
-        if len(queue.tasks) + count > UNFINISHED:
-            return False
-        if queue.max_backlog is None or waiting + count <= queue.max_backlog:
-            return True
-        if session.notes is None:
-            self.expect("FO003", session, "SELECT fanout.enqueue_many(%s, 'x', array_fill('1'::jsonb, ARRAY[%s::int]))",
-                        queue.name, count)
-        return False
+    def backlog(self, queue, key=...):
+        """Tasks of the queue, or of a partition, that wait, and those that open transactions bring."""
+        def counts(place):
+            return place[0] is queue and (key is ... or place[1] == key)
+        return sum(counts((task.queue, task.key)) and (task.state in ("ready", "scheduled", "ending", "uncommitted") or
+                                                       (task.busy is not None and task.state in ENDED))
+                   for task in self.reference.tasks.values()) + \
+            sum(counts(place) for session in self.sessions for place in self.moves(session, key is ...))
 
     @staticmethod
-    def moves(session):
-        """The queues that its open transaction moves tasks to."""
-        queues = {}
+    def moves(session, between_queues):
+        """Where its open transaction moves tasks to."""
+        places = {}
         for kind, task, *more in session.notes or []:
-            if kind == "change":
-                before = queues.get(task)
-                queues[task] = more[-1].get("queue") or before or task.queue
-                if queues[task] not in (task.queue, before):
-                    yield queues[task]
+            if kind != "change":
+                continue
+            before = places.get(task, (task.queue, task.key))
+            place = places[task] = more[-1].get("queue", before[0]), more[-1].get("key", before[1])
+            if place not in ((task.queue, task.key), before) and \
+                    not (between_queues and place[0] in (task.queue, before[0])):
+                yield place
+
+    def is_full(self, queue, keys):
+        """Would tasks of these partitions be too many?"""
+        return (queue.max_backlog is not None and self.backlog(queue) + len(keys) > queue.max_backlog) or \
+            any(limit is not None and self.backlog(queue, key) + keys.count(key) > limit
+                for key in {*keys} - {None} for limit in [queue.lane(key).max_backlog or queue.partition_max_backlog])
+
+    def has_room(self, session, queue, keys):
+        """May tasks of these partitions be added?  Beyond max_backlog the server refuses, which ends a transaction."""
+        if len(queue.tasks) + len(keys) > UNFINISHED:
+            return False
+        if not self.is_full(queue, keys):
+            return True
+        if session.notes is None:
+            self.expect("FO003", session, "SELECT fanout.enqueue_many(%s, 'x', array_fill('1'::jsonb, ARRAY[%s::int]), partition_keys => %s)",
+                        queue.name, len(keys), keys)
+        return False
 
     def expect(self, sqlstate, session, query, *parameters):
         try:
@@ -293,7 +308,7 @@ class Comparison:
         queue, key = self.queue(), self.random.choice(self.keys)
         group, max_attempts = self.group(key), self.random.choice([None, 1, 2])
         priority, cost = self.random.choice([0, 0, 0, -1, 1, 5]), self.random.choice([1, 1, 1, 2, 7])
-        if not self.has_room(session, queue, 1):
+        if not self.has_room(session, queue, [key]):
             return
         time_ = {"delay": FAR} if self.far() else self.random.choice([{}, {"run_at": LONG_AGO}])
         if not self.roomy and self.must_stay() > MUST_STAY:
@@ -310,7 +325,7 @@ class Comparison:
                 any(task.about == about and task.busy is not None and kinds.get(task) != "enqueue" for task in self.reference.tasks.values()):
             return
         way = self.random.choice(["return", "return", "reject", "replace", "replace", "supersede"])
-        if not self.has_room(session, queue, 1):
+        if not self.has_room(session, queue, [key]):
             return
         holder, priority = self.reference.holder(queue, about), self.random.choice([0, -1, 1])
         arguments = {"queue": queue.name, "name": "x", "key": about, "on_conflict": way, "partition_key": key, "priority": priority}
@@ -362,7 +377,7 @@ class Comparison:
         keys = [self.random.choice(of_group) for _ in range(count)]
         if self.random.random() < 0.4:
             keys = [keys[0]] * count
-        if not self.has_room(session, queue, count):
+        if not self.has_room(session, queue, keys):
             return
         rows = session.execute("SELECT * FROM fanout.enqueue_many(%s, 'x', array_fill('1'::jsonb, ARRAY[%s::int]), priority => %s,"
                                " partition_keys => %s, fair_group => %s)", queue.name, count, priority, keys, group)
@@ -525,8 +540,8 @@ class Comparison:
             arguments = {"partition_key": key} if key else {"unset": ["partition_key"]}
             if queue:
                 arguments["queue"] = queue.name
-                if not self.has_room(session, queue, 1):
-                    return
+            if not self.may_move(session, task, queue or task.queue, key, arguments):
+                return
         did = self.call_with_memory(session, way, task=task.number, **arguments)
         if did is None:
             return
@@ -534,6 +549,20 @@ class Comparison:
             raise Wrong(f"{way} of {task}: {did}")
         if did:
             self.withdraw(session, "change", task, terms)
+
+    def may_move(self, session, task, queue, key, arguments):
+        """Is there room for the task?  If not, see that it is refused."""
+        if (queue, key) == (task.queue, task.key) and task.busy is None:
+            return True
+        if len(queue.tasks) >= UNFINISHED:
+            return False
+        if not self.is_full(queue, [key]):
+            return True
+        within = queue is task.queue and self.backlog(queue) >= (queue.max_backlog or 1000)     # the queue has it already
+        if session.notes is None and task.state in WAITS and not within:
+            self.expect("FO003", session, f"SELECT fanout.move(%s::bigint, {', '.join(f'{name} => %s' for name in arguments)})",
+                        task.number, *arguments.values())
+        return False
 
     def withdraw(self, session, what, task, *more):
         """The task waits, or will at commit, and is to be cancelled or changed."""
@@ -645,9 +674,8 @@ class Comparison:
     def set_partition(self, session):
         queue, key = self.queue(), self.partition()
         value = self.random.choice([1, 2, 5])
-        what = self.random.choice(["weight", "concurrency"] if self.few_lanes else ["weight", "concurrency", "rate_limit"])
-        if what == "rate_limit":
-            value *= 40
+        what = self.random.choice(["weight", "concurrency"] if self.few_lanes else ["weight", "concurrency", "rate_limit", "max_backlog"])
+        value *= {"rate_limit": 40, "max_backlog": 8}.get(what, 1)
         self.configure(session, queue, lambda: setattr(queue.lane(key), what, value),
                        f"SELECT fanout.set_partition(%s, %s, {what} => %s{', rate_period => %s' if what == 'rate_limit' else ''})",
                        queue.name, key, value, *(["5 hours"] if what == "rate_limit" else []))

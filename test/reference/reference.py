@@ -90,6 +90,7 @@ class Lane:
         self.weight = 1
         self.paused = self.held = False
         self.rate_limit = None
+        self.max_backlog = None
         self.rate = Rate()
 
 
@@ -153,7 +154,7 @@ class Queue:
     def __init__(self, name, **settings):
         self.name = name
         self.settings = {"concurrency": None, "worker_concurrency": None, "partition_concurrency": None,
-                         "partition_rate_limit": None, "max_backlog": None, "max_attempts": 3, **settings}
+                         "partition_rate_limit": None, "max_backlog": None, "partition_max_backlog": None, "max_attempts": 3, **settings}
         self.paused = self.held = False
         self.rate_limits = {}       # units by period, in hours
         self.rate = Rate()
