@@ -24,33 +24,18 @@
 
 #define TURN	INT64CONST(1048576) /* virtual time of a turn at weight 1 */
 
-static inline int64
-time_of(const Turn *turn)
-{
-	return turn->aside ? turn->node.id : turn->node.key;
-}
-
-/* Of one that does not wait. */
-static inline void
-set_time(Turn *turn, int64 time)
-{
-	if (turn->aside)
-		turn->node.id = time;
-	else
-		turn->node.key = time;
-}
-
 void
 turn_begin(Turns *turns, Turn *turn)
 {
-	set_time(turn, turns->forgotten_time);
+	Assert(!turn->waits && !turn->aside);
+	turn->node.key = turns->forgotten_time;
 }
 
 void
 turn_forget(Turns *turns, Turn *turn)
 {
-	Assert(!turn->waits);
-	turns->forgotten_time = Max(turns->forgotten_time, time_of(turn));
+	Assert(!turn->waits && !turn->aside);
+	turns->forgotten_time = Max(turns->forgotten_time, turn->node.key);
 }
 
 static void
@@ -107,10 +92,9 @@ turn_bring_back(OrderedSet *set, Turn *turn)
 static void
 move_time(Turns *turns, Turn *turn, int64 time)
 {
-	if (!turn->waits)
-		set_time(turn, time);
-	else if (turns->set.count == 1)
-		turn->node.key = time;	/* it has every turn */
+	Assert(!turn->aside);
+	if (!turn->waits || turns->set.count == 1)
+		turn->node.key = time;	/* it has no turn, or every one */
 	else
 	{
 		order_remove(&turns->set, &turn->node);
@@ -122,7 +106,7 @@ move_time(Turns *turns, Turn *turn, int64 time)
 void
 turn_take(Turns *turns, Turn *turn, int32 weight)
 {
-	int64		time = time_of(turn);
+	int64		time = turn->node.key;
 
 	put_clock_back(turns);
 	turns->clock = Max(turns->clock, time);
@@ -132,7 +116,7 @@ turn_take(Turns *turns, Turn *turn, int32 weight)
 void
 turn_give_back(Turns *turns, Turn *turn, int32 weight)
 {
-	int64		time = time_of(turn);
+	int64		time = turn->node.key;
 
 	move_time(turns, turn, Max(time - TURN / weight, Min(time, turns->last_start)));
 }
