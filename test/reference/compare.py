@@ -73,7 +73,8 @@ class Comparison:
                                                           **({} if self.few_lanes else {"partition_max_backlog": 25})}),
                                ("rated", {"partition_concurrency": 3})):
             queue = self.reference.queues[name] = Queue(name, **settings)
-            self.watch.execute("SELECT fanout.create_queue(%s, max_attempts => 3, lease => '10 hours', backoff => '1 hour')",
+            self.watch.execute("SELECT fanout.create_queue(%s, max_attempts => 3, lease => '10 hours',"
+                               " backoff => '1 hour', backoff_max => '90 minutes')",
                                name)
             for setting, value in settings.items():
                 self.watch.execute(f"SELECT fanout.alter_queue(%s, {setting} => %s)", name, value)
@@ -175,8 +176,11 @@ class Comparison:
             self.reference.end(thing, *more)
         elif kind == "requeue":
             self.touched.add(thing.task)
-            self.reference.requeue(thing, *more)
+            self.reference.requeue(thing, *more[:2])
             self.wait_for_keeper(thing.task)
+            if more[2] and thing.task.state == "scheduled":
+                self.wait_for_state(thing.task, "ready")
+                self.reference.due(thing.task)
         elif kind == "cancel":
             thing.state, thing.busy = "cancelled", None
             self.reference.gone(thing)
@@ -228,8 +232,10 @@ class Comparison:
     def wait_for_keeper(self, task):
         """It cancels what was to be cancelled while it ran."""
         if task.state == "cancelled":
-            self.until(lambda: self.watch.value("SELECT state FROM fanout.tasks WHERE task = %s", task.number) == "cancelled",
-                       f"{task} is cancelled")
+            self.wait_for_state(task, "cancelled")
+
+    def wait_for_state(self, task, state):
+        self.until(lambda: self.watch.value("SELECT state FROM fanout.tasks WHERE task = %s", task.number) == state, f"{task} is {state}")
 
     def until(self, condition, what):
         give_up = time.monotonic() + PATIENCE
@@ -468,21 +474,27 @@ class Comparison:
                 self.apply(what)
 
     def fail(self, session):
-        lease, way = self.lease(session), self.random.choice(["retry_in => '0'", "retry_in => '1 hour'", "final => true", "error => 'x'"])
+        lease = self.lease(session)
+        way = self.random.choice(["retry_in => '0'", "retry_in => '1 ms'", "retry_in => '1 hour'", "final => true", "error => 'x'"])
         if lease is None:
             return
-        due = session.value(f"SELECT fanout.fail(%s::bigint, {way})", lease.number)
+        due = session.value(f"SELECT extract(epoch FROM fanout.fail(%s::bigint, {way}) - clock_timestamp())", lease.number)
         task = lease.task
         last = "final" in way or task.attempts >= task.max_attempts
         if (due is None) != (last or task.cancel_asked):
             raise Wrong(f"fail of {task}, attempt {task.attempts}, {way}: {due}")
+        if due is not None and "error" in way:
+            # an hour after the first attempt, two after the second, but 90 minutes at most; less up to a half
+            most = 3600 if task.attempts == 1 else 5400
+            if not most / 2 - 5 <= due <= most:
+                raise Wrong(f"fail of {task}, attempt {task.attempts}: the next is due in {due} s")
         self.ending(session, lease, last or task.cancel_asked)
         if task.cancel_asked:
             self.note(session, "end", lease, "cancelled")
         elif last:
             self.note(session, "end", lease, "failed")
         else:
-            self.note(session, "requeue", lease, "'0'" not in way, True)
+            self.note(session, "requeue", lease, "'0'" not in way, True, "1 ms" in way)
 
     def release(self, session):
         lease, far = self.lease(session), self.far(0.3)
@@ -493,7 +505,7 @@ class Comparison:
         if lease.task.cancel_asked:
             self.note(session, "end", lease, "cancelled")
         else:
-            self.note(session, "requeue", lease, far, False)
+            self.note(session, "requeue", lease, far, False, False)
 
     def cancel(self, session):
         tasks = [task for task in self.reference.tasks.values() if task.busy is None and

@@ -388,6 +388,11 @@ class Reference:
         self.gone(task)
         self.settle(task.queue)
 
+    def due(self, task):
+        """It was scheduled for another attempt, and its time has come."""
+        task.state, task.retried = "ready", False
+        self.settle(task.queue)
+
     def gone(self, task):
         if task.state in ENDED:
             task.queue.tasks.discard(task)
