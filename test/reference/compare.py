@@ -7,6 +7,7 @@ Connects as libpq does, to a server with an empty database that has the extensio
 server it is restarted now and then. What the pools are is taken from the server: with small ones a dequeue may have to
 be repeated until a refill has come, and which partition's turn it is depends on what is in memory.
 """
+import datetime
 import os
 import random
 import subprocess
@@ -18,6 +19,7 @@ import psycopg
 from reference import ENDED, WAITS, Queue, Reference, Task, Wrong
 
 FAR = "1 hour"
+SOON = datetime.timedelta(milliseconds=20)
 LONG_AGO = "2020-01-01"
 PATIENCE = 10.0                     # seconds, for what the keeper does
 TRANSACTION = 12                    # operations in one, at most
@@ -47,7 +49,9 @@ class Session:
         return self.execute(query, *parameters)[0][0]
 
     def call(self, function, **arguments):
-        return self.value(f"SELECT fanout.{function}({', '.join(f'{name} => %s' for name in arguments)})", *arguments.values())
+        """With a timedelta for a time so long from now."""
+        terms = (f"{name} => {'clock_timestamp() + ' if isinstance(value, datetime.timedelta) else ''}%s" for name, value in arguments.items())
+        return self.value(f"SELECT fanout.{function}({', '.join(terms)})", *arguments.values())
 
 
 class Comparison:
@@ -167,7 +171,7 @@ class Comparison:
             thing.busy = None
             if thing.state != "ending":
                 thing.state = thing.due_state
-                self.reference.come(thing)
+                self.come(thing)
         elif kind == "claim":
             thing.claimer = None
             thing.task.leased = True
@@ -196,8 +200,10 @@ class Comparison:
             if thing.state == "ending":
                 thing.state = before if before in WAITS else "ready" if before in ENDED else thing.due_state
             self.reference.change(thing, terms)
+            self.come(thing)
         elif kind == "retry":
             thing.busy, thing.attempts, thing.cancel_asked, thing.retried, thing.leased = None, 0, False, False, False
+            thing.late = False
             thing.queue.tasks.add(thing)
             if thing.state != "ending":
                 thing.state = "ready"
@@ -228,6 +234,14 @@ class Comparison:
                 thing.busy = None
             elif kind == "settings":
                 thing.config_busy = None
+
+    def come(self, task):
+        """It waits now, unless it is too late for it."""
+        self.reference.come(task)
+        if task.late:
+            self.wait_for_state(task, "cancelled")
+            task.state = "cancelled"
+            self.reference.gone(task)
 
     def wait_for_keeper(self, task):
         """It cancels what was to be cancelled while it ran."""
@@ -301,7 +315,6 @@ class Comparison:
         self.reference.tasks[number] = task
         queue.tasks.add(task)
         self.touched.add(task)
-        self.note(session, "enqueue", task)
         return task
 
     def group(self, key):
@@ -319,9 +332,14 @@ class Comparison:
         time_ = {"delay": FAR} if self.far() else self.random.choice([{}, {"run_at": LONG_AGO}])
         if not self.roomy and self.must_stay() > MUST_STAY:
             time_ = {}
+        deadline = self.random.choices([None, datetime.timedelta(hours=2), SOON], [14, 4, 1])[0]
+        if deadline == SOON and "delay" in time_:
+            deadline = None
         number = session.call("enqueue", queue=queue.name, name="x", priority=priority, cost=cost, partition_key=key,
-                              max_attempts=max_attempts, fair_group=group, **time_)
-        self.new_task(session, number, queue, key, group, priority, cost, "delay" in time_, max_attempts, bool(time_))
+                              max_attempts=max_attempts, fair_group=group, deadline=deadline, **time_)
+        task = self.new_task(session, number, queue, key, group, priority, cost, "delay" in time_, max_attempts, bool(time_))
+        task.late = deadline == SOON
+        self.note(session, "enqueue", task)
 
     def enqueue_key(self, session):
         """With a key, that another task may hold."""
@@ -360,6 +378,7 @@ class Comparison:
             self.withdraw(session, "cancel", holder)
         task = self.new_task(session, number, queue, key, None, priority, far=far, timed=far)
         task.about, task.holds_on = about, held
+        self.note(session, "enqueue", task)
 
     @staticmethod
     def can_replace(holder, session):
@@ -388,7 +407,7 @@ class Comparison:
         rows = session.execute("SELECT * FROM fanout.enqueue_many(%s, 'x', array_fill('1'::jsonb, ARRAY[%s::int]), priority => %s,"
                                " partition_keys => %s, fair_group => %s)", queue.name, count, priority, keys, group)
         for (_, number), key in zip(rows, keys):
-            self.new_task(session, number, queue, key, group, priority)
+            self.note(session, "enqueue", self.new_task(session, number, queue, key, group, priority))
 
     def take(self, session, queues, limit, query, *parameters):
         """Dequeue; once more while it gives nothing although it should, and memory is small."""

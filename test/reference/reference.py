@@ -20,6 +20,7 @@ class Task:
         self.number, self.queue, self.key, self.group = number, queue, key, group
         self.priority, self.cost, self.max_attempts = priority, cost, max_attempts
         self.timed = False          # it was enqueued with a time
+        self.late = False           # its deadline is over when it comes
         self.about = None           # its key, which others cannot have
         self.holds_on = None        # to it: True, for long; False, no longer; None, until it has ended
         self.state = "uncommitted"
