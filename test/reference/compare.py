@@ -88,7 +88,7 @@ class Comparison:
             self.complete_and_dequeue: 6, self.cancel: 6, self.retry: 5, self.change: 8, self.extend: 2, self.expire: 2,
             self.repeat_or_lose: 2, self.pause_queue: 1, self.pause_partition: 2, self.backpressure: 2, self.alter: 3,
             self.set_partition: 3, self.rate_limit: 1, self.why: 6, self.look: 1, self.begin: 6, self.savepoint: 6,
-            self.finish_transaction: 8, self.restart: 0.12 if directory else 0}
+            self.finish_transaction: 8, self.purge: 1, self.restart: 0.12 if directory else 0}
 
     # -- choosing
 
@@ -653,6 +653,25 @@ class Comparison:
             self.expect("FO001", session, "SELECT fanout.extend(%s::bigint)", lease)
         else:
             self.expect("FO001", session, "SELECT fanout.complete(%s::bigint)", 10 ** 15)
+
+    def purge(self, session):
+        """It waits for others' transactions, so there is to be none."""
+        if any(other.notes is not None for other in self.sessions):
+            return
+        queue = self.queue()
+        waiting = [task for task in queue.tasks if task.state in WAITS]
+        session.execute("BEGIN")
+        purged = session.call("purge_queue", queue=queue.name)
+        if purged != len(waiting):
+            raise Wrong(f"{purged} tasks of {queue.name} were purged, not {len(waiting)}")
+        if self.random.random() < 0.6:
+            session.execute("ROLLBACK")
+            return
+        session.execute("COMMIT")
+        self.touched.update(waiting)
+        for task in waiting:
+            task.state = "cancelled"
+            self.reference.gone(task)
 
     # -- settings: one transaction at a time for each queue
 
