@@ -372,7 +372,8 @@ class Comparison:
                 raise Wrong(f"key {about} is held by {holder}, not {number}")
             if way == "replace":
                 self.withdraw(session, "change", holder, {"priority": priority, "far": far, "timed": far, "key": key, "cost": 1,
-                                                          "max_attempts": queue.max_attempts, "group": None})
+                                                          "max_attempts": queue.max_attempts, "group": None,
+                                                          "holds_on": None})
             return
         if holder is not None and way == "supersede" and (holder.state in WAITS or holder.busy is session):
             self.withdraw(session, "cancel", holder)

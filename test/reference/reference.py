@@ -417,7 +417,7 @@ class Reference:
     def change(self, task, terms):
         """A task that waits has another priority, time, queue or partition."""
         before = task.queue
-        for name in {"priority", "key", "queue", "cost", "max_attempts", "group"} & terms.keys():
+        for name in {"priority", "key", "queue", "cost", "max_attempts", "group", "holds_on"} & terms.keys():
             setattr(task, name, terms[name])
         before.tasks.discard(task)
         if "far" in terms:
