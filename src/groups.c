@@ -25,6 +25,27 @@ turns_of(Lane *lane)
 	return lane->group != 0 ? &group_of(lane)->lanes : &queue_of_lane(lane)->turns;
 }
 
+/*
+ * A throttled lane stands in a set that is ordered by its virtual time, too:
+ * it has to leave that while this changes.
+ */
+static TimestampTz
+leave_throttled(Lane *lane)
+{
+	TimestampTz until = lane_throttled_until(lane);
+
+	if (until != 0)
+		turn_bring_back(&queue_of_lane(lane)->throttled, &lane->turn);
+	return until;
+}
+
+static void
+enter_throttled(Lane *lane, TimestampTz until)
+{
+	if (until != 0)
+		turn_set_aside(&queue_of_lane(lane)->throttled, &lane->turn, until);
+}
+
 void
 lane_begin_turns(Lane *lane)
 {
@@ -78,6 +99,8 @@ lane_join_group(Lane *lane, int64 number, int64 task)
 
 	if ((group != NULL ? group->number : 0) != number)
 	{
+		TimestampTz until = leave_throttled(lane);
+
 		if (waits)
 			lane_stop_waiting_for_turn(lane);
 		leave_group(lane);
@@ -88,6 +111,7 @@ lane_join_group(Lane *lane, int64 number, int64 task)
 		lane_begin_turns(lane);
 		if (waits)
 			lane_wait_for_turn(lane, lane->turn.node.id);
+		enter_throttled(lane, until);
 	}
 	if (group != NULL)
 		group->sample_task = task;
@@ -124,7 +148,10 @@ lane_take_turn(Lane *lane)
 void
 lane_give_turn_back(Lane *lane)
 {
+	TimestampTz until = leave_throttled(lane);
+
 	turn_give_back(turns_of(lane), &lane->turn, lane_settings(lane)->weight);
+	enter_throttled(lane, until);
 	if (lane->group != 0)
 		turn_give_back(&queue_of_lane(lane)->turns, &group_of(lane)->turn, 1);
 }

@@ -8,7 +8,15 @@
  * it has its share from then on and nothing is saved up; what it did not use,
  * the others did.  Who was forgotten in between must not have a turn more than
  * one that was not: who is new starts where the last one of those that were
- * forgotten had come to, which is a turn from the clock at most.
+ * forgotten had come to, but no more than a turn late.
+ *
+ * A turn that was for nothing is given back, and who had it is behind the
+ * others until it has made up for that.  The clock stays where it was: who
+ * comes meanwhile must not go before those who have had their turns.  It goes
+ * back only if all who wait are behind it, to the last of them.  And who has
+ * come since does not wait until turns of earlier are made up for, which may be
+ * as many as a transaction has claimed: nobody is put back further than to
+ * where the last one that came has started.
  */
 #include "postgres.h"
 
@@ -16,33 +24,27 @@
 
 #define TURN	INT64CONST(1048576) /* virtual time of a turn at weight 1 */
 
-static inline int64
-time_of(const Turn *turn)
-{
-	return turn->aside ? turn->node.id : turn->node.key;
-}
-
-/* Of one that does not wait. */
-static inline void
-set_time(Turn *turn, int64 time)
-{
-	if (turn->aside)
-		turn->node.id = time;
-	else
-		turn->node.key = time;
-}
-
 void
 turn_begin(Turns *turns, Turn *turn)
 {
-	set_time(turn, turns->forgotten_time);
+	Assert(!turn->waits && !turn->aside);
+	turn->node.key = turns->forgotten_time;
 }
 
 void
 turn_forget(Turns *turns, Turn *turn)
 {
-	Assert(!turn->waits);
-	turns->forgotten_time = Max(turns->forgotten_time, time_of(turn));
+	Assert(!turn->waits && !turn->aside);
+	turns->forgotten_time = Max(turns->forgotten_time, turn->node.key);
+}
+
+static void
+put_clock_back(Turns *turns)
+{
+	OrderNode  *last = order_last(&turns->set);
+
+	if (last != NULL)
+		turns->clock = Min(turns->clock, last->key);
 }
 
 /* Of those that are even, the one with the smallest id is first. */
@@ -50,10 +52,12 @@ void
 turn_wait(Turns *turns, Turn *turn, int64 id)
 {
 	Assert(!turn->waits && !turn->aside);
+	put_clock_back(turns);
 	turn->waits = true;
-	turn->node.key = Max(turn->node.key, turns->clock);
+	turn->node.key = Min(Max(turn->node.key, turns->clock), turns->clock + TURN);
 	turn->node.id = id;
 	order_insert(&turns->set, &turn->node);
+	turns->last_start = turns->clock;
 }
 
 void
@@ -86,16 +90,15 @@ turn_bring_back(OrderedSet *set, Turn *turn)
 
 /* Move its time on, or back. */
 static void
-move_time(Turns *turns, Turn *turn, int64 by)
+move_time(Turns *turns, Turn *turn, int64 time)
 {
-	if (!turn->waits)
-		set_time(turn, time_of(turn) + by);
-	else if (turns->set.count == 1)
-		turn->node.key += by;	/* it has every turn */
+	Assert(!turn->aside);
+	if (!turn->waits || turns->set.count == 1)
+		turn->node.key = time;	/* it has no turn, or every one */
 	else
 	{
 		order_remove(&turns->set, &turn->node);
-		turn->node.key += by;
+		turn->node.key = time;
 		order_insert(&turns->set, &turn->node);
 	}
 }
@@ -103,12 +106,17 @@ move_time(Turns *turns, Turn *turn, int64 by)
 void
 turn_take(Turns *turns, Turn *turn, int32 weight)
 {
-	turns->clock = time_of(turn);
-	move_time(turns, turn, TURN / weight);
+	int64		time = turn->node.key;
+
+	put_clock_back(turns);
+	turns->clock = Max(turns->clock, time);
+	move_time(turns, turn, time + TURN / weight);
 }
 
 void
 turn_give_back(Turns *turns, Turn *turn, int32 weight)
 {
-	move_time(turns, turn, -(TURN / weight));
+	int64		time = turn->node.key;
+
+	move_time(turns, turn, Max(time - TURN / weight, Min(time, turns->last_start)));
 }

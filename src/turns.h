@@ -24,7 +24,8 @@ typedef struct Turn
 typedef struct Turns
 {
 	OrderedSet	set;			/* those that wait for their turn */
-	int64		clock;			/* the virtual time of the last turn */
+	int64		clock;			/* the virtual time of the latest turn */
+	int64		last_start;		/* where the last one that came to wait has started */
 	int64		forgotten_time; /* the latest one of those that have gone */
 } Turns;
 
@@ -36,7 +37,7 @@ extern void turn_forget(Turns *turns, Turn *turn);
 extern void turn_wait(Turns *turns, Turn *turn, int64 id);
 extern void turn_stop(Turns *turns, Turn *turn);
 
-/* It does not wait: its node may stand in another set meanwhile. */
+/* It does not wait: its node may stand in another set meanwhile, but not while its virtual time changes. */
 extern void turn_set_aside(OrderedSet *set, Turn *turn, int64 key);
 extern void turn_bring_back(OrderedSet *set, Turn *turn);
 

@@ -7,6 +7,7 @@ Connects as libpq does, to a server with an empty database that has the extensio
 server it is restarted now and then. What the pools are is taken from the server: with small ones a dequeue may have to
 be repeated until a refill has come, and which partition's turn it is depends on what is in memory.
 """
+import datetime
 import os
 import random
 import subprocess
@@ -15,9 +16,11 @@ import time
 
 import psycopg
 
-from reference import ENDED, WAITS, Queue, Reference, Task, Turns, Wrong
+from reference import ENDED, WAITS, Queue, Reference, Task, Wrong
 
 FAR = "1 hour"
+SOON = datetime.timedelta(milliseconds=20)
+LONG_AGO = "2020-01-01"
 PATIENCE = 10.0                     # seconds, for what the keeper does
 TRANSACTION = 12                    # operations in one, at most
 UNFINISHED = 120                    # tasks of a queue, at most
@@ -32,6 +35,7 @@ class Session:
         self.connection = None
         self.notes = None           # None: no transaction is open
         self.savepoints = []        # how many notes there were at each
+        self.keys = set()           # that others wait for
         self.left = 0
 
     def connect(self):
@@ -43,6 +47,11 @@ class Session:
 
     def value(self, query, *parameters):
         return self.execute(query, *parameters)[0][0]
+
+    def call(self, function, **arguments):
+        """With a timedelta for a time so long from now."""
+        terms = (f"{name} => {'clock_timestamp() + ' if isinstance(value, datetime.timedelta) else ''}%s" for name, value in arguments.items())
+        return self.value(f"SELECT fanout.{function}({', '.join(terms)})", *arguments.values())
 
 
 class Comparison:
@@ -64,20 +73,22 @@ class Comparison:
         self.few_lanes = lanes < 30
         self.keys = [None, *(f"k{n}" for n in range(6 if self.roomy else 24))]
         for name, settings in (("plain", {}), ("limited", {"concurrency": 6, "worker_concurrency": 3,
-                                                          "partition_concurrency": 2, "max_backlog": 70}),
+                                                          "partition_concurrency": 2, "max_backlog": 70,
+                                                          **({} if self.few_lanes else {"partition_max_backlog": 25})}),
                                ("rated", {"partition_concurrency": 3})):
             queue = self.reference.queues[name] = Queue(name, **settings)
-            self.watch.execute("SELECT fanout.create_queue(%s, max_attempts => 3, lease => '10 hours', backoff => '1 hour')",
+            self.watch.execute("SELECT fanout.create_queue(%s, max_attempts => 3, lease => '10 hours',"
+                               " backoff => '1 hour', backoff_max => '90 minutes')",
                                name)
             for setting, value in settings.items():
                 self.watch.execute(f"SELECT fanout.alter_queue(%s, {setting} => %s)", name, value)
         self.set_rates(self.watch, self.reference.queues["rated"], 1, 400)
         self.operations = {
-            self.enqueue: 14, self.enqueue_many: 4, self.dequeue: 30, self.complete: 16, self.fail: 7, self.release: 5,
-            self.complete_and_dequeue: 6, self.cancel: 6, self.retry: 5, self.extend: 2, self.expire: 2,
+            self.enqueue: 14, self.enqueue_many: 4, self.enqueue_key: 8, self.dequeue: 30, self.complete: 16, self.fail: 7, self.release: 5,
+            self.complete_and_dequeue: 6, self.cancel: 6, self.retry: 5, self.change: 8, self.extend: 2, self.expire: 2,
             self.repeat_or_lose: 2, self.pause_queue: 1, self.pause_partition: 2, self.backpressure: 2, self.alter: 3,
             self.set_partition: 3, self.rate_limit: 1, self.why: 6, self.look: 1, self.begin: 6, self.savepoint: 6,
-            self.finish_transaction: 8, self.restart: 0.12 if directory else 0}
+            self.finish_transaction: 8, self.purge: 1, self.restart: 0.12 if directory else 0}
 
     # -- choosing
 
@@ -95,8 +106,13 @@ class Comparison:
 
     def must_stay(self):
         """Tasks that cannot leave memory."""
-        return sum(task.attempts > 0 or task.timed or task.state == "running" or task.busy is not None
+        return sum(task.leased or task.timed or task.state == "running" or task.busy is not None
                    for queue in self.reference.queues.values() for task in queue.tasks)
+
+    @staticmethod
+    def kinds(session):
+        """What the open transaction has done last to tasks that wait, or will."""
+        return {thing: kind for kind, thing, *_ in session.notes or [] if kind in ("enqueue", "change", "cancel", "retry")}
 
     # -- transactions
 
@@ -109,7 +125,7 @@ class Comparison:
     def begin(self, session):
         if session.notes is None:
             session.execute("BEGIN")
-            session.notes, session.savepoints, session.left = [], [], self.random.randint(1, TRANSACTION)
+            session.notes, session.savepoints, session.keys, session.left = [], [], set(), self.random.randint(1, TRANSACTION)
 
     def savepoint(self, session):
         if session.notes is None:
@@ -132,6 +148,7 @@ class Comparison:
             return
         commits = self.random.random() < 0.7
         session.execute("COMMIT" if commits else "ROLLBACK")
+        session.keys = set()
         if commits:
             notes, session.notes = session.notes, None
             for what in notes:
@@ -145,23 +162,29 @@ class Comparison:
         if session.notes is not None:
             session.execute("ROLLBACK")
             self.undo(session, 0)
-            session.notes = None
+            session.notes, session.keys = None, set()
 
     def apply(self, what):
         """It is committed."""
         kind, thing, *more = what
         if kind == "enqueue":
-            thing.state, thing.busy = thing.due_state, None
-            self.reference.settle(thing.queue)
+            thing.busy = None
+            if thing.state != "ending":
+                thing.state = thing.due_state
+                self.come(thing)
         elif kind == "claim":
             thing.claimer = None
+            thing.task.leased = True
         elif kind == "end":
             self.touched.add(thing.task)
             self.reference.end(thing, *more)
         elif kind == "requeue":
             self.touched.add(thing.task)
-            self.reference.requeue(thing, *more)
+            self.reference.requeue(thing, *more[:2])
             self.wait_for_keeper(thing.task)
+            if more[2] and thing.task.state == "scheduled":
+                self.wait_for_state(thing.task, "ready")
+                self.reference.due(thing.task)
         elif kind == "cancel":
             thing.state, thing.busy = "cancelled", None
             self.reference.gone(thing)
@@ -171,10 +194,20 @@ class Comparison:
                 thing.state = "cancelled"
                 self.reference.gone(thing)
                 self.wait_for_keeper(thing)
+        elif kind == "change":
+            before, _, terms = more
+            thing.busy = None
+            if thing.state == "ending":
+                thing.state = before if before in WAITS else "ready" if before in ENDED else thing.due_state
+            self.reference.change(thing, terms)
+            self.come(thing)
         elif kind == "retry":
-            thing.state, thing.busy, thing.attempts, thing.cancel_asked, thing.retried = "ready", None, 0, False, False
+            thing.busy, thing.attempts, thing.cancel_asked, thing.retried, thing.leased = None, 0, False, False, False
+            thing.late = False
             thing.queue.tasks.add(thing)
-            self.reference.settle(thing.queue)
+            if thing.state != "ending":
+                thing.state = "ready"
+                self.reference.come(thing)
         elif kind == "settings":
             more[0]()
             thing.changed()
@@ -194,19 +227,29 @@ class Comparison:
                 self.wait_for_keeper(thing.task)
             elif kind in ("end", "requeue"):
                 thing.ender, thing.permit_passed, thing.lane_passed, thing.task.busy = None, False, False, None
-            elif kind == "cancel":
-                thing.state, thing.busy = more[0], None
+            elif kind in ("cancel", "change"):
+                thing.state, thing.busy = more[0], more[1]
                 self.reference.settle(thing.queue)
             elif kind in ("ask", "retry"):
                 thing.busy = None
             elif kind == "settings":
                 thing.config_busy = None
 
+    def come(self, task):
+        """It waits now, unless it is too late for it."""
+        self.reference.come(task)
+        if task.late:
+            self.wait_for_state(task, "cancelled")
+            task.state = "cancelled"
+            self.reference.gone(task)
+
     def wait_for_keeper(self, task):
         """It cancels what was to be cancelled while it ran."""
         if task.state == "cancelled":
-            self.until(lambda: self.watch.value("SELECT state FROM fanout.tasks WHERE task = %s", task.number) == "cancelled",
-                       f"{task} is cancelled")
+            self.wait_for_state(task, "cancelled")
+
+    def wait_for_state(self, task, state):
+        self.until(lambda: self.watch.value("SELECT state FROM fanout.tasks WHERE task = %s", task.number) == state, f"{task} is {state}")
 
     def until(self, condition, what):
         give_up = time.monotonic() + PATIENCE
@@ -217,17 +260,43 @@ class Comparison:
 
     # -- operations
 
-    def has_room(self, session, queue, count):
-        """May so many tasks be added?  Beyond max_backlog the server refuses, which ends a transaction."""
-        waiting = sum(task.state in ("ready", "scheduled", "ending", "uncommitted") for task in queue.tasks) + \
-            sum(task.busy is not None and task.state in ENDED for task in self.reference.tasks.values() if task.queue is queue)
-        if len(queue.tasks) + count > UNFINISHED:
+    def backlog(self, queue, key=...):
+        """Tasks of the queue, or of a partition, that wait, and those that open transactions bring."""
+        def counts(place):
+            return place[0] is queue and (key is ... or place[1] == key)
+        return sum(counts((task.queue, task.key)) and (task.state in ("ready", "scheduled", "ending", "uncommitted") or
+                                                       (task.busy is not None and task.state in ENDED))
+                   for task in self.reference.tasks.values()) + \
+            sum(counts(place) for session in self.sessions for place in self.moves(session, key is ...))
+
+    @staticmethod
+    def moves(session, between_queues):
+        """Where its open transaction moves tasks to."""
+        places = {}
+        for kind, task, *more in session.notes or []:
+            if kind != "change":
+                continue
+            before = places.get(task, (task.queue, task.key))
+            place = places[task] = more[-1].get("queue", before[0]), more[-1].get("key", before[1])
+            if place not in ((task.queue, task.key), before) and \
+                    not (between_queues and place[0] in (task.queue, before[0])):
+                yield place
+
+    def is_full(self, queue, keys):
+        """Would tasks of these partitions be too many?"""
+        return (queue.max_backlog is not None and self.backlog(queue) + len(keys) > queue.max_backlog) or \
+            any(limit is not None and self.backlog(queue, key) + keys.count(key) > limit
+                for key in {*keys} - {None} for limit in [queue.lane(key).max_backlog or queue.partition_max_backlog])
+
+    def has_room(self, session, queue, keys):
+        """May tasks of these partitions be added?  Beyond max_backlog the server refuses, which ends a transaction."""
+        if len(queue.tasks) + len(keys) > UNFINISHED:
             return False
-        if queue.max_backlog is None or waiting + count <= queue.max_backlog:
+        if not self.is_full(queue, keys):
             return True
         if session.notes is None:
-            self.expect("FO003", session, "SELECT fanout.enqueue_many(%s, 'x', array_fill('1'::jsonb, ARRAY[%s::int]))",
-                        queue.name, count)
+            self.expect("FO003", session, "SELECT fanout.enqueue_many(%s, 'x', array_fill('1'::jsonb, ARRAY[%s::int]), partition_keys => %s)",
+                        queue.name, len(keys), keys)
         return False
 
     def expect(self, sqlstate, session, query, *parameters):
@@ -238,42 +307,108 @@ class Comparison:
         if answer != sqlstate:
             raise Wrong(f"{query} {parameters}: {answer}, not {sqlstate}")
 
-    def new_task(self, session, number, queue, key, priority, cost, far, max_attempts=None):
-        task = Task(number, queue, key, priority, cost, far, max_attempts or queue.max_attempts)
+    def new_task(self, session, number, queue, key, group, priority, cost=1, far=False, max_attempts=None, timed=False):
         if number in self.reference.tasks:
             raise Wrong(f"task {number} was given before")
-        task.busy = session
+        task = Task(number, queue, key, priority, cost, far, max_attempts or queue.max_attempts, group)
+        task.timed, task.busy = timed, session
         self.reference.tasks[number] = task
         queue.tasks.add(task)
         self.touched.add(task)
-        self.note(session, "enqueue", task)
         return task
+
+    def group(self, key):
+        """Most tasks of a partition name the same fair group."""
+        if key is not None and self.random.random() < 0.05:
+            return self.random.choice([None, "g0", "g1"])
+        return {"k0": "g0", "k1": "g0", "k2": "g1"}.get(key)
 
     def enqueue(self, session):
         queue, key = self.queue(), self.random.choice(self.keys)
+        group, max_attempts = self.group(key), self.random.choice([None, 1, 2])
         priority, cost = self.random.choice([0, 0, 0, -1, 1, 5]), self.random.choice([1, 1, 1, 2, 7])
-        far, max_attempts = self.far(), self.random.choice([None, 1, 2])
-        if not self.has_room(session, queue, 1):
+        if not self.has_room(session, queue, [key]):
             return
-        time_ = "delay => '1 hour'" if far else self.random.choice(["delay => NULL", "run_at => now() - interval '1 hour'"])
+        time_ = {"delay": FAR} if self.far() else self.random.choice([{}, {"run_at": LONG_AGO}])
         if not self.roomy and self.must_stay() > MUST_STAY:
-            time_ = "delay => NULL"
-        number = session.value(f"SELECT fanout.enqueue(%s, 'x', priority => %s, cost => %s, partition_key => %s, max_attempts => %s, {time_})",
-                               queue.name, priority, cost, key, max_attempts)
-        self.new_task(session, number, queue, key, priority, cost, "1 hour'" in time_ and "delay" in time_, max_attempts).timed = "NULL" not in time_
+            time_ = {}
+        deadline = self.random.choices([None, datetime.timedelta(hours=2), SOON], [14, 4, 1])[0]
+        if deadline == SOON and "delay" in time_:
+            deadline = None
+        number = session.call("enqueue", queue=queue.name, name="x", priority=priority, cost=cost, partition_key=key,
+                              max_attempts=max_attempts, fair_group=group, deadline=deadline, **time_)
+        task = self.new_task(session, number, queue, key, group, priority, cost, "delay" in time_, max_attempts, bool(time_))
+        task.late = deadline == SOON
+        self.note(session, "enqueue", task)
+
+    def enqueue_key(self, session):
+        """With a key, that another task may hold."""
+        queue, about, key = self.queue(), self.random.choice("abcdefgh"), self.random.choice(self.keys)
+        kinds = self.kinds(session)
+        if any(about in other.keys for other in self.sessions if other is not session) or \
+                any(task.about == about and task.busy is not None and kinds.get(task) != "enqueue" for task in self.reference.tasks.values()):
+            return
+        way = self.random.choice(["return", "return", "reject", "replace", "replace", "supersede"])
+        if not self.has_room(session, queue, [key]):
+            return
+        holder, priority = self.reference.holder(queue, about), self.random.choice([0, -1, 1])
+        arguments = {"queue": queue.name, "name": "x", "key": about, "on_conflict": way, "partition_key": key, "priority": priority}
+        held, far = None, self.far() and (self.roomy or self.must_stay() <= MUST_STAY)
+        if way in ("return", "reject") and self.far(0.4):
+            held = self.far(0.1)
+            arguments["key_ttl"] = FAR if held else "1 us"
+        if far:
+            arguments["delay"] = FAR
+        if way == "reject" and holder is not None:
+            if session.notes is None:
+                self.expect("FO006", session, "SELECT fanout.enqueue(%s, 'x', key => %s, on_conflict => 'reject')", queue.name, about)
+            return
+        number = self.call_with_memory(session, "enqueue", **arguments)
+        if number is None:
+            return
+        session.keys.add(about)
+        if holder is not None and (way == "return" or way == "replace" and self.can_replace(holder, session)):
+            if number != holder.number:
+                raise Wrong(f"key {about} is held by {holder}, not {number}")
+            if way == "replace":
+                self.withdraw(session, "change", holder, {"priority": priority, "far": far, "timed": far, "key": key, "cost": 1,
+                                                          "max_attempts": queue.max_attempts, "group": None,
+                                                          "holds_on": None})
+            return
+        if holder is not None and way == "supersede" and (holder.state in WAITS or holder.busy is session):
+            self.withdraw(session, "cancel", holder)
+        task = self.new_task(session, number, queue, key, None, priority, far=far, timed=far)
+        task.about, task.holds_on = about, held
+        self.note(session, "enqueue", task)
+
+    @staticmethod
+    def can_replace(holder, session):
+        return (holder.state in WAITS or holder.busy is session) and holder.attempts == 0
+
+    def call_with_memory(self, session, function, **arguments):
+        """None if there is too little of it."""
+        try:
+            return session.call(function, **arguments)
+        except psycopg.Error as error:
+            if self.roomy or error.diag.sqlstate != "53400":
+                raise
+            self.give_up(session)
+            return None
 
     def enqueue_many(self, session):
         queue, count = self.queue(), self.random.choice([1, 3, 10, 30])
         priority = self.random.choice([0, 0, -2, 2])
-        keys = [self.random.choice(self.keys) for _ in range(count)]
+        group = self.group(self.random.choice(self.keys))
+        of_group = {"g0": ["k0", "k1"], "g1": ["k2"]}.get(group, [key for key in self.keys if key not in ("k0", "k1", "k2")])
+        keys = [self.random.choice(of_group) for _ in range(count)]
         if self.random.random() < 0.4:
             keys = [keys[0]] * count
-        if not self.has_room(session, queue, count):
+        if not self.has_room(session, queue, keys):
             return
-        rows = session.execute("SELECT * FROM fanout.enqueue_many(%s, 'x', array_fill('1'::jsonb, ARRAY[%s::int]), priority => %s, partition_keys => %s)",
-                               queue.name, count, priority, keys)
+        rows = session.execute("SELECT * FROM fanout.enqueue_many(%s, 'x', array_fill('1'::jsonb, ARRAY[%s::int]), priority => %s,"
+                               " partition_keys => %s, fair_group => %s)", queue.name, count, priority, keys, group)
         for (_, number), key in zip(rows, keys):
-            self.new_task(session, number, queue, key, priority, 1, False)
+            self.note(session, "enqueue", self.new_task(session, number, queue, key, group, priority))
 
     def take(self, session, queues, limit, query, *parameters):
         """Dequeue; once more while it gives nothing although it should, and memory is small."""
@@ -305,6 +440,10 @@ class Comparison:
                       "SELECT * FROM fanout.partitions"):
             for row in self.watch.execute(query):
                 print(*row, sep="\t")
+        for queue in self.reference.queues.values():
+            print(queue.name, queue.turns)
+            for group, turns in queue.group_turns.items():
+                print(f"group {group} of {queue.name}", turns)
         for session in self.sessions:
             print(session.name, "open" if session.notes is not None else "idle", session.notes)
 
@@ -355,21 +494,27 @@ class Comparison:
                 self.apply(what)
 
     def fail(self, session):
-        lease, way = self.lease(session), self.random.choice(["retry_in => '0'", "retry_in => '1 hour'", "final => true", "error => 'x'"])
+        lease = self.lease(session)
+        way = self.random.choice(["retry_in => '0'", "retry_in => '1 ms'", "retry_in => '1 hour'", "final => true", "error => 'x'"])
         if lease is None:
             return
-        due = session.value(f"SELECT fanout.fail(%s::bigint, {way})", lease.number)
+        due = session.value(f"SELECT extract(epoch FROM fanout.fail(%s::bigint, {way}) - clock_timestamp())", lease.number)
         task = lease.task
         last = "final" in way or task.attempts >= task.max_attempts
         if (due is None) != (last or task.cancel_asked):
             raise Wrong(f"fail of {task}, attempt {task.attempts}, {way}: {due}")
+        if due is not None and "error" in way:
+            # an hour after the first attempt, two after the second, but 90 minutes at most; less up to a half
+            most = 3600 if task.attempts == 1 else 5400
+            if not most / 2 - 5 <= due <= most:
+                raise Wrong(f"fail of {task}, attempt {task.attempts}: the next is due in {due} s")
         self.ending(session, lease, last or task.cancel_asked)
         if task.cancel_asked:
             self.note(session, "end", lease, "cancelled")
         elif last:
             self.note(session, "end", lease, "failed")
         else:
-            self.note(session, "requeue", lease, "'0'" not in way, True)
+            self.note(session, "requeue", lease, "'0'" not in way, True, "1 ms" in way)
 
     def release(self, session):
         lease, far = self.lease(session), self.far(0.3)
@@ -380,34 +525,84 @@ class Comparison:
         if lease.task.cancel_asked:
             self.note(session, "end", lease, "cancelled")
         else:
-            self.note(session, "requeue", lease, far, False)
+            self.note(session, "requeue", lease, far, False, False)
 
     def cancel(self, session):
         tasks = [task for task in self.reference.tasks.values() if task.busy is None and
                  (task.lease is None or task.lease.claimer is None)]
         if not tasks:
             return
+        if not self.roomy and self.must_stay() > MUST_STAY:
+            tasks = [task for task in tasks if task.state in WAITS and (task.leased or task.timed)] or tasks
         task = self.random.choice(tasks)
         can = task.state in WAITS or (task.state == "running" and not task.cancel_asked)
-        try:
-            did = session.value("SELECT fanout.cancel(%s::bigint)", task.number)
-        except psycopg.Error as error:
-            if self.roomy or error.diag.sqlstate != "53400":
-                raise
-            self.give_up(session)
+        did = self.call_with_memory(session, "cancel", task=task.number)
+        if did is None:
             return
         if did != can:
             raise Wrong(f"cancel of {task}: {did}")
         if not can:
             return
-        task.busy = session
-        self.touched.add(task)
         if task.state == "running":
+            task.busy = session
+            self.touched.add(task)
             self.note(session, "ask", task)
         else:
-            before, task.state = task.state, "ending"
-            self.reference.settle(task.queue)
-            self.note(session, "cancel", task, before)
+            self.withdraw(session, "cancel", task)
+
+    def change(self, session):
+        """Another priority, time, queue or partition for a task that waits, or that this transaction has enqueued, changed or retried."""
+        kinds = self.kinds(session)
+        tasks = [task for task in self.reference.tasks.values() if (task.busy is None or kinds.get(task) in ("enqueue", "change", "retry")) and
+                 (task.lease is None or task.lease.claimer is None)]
+        if not tasks:
+            return
+        task = self.random.choice(tasks[-60:])
+        can = task.state in WAITS or task.busy is session
+        way = self.random.choice(["reprioritize", "reschedule", "move", "move"])
+        if way == "reprioritize":
+            terms = {"priority": self.random.choice([-2, 0, 1, 5])}
+            arguments = terms
+        elif way == "reschedule":
+            terms = {"far": self.far(0.4) and (self.roomy or self.must_stay() <= MUST_STAY)}
+            arguments = {"delay": FAR} if terms["far"] else self.random.choice([{"delay": "0"}, {"run_at": LONG_AGO}])
+        else:
+            queue, key = self.random.choice([None, self.queue()]), self.random.choice(self.keys)
+            terms = {"key": key, **({"queue": queue} if queue else {})}
+            arguments = {"partition_key": key} if key else {"unset": ["partition_key"]}
+            if queue:
+                arguments["queue"] = queue.name
+            if not self.may_move(session, task, queue or task.queue, key, arguments):
+                return
+        did = self.call_with_memory(session, way, task=task.number, **arguments)
+        if did is None:
+            return
+        if did != can:
+            raise Wrong(f"{way} of {task}: {did}")
+        if did:
+            self.withdraw(session, "change", task, terms)
+
+    def may_move(self, session, task, queue, key, arguments):
+        """Is there room for the task?  If not, see that it is refused."""
+        if (queue, key) == (task.queue, task.key) and task.busy is None:
+            return True
+        if len(queue.tasks) >= UNFINISHED:
+            return False
+        if not self.is_full(queue, [key]):
+            return True
+        within = queue is task.queue and self.backlog(queue) >= (queue.max_backlog or 1000)     # the queue has it already
+        if session.notes is None and task.state in WAITS and not within:
+            self.expect("FO003", session, f"SELECT fanout.move(%s::bigint, {', '.join(f'{name} => %s' for name in arguments)})",
+                        task.number, *arguments.values())
+        return False
+
+    def withdraw(self, session, what, task, *more):
+        """The task waits, or will at commit, and is to be cancelled or changed."""
+        before, busy = task.state, task.busy
+        task.state, task.busy = "ending", session
+        self.touched.add(task)
+        self.note(session, what, task, before, busy, *more)
+        self.reference.settle(task.queue)
 
     def retry(self, session):
         tasks = [task for task in self.reference.tasks.values() if task.busy is None and task.state in ENDED]
@@ -460,6 +655,25 @@ class Comparison:
         else:
             self.expect("FO001", session, "SELECT fanout.complete(%s::bigint)", 10 ** 15)
 
+    def purge(self, session):
+        """It waits for others' transactions, so there is to be none."""
+        if any(other.notes is not None for other in self.sessions):
+            return
+        queue = self.queue()
+        waiting = [task for task in queue.tasks if task.state in WAITS]
+        session.execute("BEGIN")
+        purged = session.call("purge_queue", queue=queue.name)
+        if purged != len(waiting):
+            raise Wrong(f"{purged} tasks of {queue.name} were purged, not {len(waiting)}")
+        if self.random.random() < 0.6:
+            session.execute("ROLLBACK")
+            return
+        session.execute("COMMIT")
+        self.touched.update(waiting)
+        for task in waiting:
+            task.state = "cancelled"
+            self.reference.gone(task)
+
     # -- settings: one transaction at a time for each queue
 
     def configure(self, session, queue, change, query, *parameters):
@@ -511,9 +725,8 @@ class Comparison:
     def set_partition(self, session):
         queue, key = self.queue(), self.partition()
         value = self.random.choice([1, 2, 5])
-        what = self.random.choice(["weight", "concurrency"] if self.few_lanes else ["weight", "concurrency", "rate_limit"])
-        if what == "rate_limit":
-            value *= 40
+        what = self.random.choice(["weight", "concurrency"] if self.few_lanes else ["weight", "concurrency", "rate_limit", "max_backlog"])
+        value *= {"rate_limit": 40, "max_backlog": 8}.get(what, 1)
         self.configure(session, queue, lambda: setattr(queue.lane(key), what, value),
                        f"SELECT fanout.set_partition(%s, %s, {what} => %s{', rate_period => %s' if what == 'rate_limit' else ''})",
                        queue.name, key, value, *(["5 hours"] if what == "rate_limit" else []))
@@ -551,18 +764,23 @@ class Comparison:
         if code not in codes and not (not self.roomy and task.state == "ready" and code in ("on_disk", "turn", "no_worker", "rate_limit")):
             raise Wrong(f"why({task}) is {code}, not {codes}")
 
+    def groups(self, queue):
+        """The fair groups of partitions that have tasks."""
+        return dict(self.watch.execute("SELECT partition_key, fair_group FROM fanout.partitions WHERE queue = %s AND backlog + running > 0", queue.name))
+
     def look(self, session):
         """Compare what was touched since the last look, and the counts of queues if no transaction is open."""
         tasks = {task.number: task for task in self.touched if task.busy is None}
         rows = {row[0]: row[1:] for row in self.watch.execute(
-            "SELECT task, state, attempt, lease FROM fanout.tasks WHERE task = ANY (%s)", [*tasks])}
+            "SELECT task, state, attempt, lease, queue, partition_key, priority FROM fanout.tasks WHERE task = ANY (%s)", [*tasks])}
         for number, task in tasks.items():
             if number not in self.reference.tasks:
                 if number in rows:
                     raise Wrong(f"{task} was rolled back, and is there")
             elif number not in rows or rows[number][0] != task.state or \
                     (task.state in WAITS and rows[number][1] != task.attempts) or \
-                    (task.lease is not None and rows[number][2] != task.lease.number):
+                    (task.lease is not None and rows[number][2] != task.lease.number) or \
+                    rows[number][3:] != (task.queue.name, task.key, task.priority):
                 raise Wrong(f"{task} is shown as {rows.get(number)}, attempts {task.attempts}")
         self.touched = {task for task in self.touched if task.busy is not None}
         if any(session.notes is not None for session in self.sessions):
@@ -579,6 +797,10 @@ class Comparison:
                     counted[lease.task.key] = counted.get(lease.task.key, 0) + 1
             if shown != counted:
                 raise Wrong(f"partitions of {queue.name} show {shown} running, not {counted}")
+            if self.roomy:
+                for key, group in self.groups(queue).items():
+                    if group != queue.lane(key).group:
+                        raise Wrong(f"partition {key} of {queue.name} is in group {group}, not {queue.lane(key).group}")
 
     def restart(self, session):
         for other in self.sessions:
@@ -591,11 +813,15 @@ class Comparison:
         for other in [*self.sessions, self.watch]:
             other.connect()
         self.reference.rebuilds += 1
-        for queue in self.reference.queues.values():
-            queue.turns = Turns()
-            self.reference.settle(queue)
         self.touched.update(task for queue in self.reference.queues.values() for task in queue.tasks)
         self.until(lambda: self.watch.value("SELECT value FROM fanout.status() WHERE item = 'state'") == "ready", "memory is ready")
+        for queue in self.reference.queues.values():
+            # which one of several groups that its tasks name a partition is in depends on the order of the rebuild
+            for key, group in self.groups(queue).items():
+                if group in {task.group for task in queue.tasks if task.key == key}:
+                    queue.lane(key).group = group
+            queue.forget_turns()
+            self.reference.settle(queue)
         self.look(session)
 
     # -- all of it

@@ -5,6 +5,8 @@ start that a restart may have forgotten counts): it follows the server's answer,
 is promised. Times are either over or an hour off; so are windows of rate limits, which forget nothing here.
 """
 
+import collections
+
 WAITS = ("ready", "scheduled")
 ENDED = ("succeeded", "failed", "cancelled")
 
@@ -14,15 +16,19 @@ class Wrong(Exception):
 
 
 class Task:
-    def __init__(self, number, queue, key, priority, cost, far, max_attempts):
-        self.number, self.queue, self.key = number, queue, key
+    def __init__(self, number, queue, key, priority, cost, far, max_attempts, group):
+        self.number, self.queue, self.key, self.group = number, queue, key, group
         self.priority, self.cost, self.max_attempts = priority, cost, max_attempts
         self.timed = False          # it was enqueued with a time
+        self.late = False           # its deadline is over when it comes
+        self.about = None           # its key, which others cannot have
+        self.holds_on = None        # to it: True, for long; False, no longer; None, until it has ended
         self.state = "uncommitted"
         self.due_state = "scheduled" if far else "ready"
         self.attempts = 0
         self.lease = None           # that it runs under
         self.cancel_asked = False
+        self.leased = False         # at any time in this life
         self.retried = False        # it waits for another attempt, and for its time
         self.busy = None            # the session whose open transaction decides about it
 
@@ -81,55 +87,82 @@ class Rate:
 class Lane:
     def __init__(self):
         self.concurrency = None
+        self.group = None           # that the latest task has named
         self.weight = 1
         self.paused = self.held = False
         self.rate_limit = None
+        self.max_backlog = None
         self.rate = Rate()
 
 
 class Turns:
-    """Shares by weight: a start moves a lane on by the inverse of its weight, and who is behind is next.
+    """Shares by weight: a turn moves a partition on by the inverse of its weight, and who is behind is next.
 
-    A lane that comes back starts where the others are. What a lane that was forgotten starts with is left open, to a
-    turn.
+    Of each two that surely wait for their turns, what is known about how far one is ahead of the other. Who comes is
+    even with those who wait, to a turn; and so it was, if one of them has its turn. Turns that are given back may be
+    made up for.
     """
 
     def __init__(self):
-        self.time = {}              # of each lane, by key
-        self.clock = 0              # the time of the last turn
-        self.startable = set()
+        self.waiting = set()
+        self.ahead = {}             # of a pair: by so much at least the first is ahead of the second
+        self.owed = {}              # by key: turns that were given back, at most
+        self.history = collections.deque(maxlen=60)     # for who reads that something is wrong
 
     def settle(self, keys):
         """These can surely start now."""
         keys = set(keys)
-        for key in keys - self.startable:
-            self.time[key] = max(self.time.get(key, 0), self.clock)
-        self.startable = keys
+        came, left = keys - self.waiting, self.waiting - keys
+        self.waiting -= left
+        for key in came:
+            for other in self.waiting:
+                self.ahead[key, other] = -1 - self.owed.get(key, 0)
+                self.ahead[other, key] = -1 - self.owed.get(other, 0)
+            self.waiting.add(key)
+        if came or left:
+            self.history.append(" ".join([*(f"{key} waits" for key in came), *(f"{key} waits no longer" for key in left)]))
 
-    def serve(self, key, weight, sure):
-        """The lane has its turn, of those and of these that could surely have had it."""
-        for other in sure:
-            if self.time.setdefault(key, self.clock) > self.time[other] + 1 + 1e-9:
-                raise Wrong(f"partition {key} has its turn at {self.time[key]:.2f}, before {other} at {self.time[other]:.2f}")
-        self.clock = self.time.setdefault(key, self.clock)      # back, too: after turns that were given back
-        self.time[key] += 1 / weight
+    def serve(self, key, weight):
+        """The partition has its turn: it is ahead of none, and is so much further then."""
+        if key in self.waiting:
+            for other in self.waiting - {key}:
+                if self.ahead[key, other] > 1e-3:
+                    raise Wrong(f"partition {key} has its turn, {self.ahead[key, other]:.2f} ahead of {other}")
+                self.ahead[other, key] = max(self.ahead[other, key], 0)
+        self.move(key, 1 / weight, 1 / weight)
+        self.owed[key] = max(self.owed.get(key, 0) - 1 / weight, 0)
+        self.history.append(f"{key} has its turn, weight {weight}")
 
-    def unserve(self, key, weight):
-        self.time[key] = self.time.get(key, 0) - 1 / weight
+    def give_back(self, key, weight):
+        """It was for nothing: it may be put back as much."""
+        self.move(key, -1 / weight, 0)
+        self.owed[key] = self.owed.get(key, 0) + 1 / weight
+        self.history.append(f"{key} gives a turn back, weight {weight}")
+
+    def move(self, key, least, most):
+        if key in self.waiting:
+            for other in self.waiting - {key}:
+                self.ahead[key, other] += least
+                self.ahead[other, key] -= most
+
+    def __str__(self):
+        return "\n".join(["the latest turns:", *self.history, *(
+            f"{one} is ahead of {other} by {least:.2f} to {-self.ahead[other, one]:.2f}"
+            for (one, other), least in self.ahead.items() if {one, other} <= self.waiting and str(one) < str(other))])
 
 
 class Queue:
     def __init__(self, name, **settings):
         self.name = name
         self.settings = {"concurrency": None, "worker_concurrency": None, "partition_concurrency": None,
-                         "partition_rate_limit": None, "max_backlog": None, "max_attempts": 3, **settings}
+                         "partition_rate_limit": None, "max_backlog": None, "partition_max_backlog": None, "max_attempts": 3, **settings}
         self.paused = self.held = False
         self.rate_limits = {}       # units by period, in hours
         self.rate = Rate()
         self.lanes = {}
         self.tasks = set()          # unfinished ones
         self.leases = set()
-        self.turns = Turns()
+        self.forget_turns()
         self.config_busy = None     # the session whose open transaction changes settings
         self.changed()
 
@@ -138,6 +171,29 @@ class Queue:
 
     def lane(self, key):
         return self.lanes.setdefault(key, Lane())
+
+    # -- turns: of groups and of partitions that are in none, and those of the partitions of each group
+
+    def forget_turns(self):
+        self.turns, self.group_turns = Turns(), {}
+
+    def settle(self, sure):
+        """These partitions can surely start now."""
+        members = {}
+        for key in sure:
+            members.setdefault(self.lane(key).group, []).append(key)
+        for group in {*members, *self.group_turns} - {None}:
+            self.group_turns.setdefault(group, Turns()).settle(members.get(group, []))
+        self.turns.settle([*members.pop(None, []), *(f"group {group}" for group in members)])
+
+    def turn(self, key, give_back=False):
+        """The partition has a turn, or gives it back; so does its group."""
+        lane = self.lane(key)
+        turns, weight = self.turns, lane.weight
+        if lane.group is not None:
+            turns = self.group_turns.setdefault(lane.group, Turns())
+            (self.turns.give_back if give_back else self.turns.serve)(f"group {lane.group}", 1)
+        (turns.give_back if give_back else turns.serve)(key, weight)
 
     # -- settings
 
@@ -233,7 +289,7 @@ class Reference:
     def settle(self, queue):
         """Something of the queue has changed."""
         if self.exact_order:
-            queue.turns.settle(key for key, (_, sure) in self.look(queue).items() if sure)
+            queue.settle(key for key, (_, sure) in self.look(queue).items() if sure)
 
     # -- dequeue
 
@@ -268,8 +324,8 @@ class Reference:
         if number in self.leases or number in self.completed:
             raise Wrong(f"lease {number} was given before")
         if self.exact_order:
-            queue.turns.settle(key for key, (_, sure) in candidates.items() if sure)
-            queue.turns.serve(task.key, queue.lane(task.key).weight, [key for key, (_, sure) in candidates.items() if sure])
+            queue.settle(key for key, (_, sure) in candidates.items() if sure)
+            queue.turn(task.key)
         lease = Lease(number, task, worker, session)
         if passes is not None:
             passes.permit_passed, passes.lane_passed = True, passes is lender
@@ -283,7 +339,7 @@ class Reference:
 
     def note_shortage(self):
         """With no memory left a partition gives out what it has before what is on disk, and does until it finds some."""
-        kept = sum(task.attempts > 0 or task.lease is not None or task.busy is not None or (task.timed and task.state == "ready")
+        kept = sum(task.leased or task.lease is not None or task.busy is not None or (task.timed and task.state == "ready")
                    for task in self.tasks.values() if task.state not in ENDED)
         self.short = 50 if kept > self.pool * 3 // 4 else max(self.short - 1, 0)
 
@@ -310,7 +366,7 @@ class Reference:
         if lease.permit_of is not None:
             lease.permit_of.permit_passed = lease.permit_of.lane_passed = False
         self.settle(task.queue)
-        task.queue.turns.unserve(task.key, task.queue.lane(task.key).weight)
+        task.queue.turn(task.key, give_back=True)
         task.attempts -= 1
         task.state = "cancelled" if task.cancel_asked else "ready"
         self.gone(task)
@@ -333,10 +389,43 @@ class Reference:
         self.gone(task)
         self.settle(task.queue)
 
+    def due(self, task):
+        """It was scheduled for another attempt, and its time has come."""
+        task.state, task.retried = "ready", False
+        self.settle(task.queue)
+
     def gone(self, task):
         if task.state in ENDED:
             task.queue.tasks.discard(task)
         self.settle(task.queue)
+
+    def holder(self, queue, about):
+        """The task that holds the key, or None."""
+        latest = max((task for task in self.tasks.values() if task.queue is queue and task.about == about),
+                     key=lambda task: task.number, default=None)
+        if latest is None or latest.holds_on is False or (latest.holds_on is None and latest.state in ENDED):
+            return None
+        return latest
+
+    def come(self, task):
+        """The task comes to its partition."""
+        if task.key is not None:
+            task.queue.lane(task.key).group = task.group
+        task.queue.tasks.add(task)
+        self.settle(task.queue)
+
+    def change(self, task, terms):
+        """A task that waits has another priority, time, queue or partition."""
+        before = task.queue
+        for name in {"priority", "key", "queue", "cost", "max_attempts", "group", "holds_on"} & terms.keys():
+            setattr(task, name, terms[name])
+        before.tasks.discard(task)
+        if "far" in terms:
+            task.timed = terms.get("timed", True)
+            task.state = "scheduled" if terms["far"] else "ready"
+        task.retried = task.state == "scheduled" and task.leased
+        self.settle(before)
+        self.come(task)
 
     # -- what is shown
 
