@@ -13,7 +13,7 @@
 #     RESULTS=1              and make them the part of test/bench/RESULTS.md that is of make bench
 #     WAL_BY_TYPE=1          say which records the WAL consists of
 #
-# All of it takes some 15 minutes on two processors that have nothing else to do, and 4 GB of memory and 20 GB in /tmp;
+# All of it takes some 20 minutes on two processors that have nothing else to do, and 4 GB of memory and 20 GB in /tmp;
 # ROWS=100000 LANES=10000 needs much less of everything.
 #
 # Every part has a file in parts/: prepare_PART fills its private servers, measure_PART is one round, finish_PART what is

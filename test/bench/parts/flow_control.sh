@@ -86,7 +86,7 @@ limit_of_ten() {
 	measure_beside "wait_free fanout_wait 10 1 -D queue=backlog" "wait_ten fanout_wait 32 1 -D queue=ten"
 	top_up backlog $backlog_tasks $backlog_tasks
 	top_up ten $backlog_tasks $backlog_tasks
-	measure_beside "next_free fanout_over 10 1 -D queue=backlog" "next_ten fanout_over 32 1 -D queue=ten"
+	measure_beside "next_free fanout_next 10 1 -D queue=backlog" "next_ten fanout_next 32 1 -D queue=ten"
 }
 
 many_lanes() {

@@ -9,7 +9,7 @@
 #     OUT=FILE                 write the table there as well
 #     RESULTS=1                and make it the part of test/bench/RESULTS.md that is of make bench-peers
 #
-# All of it takes some 20 minutes. Node and the packages come from the npm registry, as package-lock.json says; only npm
+# All of it takes some 10 minutes. Node and the packages come from the npm registry, as package-lock.json says; only npm
 # has to be there, and is installed if it is not. Each system has a file in systems/, a database of its own in the same
 # private server, and two worker processes. The handler does nothing, so this measures the queues.
 set -euo pipefail
