@@ -16,24 +16,7 @@ use Test::More;
 
 my $node = new_node('main', conf => 'pg_fanout.max_tracked_tasks = 64');
 
-$node->safe_psql('postgres', <<'EOS');
-CREATE PROCEDURE work_off(queue_name text, expected int) LANGUAGE plpgsql AS $$
-DECLARE
-	leases bigint[];
-	done int := 0;
-BEGIN
-	WHILE done < expected LOOP
-		SELECT array_agg(lease) INTO leases FROM fanout.dequeue(queue_name, max_tasks => 5, wait => '20 s');
-		COMMIT;
-		IF leases IS NULL THEN
-			RAISE 'only % of % came', done, expected;
-		END IF;
-		done := done + cardinality(leases);
-		PERFORM fanout.complete(leases);
-		COMMIT;
-	END LOOP;
-END $$;
-EOS
+install_work_off($node);
 
 sub status
 {

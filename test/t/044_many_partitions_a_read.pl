@@ -28,24 +28,7 @@ sub refills
 	return ask("SELECT value FROM fanout.status() WHERE item = 'refills'");
 }
 
-ask(<<'EOS');
-CREATE PROCEDURE work_off(queue_name text, expected int) LANGUAGE plpgsql AS $$
-DECLARE
-	leases bigint[];
-	done int := 0;
-BEGIN
-	WHILE done < expected LOOP
-		SELECT array_agg(lease) INTO leases FROM fanout.dequeue(queue_name, max_tasks => 10, wait => '20 s');
-		COMMIT;
-		IF leases IS NULL THEN
-			RAISE 'only % of % came', done, expected;
-		END IF;
-		done := done + cardinality(leases);
-		PERFORM fanout.complete(leases);
-		COMMIT;
-	END LOOP;
-END $$;
-EOS
+install_work_off($node);
 
 # One task each
 ask(<<'EOS');

@@ -20,6 +20,8 @@
 #		a function misplaced(), in SQL: rows that are elsewhere than in the segment of their task
 # look(node, queries, db), is_as_it_was(node, what, queries, was, db)
 #		answers to queries, both by name; test that they are still the same, once memory has been filled and the counts are
+# install_work_off(node)
+#		a procedure work_off(queue, tasks) that completes so many; it fails if there is nothing to do for 20 seconds
 # start_client(node, sql, db), finish_clients(clients...), client_output(client)
 #		psql in the background, that writes to a file
 package FanoutTest;
@@ -37,7 +39,7 @@ use Time::HiRes qw(usleep);
 our @EXPORT = qw(
   new_node sqlstate session session_sqlstate drop_session wait_until
   processes wait_for_memory crash start_after_crash
-  install_ledger install_misplaced look is_as_it_was start_client finish_clients client_output
+  install_ledger install_work_off install_misplaced look is_as_it_was start_client finish_clients client_output
 );
 
 my $clients = 0;
@@ -151,6 +153,31 @@ sub start_after_crash
 	'a start after the crash';
 	wait_for_memory($node) if $started;
 	return $started;
+}
+
+sub install_work_off
+{
+	my ($node) = @_;
+
+	$node->safe_psql('postgres', <<'EOS');
+CREATE PROCEDURE work_off(queue_name text, expected int) LANGUAGE plpgsql AS $$
+DECLARE
+	leases bigint[];
+	done int := 0;
+BEGIN
+	WHILE done < expected LOOP
+		SELECT array_agg(lease) INTO leases FROM fanout.dequeue(queue_name, 'w', max_tasks => 8, wait => '20 s');
+		COMMIT;
+		IF leases IS NULL THEN
+			RAISE 'only % of % tasks of % came', done, expected, queue_name;
+		END IF;
+		done := done + cardinality(leases);
+		PERFORM fanout.complete(leases);
+		COMMIT;
+	END LOOP;
+END $$;
+EOS
+	return;
 }
 
 sub start_client
