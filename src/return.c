@@ -60,6 +60,7 @@ expect_return(Queue *queue)
 	waiter->returns++;
 	waiter->returns_by = gave_back_at + RETURN_MOST;
 	queue->returns++;
+	database->returns_until = waiter->returns_by;
 	keeper_wake_by(database, wait_clock_time(waiter->returns_by));
 }
 
@@ -81,6 +82,8 @@ end_overdue_returns(Database *database, int64 now)
 {
 	int64		next = 0;
 
+	if (database->returns_until == 0)
+		return 0;				/* there may be thousands of backends to look at */
 	for (int i = 0; i < waiters_most(); i++)
 	{
 		Waiter	   *waiter = waiter_of(i);
@@ -93,5 +96,6 @@ end_overdue_returns(Database *database, int64 now)
 		else if ((queue = forget_return(waiter)) != NULL)
 			queue_wake(queue);
 	}
+	database->returns_until = next;
 	return next;
 }

@@ -431,6 +431,8 @@ typedef struct Database
 	TimestampTz rebuild_began;
 	int64		rebuild_time;	/* microseconds */
 	int64		rebuilt_tasks;	/* unfinished ones that the last rebuild has met so far */
+	int64		returns_until;	/* of return.c: when to look for who has not come back, by wait_clock(); 0: nobody is
+								 * expected */
 	int64		wakeups;		/* of waiters for work */
 	int64		idle_wakeups;	/* those who then found nothing to take */
 #ifdef FANOUT_CHECKED
