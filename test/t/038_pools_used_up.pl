@@ -23,24 +23,9 @@ sub used { return query("SELECT used FROM fanout.pools WHERE pool = '$_[0]'"); }
 sub becomes { my ($sql, $what) = @_; return ok($node->poll_query_until('postgres', "SELECT $sql"), $what); }
 sub nothing_left { return becomes("(SELECT sum(used) = 0 FROM fanout.pools WHERE pool IN ('tasks', 'uncommitted tasks', 'leases', 'workers', 'queues of workers'))", $_[0]); }
 
+install_work_off($node);
 query(<<'EOS');
 SELECT fanout.create_queue(q, lease => '10 min') FROM unnest('{q1,q2,q3,q4,fifth}'::text[]) q;
-CREATE PROCEDURE work_off(queue_name text, tasks int) LANGUAGE plpgsql AS $$
-DECLARE
-	took bigint[];
-	done int := 0;
-BEGIN
-	WHILE done < tasks LOOP
-		took := ARRAY(SELECT lease FROM fanout.dequeue(queue_name, 'w', max_tasks => 8, wait => '5 s'));
-		COMMIT;
-		IF took = '{}' THEN
-			RAISE EXCEPTION 'nothing to do after % tasks of %', done, queue_name;
-		END IF;
-		done := done + cardinality(took);
-		PERFORM fanout.complete(took);
-		COMMIT;
-	END LOOP;
-END $$;
 EOS
 
 # -- tasks of open transactions
