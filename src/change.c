@@ -27,7 +27,6 @@
 #include "finish.h"
 #include "ids.h"
 #include "lane.h"
-#include "lane_limits.h"
 #include "partitions.h"
 #include "queue_settings.h"
 #include "queues.h"
@@ -61,7 +60,7 @@ typedef struct Changing
 	QueueRef	target;
 	bool		ranked;			/* the row tells its rank */
 	bool		new_time;		/* and the journal is to tell it */
-	bool		leaves_starts;	/* of which the rate limits of its queue or partition know */
+	bool		leaves_starts;	/* which stay with its queue and partition, should these have or get rate limits */
 	TaskTerms	terms;			/* as they are to be */
 } Changing;
 
@@ -138,15 +137,6 @@ typedef enum Reservation
 	QUEUE_GONE
 } Reservation;
 
-/* Has the queue, or the partition, a rate limit?  Under the lock. */
-static bool
-has_rate(Queue *queue, int64 partition)
-{
-	Lane	   *lane = lane_find(queue, partition);
-
-	return queue->settings.rate_count > 0 || (lane != NULL && lane_has_rate(lane));
-}
-
 /* Under the lock. */
 static Reservation
 try_to_reserve(Changing *changing, int64 *backlog, int32 *partition_backlog, int32 *partition_most)
@@ -167,8 +157,6 @@ try_to_reserve(Changing *changing, int64 *backlog, int32 *partition_backlog, int
 	if (pending_change_enters(task, target->queue, changing->terms.partition) &&
 		!queue_has_backlog_room(target->queue, changing->terms.partition, partition_backlog, partition_most))
 		return PARTITION_FULL;
-	changing->leaves_starts &= queue_ref_is_valid(&changing->from) &&
-		has_rate(changing->from.queue, changing->row.seed.partition);
 	return pending_change_reserve(task, target->queue, changing->terms.partition) ? RESERVED : NO_ROOM;
 }
 

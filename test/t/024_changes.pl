@@ -184,6 +184,11 @@ EOS
 $node->safe_psql('postgres', <<'EOS');
 SELECT fanout.create_queue('rated', rate_limit => 10, rate_period => '1 day');
 SELECT fanout.create_queue('moved');
+SELECT fanout.create_queue('unrated');
+SELECT fanout.create_queue('joined', rate_limit => 10, rate_period => '1 day');
+SELECT fanout.enqueue_many('unrated', 'x', array_fill('1'::jsonb, '{20}'));
+SELECT fanout.fail(lease, retry_in => '0') FROM fanout.dequeue('unrated', max_tasks => 20);
+SELECT fanout.move(task, 'joined') FROM fanout.tasks WHERE queue = 'unrated';
 SELECT fanout.enqueue_many('rated', 'x', array_fill('1'::jsonb, '{20}'));
 SELECT fanout.fail(lease, retry_in => '1 day') FROM fanout.dequeue('rated', max_tasks => 5);
 SELECT fanout.move(task, 'moved') FROM fanout.tasks WHERE queue = 'rated' AND attempt = 1;
@@ -201,8 +206,10 @@ start_after_crash($node);
 is($node->safe_psql('postgres', $due), $before, 'promise 7: and so after a crash');
 is($node->safe_psql('postgres', "SELECT count(*) FROM fanout.dequeue('rated', max_tasks => 20)"), 4,
 	'promise 5: tasks that have moved started where they were, and one may have before the crash');
+is($node->safe_psql('postgres', "SELECT count(*) FROM fanout.dequeue('joined', max_tasks => 20)"), 9,
+	'promise 5: and so did those that came from a queue without a limit');
 is($node->safe_psql('postgres', "SELECT count(*) FROM fanout.dequeue('moved', max_tasks => 20)"), 1, 'one is due');
-$node->safe_psql('postgres', 'SELECT fanout.drop_queue(q, true) FROM unnest(ARRAY[\'rated\', \'moved\']) q');
+$node->safe_psql('postgres', 'SELECT fanout.drop_queue(q, true) FROM unnest(ARRAY[\'rated\', \'moved\', \'unrated\', \'joined\']) q');
 
 # What is on disk is changed, and the order by which it comes is that of the rows.
 fill();
