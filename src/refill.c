@@ -33,6 +33,7 @@
 #include "seed.h"
 #include "segments.h"
 #include "spi.h"
+#include "task_scan.h"
 #include "wait.h"
 #include "window.h"
 
@@ -40,6 +41,11 @@
 #define REFILL_MOST		8192
 #define REFILL_URGENT	16
 #define REFILL_PARTITION	64	/* tasks of one partition */
+#ifdef FANOUT_CHECKED
+#define REFILL_LOOK		100
+#else
+#define REFILL_LOOK		32768	/* rows of all queues, in the order of ids: some milliseconds */
+#endif
 #define REFILL_TURN		(10 * INT64CONST(1000)) /* for partitions of one queue, then others have their turn */
 
 /*
@@ -56,11 +62,6 @@
 	" AND (" RANK ", t.id) >= ($2, $3) AND t.run_at IS NULL AND" UNFINISHED_ONE(segment) \
 	"ORDER BY " RANK ", t.id LIMIT $4", 4, {INT4OID, INT8OID, INT8OID, INT8OID} \
 }
-#define READ_USUAL(segment) { \
-	"SELECT" SEED_COLUMNS "FROM fanout.task" segment " t WHERE t.queue = $1 AND t.lane IS NULL AND t.priority IS NULL AND t.rank IS NULL AND $2 = 0" \
-	" AND t.id >= $3 AND t.run_at IS NULL AND" UNFINISHED_ONE(segment) \
-	"ORDER BY t.id LIMIT $4", 4, {INT4OID, INT8OID, INT8OID, INT8OID} \
-}
 #define READ_ABOVE(segment) { \
 	"SELECT" SEED_COLUMNS "FROM fanout.task" segment " t WHERE t.queue = $1 AND t.lane IS NULL AND " RANK " > 0" \
 	" AND (" RANK ", t.id) >= ($2, $3) AND t.run_at IS NULL AND" UNFINISHED_ONE(segment) \
@@ -73,11 +74,6 @@
 	" AND (" RANK_IN_PARTITION ", t.id) >= (p.key, p.id) AND t.run_at IS NULL AND" UNFINISHED_ONE(segment) \
 	"ORDER BY " RANK_IN_PARTITION ", t.id LIMIT $5) t", 5, {INT4OID, INT8ARRAYOID, INT8ARRAYOID, INT8ARRAYOID, INT8OID} \
 }
-#define READ_STRAYS(segment) { \
-	"SELECT" SEED_COLUMNS "FROM fanout.task" segment " t WHERE t.queue = $1 AND t.lane IS NOT NULL AND $2 = 0" \
-	" AND t.id >= $3 AND t.run_at IS NULL AND" UNFINISHED_ONE(segment) \
-	"ORDER BY t.id LIMIT $4", 4, {INT4OID, INT8OID, INT8OID, INT8OID} \
-}
 #define READ_TIMED(segment) { \
 	"SELECT" SEED_COLUMNS "FROM fanout.task" segment " t WHERE t.queue = $1" \
 	" AND t.run_at IS NOT NULL AND (t.run_at, t.id) >= ($2, $3) AND" UNFINISHED_ONE(segment) \
@@ -85,10 +81,8 @@
 }
 
 static SpiStatement refill_below[FANOUT_SEGMENTS] = FOR_EACH_SEGMENT(READ_BELOW);
-static SpiStatement refill_usual[FANOUT_SEGMENTS] = FOR_EACH_SEGMENT(READ_USUAL);
 static SpiStatement refill_above[FANOUT_SEGMENTS] = FOR_EACH_SEGMENT(READ_ABOVE);
 static SpiStatement refill_lanes[FANOUT_SEGMENTS] = FOR_EACH_SEGMENT(READ_PARTITIONS);
-static SpiStatement refill_strays[FANOUT_SEGMENTS] = FOR_EACH_SEGMENT(READ_STRAYS);
 static SpiStatement refill_timed[FANOUT_SEGMENTS] = FOR_EACH_SEGMENT(READ_TIMED);
 
 /* One row that a refill has read. */
@@ -117,7 +111,7 @@ typedef struct RefillPart
 	int64		begin;			/* its rows, up to "end" */
 	int64		end;
 	int64		loaded;
-}			RefillPart;
+} RefillPart;
 
 typedef struct Refill
 {
@@ -129,6 +123,7 @@ typedef struct Refill
 	int64		limit;			/* of rows for each part */
 	int64		urgent_limit;	/* of those beyond the queue's share */
 	int64		row_count;
+	int64		seen;			/* of those in the order of ids, all before that one were read; 0: all there are */
 	int64		work;			/* rows and parts that are done */
 	bool		headway;		/* of each part */
 	const Lane *first_failed;	/* the first that made none */
@@ -176,12 +171,23 @@ read_rows(Refill *refill, SpiStatement *statement, int64 key, int64 id, int64 li
 	add_rows(refill, spi_read_latest(statement, values, NULL));
 }
 
-/* Read on in the order of ids, which is that of the segments. */
+/* Read on in the order of ids, which is that of the segments, as far as there is time for. */
 static void
-read_by_id(Refill *refill, SpiStatement *statements, int64 id)
+read_by_id(Refill *refill, TaskScanKind kind, int64 id)
 {
-	for (int i = 0; i < refill->segment_count && refill->row_count < refill->limit; i++)
-		read_rows(refill, &statements[refill->segments[i]], 0, id, refill->limit - refill->row_count);
+	int64		rows_left = REFILL_LOOK;
+
+	for (int i = 0; i < refill->segment_count && refill->row_count < refill->limit && rows_left > 0; i++)
+	{
+		TaskScan   *scan = task_scan_begin(refill->segments[i], refill->queue_id, kind, id);
+		RefillRow	row = {.part = 0};
+
+		while (refill->row_count < refill->limit && task_scan_next(scan, &rows_left, &row.seed, &row.tid))
+			refill->rows[refill->row_count++] = row;
+		if (rows_left == 0)
+			refill->seen = task_scan_seen(scan);
+		task_scan_end(scan);
+	}
 }
 
 static int64
@@ -225,8 +231,9 @@ read_main_lane(Refill *refill, int64 key, int64 id)
 	if (key < 0)
 		read_merged(refill, refill_below, key, id);
 	if (key <= 0)
-		read_by_id(refill, refill_usual, key == 0 ? id : 0);
-	read_merged(refill, refill_above, Max(key, 1), key > 0 ? id : 0);
+		read_by_id(refill, TASKS_OF_MAIN_LANE, key == 0 ? id : 0);
+	if (refill->seen == 0)
+		read_merged(refill, refill_above, Max(key, 1), key > 0 ? id : 0);
 }
 
 static Datum
@@ -264,7 +271,7 @@ read_partitions(Refill *refill)
 static void
 read_from_bounds(Refill *refill)
 {
-	const		RefillPart *first = &refill->parts[0];
+	const RefillPart *first = &refill->parts[0];
 	SpiScope	scope;
 
 	StartTransactionCommand();
@@ -275,7 +282,7 @@ read_from_bounds(Refill *refill)
 	if (refill->kind == REFILL_SCHEDULED)
 		read_merged(refill, refill_timed, first->key, first->id);
 	else if (refill->kind == REFILL_STRAYS)
-		read_by_id(refill, refill_strays, first->id);
+		read_by_id(refill, TASKS_OF_PARTITIONS, first->id);
 	else if (is_of_partitions(refill))
 		read_partitions(refill);
 	else
@@ -338,7 +345,7 @@ take_from_queue(const Refill *refill, const Lane *lane)
 
 /* Put one row that was read into memory; false if there is no room.  Under the lock. */
 static bool
-load_row(Refill *refill, RefillPart * part, const RefillRow *row, TimestampTz now)
+load_row(Refill *refill, RefillPart *part, const RefillRow *row, TimestampTz now)
 {
 	bool		urgent = part->urgent && part->loaded < refill->urgent_limit;
 
@@ -380,7 +387,7 @@ end_window_refill(Queue *queue, Lane *lane, Window *window, int64 key, int64 id)
 
 /* The refill is done with the part's rows before "next".  Under the lock. */
 static void
-end_part(Refill *refill, RefillPart * part, int64 next)
+end_part(Refill *refill, RefillPart *part, int64 next)
 {
 	Queue	   *queue = refill->queue;
 	Window	   *window = part->window;
@@ -396,6 +403,8 @@ end_part(Refill *refill, RefillPart * part, int64 next)
 	else if (part->end - part->begin == refill->limit)
 		end_window_refill(queue, part->lane, window, place_of(refill, &refill->rows[next - 1].seed),
 						  refill->rows[next - 1].seed.task + 1);
+	else if (refill->seen != 0)
+		end_window_refill(queue, part->lane, window, 0, refill->seen);
 	else
 		end_window_refill(queue, part->lane, window, WINDOW_UNBOUNDED, WINDOW_UNBOUNDED);
 	if (refill->kind == REFILL_STRAYS)

@@ -5,6 +5,7 @@
 #ifndef FANOUT_SEED_H
 #define FANOUT_SEED_H
 
+#include "executor/tuptable.h"
 #include "storage/itemptr.h"
 
 #include "dispatch.h"
@@ -27,5 +28,8 @@
 
 /* A row of SPI_tuptable, whose first columns are SEED_COLUMNS. */
 extern void seed_read(uint64 row, TaskSeed *seed, ItemPointer tid);
+
+/* A whole row; "early_join" is not known from that, and false. */
+extern void seed_of_row(TupleTableSlot *row, TaskSeed *seed);
 
 #endif							/* FANOUT_SEED_H */

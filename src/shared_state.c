@@ -37,7 +37,7 @@ static Waiter *waiters = NULL;
 #define LATCHES_MOST	64
 
 int			latches_to_set = 0;
-static Latch * latches[LATCHES_MOST];
+static Latch *latches[LATCHES_MOST];
 
 /* An auxiliary process never waits in our functions; the margin is for what servers after 15 add. */
 #define WAITER_COUNT	(MaxBackends + 64)

@@ -353,7 +353,7 @@ typedef struct WindowRefill
 	Window	   *window;
 	int64		missed_key;		/* the first of its tasks that was left on disk meanwhile; WINDOW_UNBOUNDED: none */
 	int64		missed_id;
-}			WindowRefill;
+} WindowRefill;
 
 typedef enum DatabaseState
 {

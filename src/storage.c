@@ -137,6 +137,16 @@ storage_init(void)
 	CacheRegisterRelcacheCallback(relation_callback, (Datum) 0);
 }
 
+Oid
+primary_key_of(Relation relation)
+{
+#if PG_VERSION_NUM >= 180000
+	return RelationGetPrimaryKeyIndex(relation, false);
+#else
+	return RelationGetPrimaryKeyIndex(relation);
+#endif
+}
+
 /* The parts of a ResultRelInfo that inserting index entries takes; the relations themselves are not opened. */
 static ResultRelInfo *
 make_result_relation(LogTable *table, Relation relation)
@@ -427,11 +437,7 @@ fetch_by_place(SegmentReader *reader, int64 task, ItemPointer tid, Datum *values
 static bool
 fetch_by_key(SegmentReader *reader, int64 task, Datum *values, bool *nulls)
 {
-	Oid			index = RelationGetPrimaryKeyIndex(reader->relation
-#if PG_VERSION_NUM >= 180000
-												   ,false
-#endif
-	);
+	Oid			index = primary_key_of(reader->relation);
 	ScanKeyData key;
 	SysScanDesc scan;
 	HeapTuple	tuple;
@@ -491,13 +497,7 @@ open_for_task(LogKind kind, int64 task)
 static SysScanDesc
 scan_by_task(Relation relation, ScanKeyData *keys, int key_count)
 {
-	Oid			index = RelationGetPrimaryKeyIndex(relation
-#if PG_VERSION_NUM >= 180000
-												   ,false
-#endif
-	);
-
-	return systable_beginscan(relation, index, true, SnapshotSelf, key_count, keys);
+	return systable_beginscan(relation, primary_key_of(relation), true, SnapshotSelf, key_count, keys);
 }
 
 /* A jsonb datum as a value to be pushed into another one. */

@@ -7,6 +7,7 @@
 
 #include "executor/tuptable.h"
 #include "utils/jsonb.h"
+#include "utils/relcache.h"
 
 #include "dispatch.h"
 #include "registry.h"
@@ -39,6 +40,9 @@ enum OutcomeColumn
 typedef struct LogWriter LogWriter;
 
 extern void storage_init(void);
+
+/* The index that is the primary key of a table of the log. */
+extern Oid	primary_key_of(Relation relation);
 
 extern LogWriter *log_writer_open(LogKind kind, int64 expected_rows);
 extern void log_writer_add(LogWriter *writer, const Datum *values, const bool *nulls, ItemPointer tid_out);

@@ -22,6 +22,7 @@
 #include "registry.h"
 #include "starts.h"
 #include "storage.h"
+#include "wait.h"
 #include "window.h"
 
 PG_FUNCTION_INFO_V1(fanout_why);
@@ -161,6 +162,12 @@ look(int64 number, const TaskRow *row, Facts *facts)
 	dispatcher_lock();
 	queue = queue_find(MyDatabaseId, row->queue_id);
 	task = task_find(MyDatabaseId, number);
+	if (queue != NULL && task != NULL && task->state == TASK_SCHEDULED && task->node.key <= now)
+	{
+		/* the keeper is about to say so */
+		(void) queue_promote_due(queue, now);
+		queue_wake(queue);
+	}
 	facts->deadline = task != NULL ? task->deadline : row->deadline;
 	if (queue == NULL)
 		 /* nothing to be told */ ;

@@ -333,8 +333,8 @@ class Comparison:
         if not self.roomy and self.must_stay() > MUST_STAY:
             time_ = {}
         deadline = self.random.choices([None, datetime.timedelta(hours=2), SOON], [14, 4, 1])[0]
-        if deadline == SOON and "delay" in time_:
-            deadline = None
+        if deadline == SOON and ("delay" in time_ or (self.few_lanes and self.must_stay() > MUST_STAY // 4)):
+            deadline = None         # too early, or to cancel it might find no lane
         number = session.call("enqueue", queue=queue.name, name="x", priority=priority, cost=cost, partition_key=key,
                               max_attempts=max_attempts, fair_group=group, deadline=deadline, **time_)
         task = self.new_task(session, number, queue, key, group, priority, cost, "delay" in time_, max_attempts, bool(time_))
