@@ -162,7 +162,7 @@ look(int64 number, const TaskRow *row, Facts *facts)
 	dispatcher_lock();
 	queue = queue_find(MyDatabaseId, row->queue_id);
 	task = task_find(MyDatabaseId, number);
-	if (queue != NULL && task != NULL && task->state == TASK_SCHEDULED && task->node.key <= now)
+	if (queue != NULL && queue->state == QUEUE_OPEN && task != NULL && task->state == TASK_SCHEDULED && task->node.key <= now)
 	{
 		/* the keeper is about to say so */
 		(void) queue_promote_due(queue, now);
