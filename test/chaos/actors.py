@@ -4,7 +4,7 @@
     actors.py worker|enqueue|meddle|watch NAME SEED LOG
 
 Connects as libpq does, again and again, until SIGTERM. Writes down what it did, one JSON object a line. Times named "at"
-and "before" are microseconds of the server's clock; "t" is this machine's monotonic clock, the same for all actors. What
+and "before" are microseconds of the server's clock, which is this machine's; "t" is this machine's monotonic clock, the same for all actors. What
 it is about to do is written before it is done where that may remain unknown.
 """
 import json
@@ -29,6 +29,11 @@ PARTITION_RATES = {"rated": {1_000_000: 5}}
 PARTITIONS = [None, "k0", "k0", "k0", "k0", "k1", "k1", "k2", "k3", "k4"]    # unevenly, so that limits bind
 UNIQUE_KEYS = [f"unique{n}" for n in range(4)]      # never held by two unfinished tasks
 OTHER_KEYS = [f"other{n}" for n in range(4)]
+THROTTLES = [f"throttle{n}" for n in range(3)]      # held for THROTTLED, finished or not
+THROTTLED = "3 s"
+# queues whose retention changes, all but one; None: as the others
+RETAINED = ["steady", "rated", "synchronous", "aging"]
+RETENTIONS = {"100 ms": 100_000, "500 ms": 500_000, "1 s": 1_000_000, None: None}
 BACKLOG = 400                                       # of a queue; tasks beyond it are not enqueued
 NOW = "SELECT (extract(epoch FROM clock_timestamp()) * 1000000)::bigint"
 
@@ -54,6 +59,15 @@ class Actor:
 
     def log(self, event, **what):
         os.write(self.file, (json.dumps({"event": event, "t": time.monotonic_ns(), **what}) + "\n").encode())
+
+    def change(self, setting, value, statement, *parameters):
+        """Change a setting, or do not after all, and write down between which times it was which."""
+        self.log("changing", setting=setting, value=value, at=self.value(NOW))
+        self.execute("BEGIN")
+        self.execute(statement, *parameters)
+        committed = self.chance(0.8)
+        self.end_transaction(committed)
+        self.log("changed", setting=setting, at=self.value(NOW), committed=committed)
 
     def chance(self, probability):
         return self.random.random() < probability
@@ -213,7 +227,7 @@ class Worker(Actor):
             commits = self.chance(0.8)
             self.end_transaction(commits)
             if commits:
-                self.log("spawned", lease=lease, task=task, child=child)
+                self.log("spawned", lease=lease, task=task, child=child, at=time.time_ns() // 1000)
         self.try_under(lease, action)
 
     def extend(self, lease):
@@ -310,7 +324,7 @@ class Enqueuer(Actor):
         tasks = way(queue)
         self.log("enqueuing", tasks=tasks)
         self.end_transaction(commits)
-        self.log("enqueued" if commits else "never", tasks=tasks)
+        self.log("enqueued" if commits else "never", tasks=tasks, at=time.time_ns() // 1000)
         time.sleep(self.random.random() * 0.01)
 
     def options(self):
@@ -342,10 +356,11 @@ class Enqueuer(Actor):
 
     def keyed(self, queue):
         """Only a task that is new is ours: what holds the key may be anybody's."""
-        unique = self.chance(0.5)
-        way = self.random.choice(["return", "reject"] if unique else ["replace", "supersede"])
-        task = self.value("SELECT fanout.enqueue(%s, 'x', '1', key => %s, on_conflict => %s, partition_key => %s, max_attempts => 4)", queue,
-                          self.random.choice(UNIQUE_KEYS if unique else OTHER_KEYS), way, self.random.choice(PARTITIONS))
+        keys, ways, held = self.random.choice([(UNIQUE_KEYS, ["return", "reject"], None), (THROTTLES, ["return", "reject"], THROTTLED),
+                                               (OTHER_KEYS, ["replace", "supersede"], None)])
+        way = self.random.choice(ways)
+        task = self.value("SELECT fanout.enqueue(%s, 'x', '1', key => %s, on_conflict => %s, key_ttl => %s, partition_key => %s, max_attempts => 4)",
+                          queue, self.random.choice(keys), way, held, self.random.choice(PARTITIONS))
         ours = way != "replace" and self.value("SELECT xmin = pg_current_xact_id()::xid FROM fanout.task WHERE id = %s", task)
         return [task] if ours else []
 
@@ -384,19 +399,19 @@ class Enqueuer(Actor):
 
 class Meddler(Actor):
     def step(self):
-        self.random.choice([self.alter, self.alter, self.set_partition, self.pause, self.resume, self.cancel, self.cancel_matching,
-                            self.retry, self.purge, self.change, self.change, self.look])()
+        self.random.choice([self.alter, self.alter, self.retain, self.set_partition, self.pause, self.resume, self.cancel, self.cancel_matching,
+                            self.retry, self.purge, self.alter_tasks, self.alter_tasks, self.look])()
         time.sleep(self.random.random() * 0.05)
 
     def alter(self):
-        """The limits of the queue that changes, with the time before and after."""
-        limit, each = self.random.choice([1, 2, 4, 8]), self.random.choice([1, 2, 3])
-        self.log("limit", queue="changing", limit=limit, each=each, at=self.value(NOW))
-        self.execute("BEGIN")
-        self.execute("SELECT fanout.alter_queue('changing', concurrency => %s, partition_concurrency => %s)", limit, each)
-        committed = self.chance(0.8)
-        self.end_transaction(committed)
-        self.log("limited", at=self.value(NOW), committed=committed)
+        """The limits of the queue that changes."""
+        limits = self.random.choice([1, 2, 4, 8]), self.random.choice([1, 2, 3])
+        self.change("limits", limits, "SELECT fanout.alter_queue('changing', concurrency => %s, partition_concurrency => %s)", *limits)
+
+    def retain(self):
+        queue, retention = self.random.choice(RETAINED), self.random.choice([*RETENTIONS])
+        self.change(f"retention {queue}", RETENTIONS[retention], "SELECT fanout.alter_queue(%s, retention => %s, unset => %s)",
+                    queue, retention, [] if retention else ["retention"])
 
     def set_partition(self):
         queue, key = self.random.choice([*QUEUES]), self.random.choice(PARTITIONS[1:])
@@ -443,7 +458,7 @@ class Meddler(Actor):
     def retry(self):
         self.sometimes("SELECT fanout.retry(%s::bigint[])", self.tasks(["failed", "cancelled"]))
 
-    def change(self):
+    def alter_tasks(self):
         tasks = self.tasks(["ready", "scheduled"])
         way = self.random.randrange(3)
         if way == 0:
