@@ -17,7 +17,7 @@ import time
 
 import psycopg
 
-from actors import NOW, QUEUES, RATES, RETAINED, THROTTLED
+from actors import DROPPED, NOW, QUEUES, RATES, RETAINED, THROTTLED
 from check import Logs
 from servers import PATIENCE, Server
 
@@ -186,6 +186,7 @@ class Chaos:
             self.replace_dead()
         self.stop_actors()
         self.server.clear_points()
+        self.query("SELECT fanout.drop_queue(queue, force => true) FROM fanout.queues WHERE queue = %s", DROPPED)
         self.keep_all()
 
     def keep_all(self):
@@ -260,13 +261,15 @@ class Chaos:
         durable = {row[0] for row in self.query("SELECT lease FROM every.attempt UNION SELECT lease FROM every.outcome UNION SELECT lease FROM every.checkpoint")}
         logs.check_leases(durable)
         logs.check_steps({(task, step): value for task, step, value in self.query("SELECT task, step, value FROM every.checkpoint")})
+        logs.check_debounced()
+        logs.check_holds()
         logs.check_deadlines({row[0] for row in self.query("SELECT task FROM every.attempt WHERE event = 'n'")})
         used = logs.check_limits()
         lost = [lease.lease for lease in logs.leases.values() if lease.kept and lease.queue == "synchronous" and lease.lease not in durable]
         self.look("synchronous claims are on disk", not lost, lost[:5])
         self.look("there was something to look at", len(logs.leases) > 2 * self.seconds and (self.counts["removed"] > 0 or self.seconds < 30),
                   f"{len(logs.leases)} claims in {self.seconds} s, {self.counts['removed']} tasks removed")
-        self.look("limits, rates, leases, steps, deadlines and joins, by what the actors wrote down", not logs.wrong, f"{len(logs.wrong)}: {logs.wrong[:5]}")
+        self.look("limits, rates, leases, steps, deadlines, debounce, backpressure and joins, by what the actors wrote down", not logs.wrong, f"{len(logs.wrong)}: {logs.wrong[:5]}")
         return used
 
     def removed(self):
@@ -319,11 +322,31 @@ class Chaos:
         wrong = [(task, leases) for task, leases in logs.completed.items() if succeeded.get(task) not in leases]
         self.look("what a worker was told is completed is so, by its lease", not wrong, wrong[:5])
 
+    def look_at_backlog(self):
+        """An empty queue takes as many as its limit on the backlog says."""
+        limits, wrong = QUEUES["bounded"], []
+        with self.server.connect() as connection:
+            for what, key, limit in ("queue", None, limits["max_backlog"]), ("partition", "k0", limits["partition_max_backlog"]):
+                for count in limit, limit + 1:
+                    state = None
+                    connection.execute("BEGIN")
+                    try:
+                        connection.execute("SELECT fanout.enqueue_many('bounded', 'x', array_fill('1'::jsonb, ARRAY[%s::int]), partition_key => %s)", (count, key))
+                    except psycopg.Error as error:
+                        state = error.diag.sqlstate
+                    connection.execute("ROLLBACK")
+                    if state != (None if count == limit else "FO003"):
+                        wrong.append(f"the {what} is empty, and to {count} of {limit} it says {state}")
+        self.look("an empty queue and an empty partition take as many as they may, and no more", not wrong, wrong)
+
     def memory(self):
         return self.query("SELECT item, value FROM fanout.status() WHERE item ~ 'in memory$' ORDER BY item")
 
     def look_at_empty_memory(self):
-        """Rate limits are gone, so only what has settings has a place."""
+        """Rate limits are gone, and settings of partitions go now, so nothing has a place any more."""
+        self.query("SELECT fanout.set_partition(queue, key, weight => 1, unset => '{concurrency}'), fanout.backpressure(queue, now(), key)"
+                   " FROM (SELECT q.name AS queue, p.key FROM fanout.partition p JOIN fanout.queue q ON q.id = p.queue) s")
+        self.look_for_rows("memory is empty", "SELECT * FROM fanout.status() WHERE item ~ 'in memory$' AND value !~ '^0'")
         before = self.memory()
         self.server.restart()
         self.look("memory is as empty as a rebuild makes it", before == (after := self.memory()), f"before {before}, after {after}")
@@ -358,6 +381,7 @@ def main():
     chaos.drain()
     chaos.look_at_end(logs)
     chaos.look_for_violations()
+    chaos.look_at_backlog()
     chaos.look_at_empty_memory()
     chaos.look_at_log()
     chaos.look("no error but those of lost connections and timeouts", not logs.errors, logs.errors.most_common(5))

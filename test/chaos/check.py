@@ -9,7 +9,7 @@ import collections
 import glob
 import json
 
-from actors import PARTITION_RATES, QUEUES, RATES, RETAINED
+from actors import DEBOUNCED, LIMITED, PARTITION_RATES, QUEUES, RATES
 
 
 class History:
@@ -53,8 +53,9 @@ class Logs:
         self.enqueued, self.never, self.completed = {}, set(), collections.defaultdict(list)     # when it was known that they are there
         self.deadlines, self.children = {}, {}
         self.steps = {}             # by task and step: value, and when its commit was known
-        self.changes, self.settings = [], {"limits": History((QUEUES["changing"]["concurrency"], QUEUES["changing"]["partition_concurrency"])),
-                                           **{f"retention {queue}": History(None) for queue in QUEUES}}
+        self.changes, self.settings = [], collections.defaultdict(lambda: History(None))
+        self.settings["limits"] = History((QUEUES["changing"]["concurrency"], QUEUES["changing"]["partition_concurrency"]))
+        self.bounces = collections.defaultdict(list)    # calls of debounce that are known to be committed, by task
         self.errors = collections.Counter()
         self.counts = collections.Counter()
         self.steps_given = []       # by claims: (when it began, task, checkpoints)
@@ -66,7 +67,7 @@ class Logs:
         self.read_changes()
         for lease in self.leases.values():
             if not lease.open_end:              # as far as we know nobody has ended it: it was there until then at least
-                lease.end = min([lease.until, lease.end, *(max(begin, lease.at) for begin, end in stops if end > lease.at)])
+                lease.end = min([lease.at if lease.bound else lease.until, lease.end, *(max(begin, lease.at) for begin, end in stops if end > lease.at)])
             self.of_task[lease.task].append(lease)
 
     def read(self, line):
@@ -95,14 +96,17 @@ class Logs:
         elif event == "stepped":
             self.read_step(self.leases[line["lease"]], line)
         elif event == "spawned":
-            self.enqueued.setdefault(line["child"], line["at"])
+            self.enqueued.update((task, min(line["at"], self.enqueued.get(task, line["at"]))) for task in line["tasks"])
             self.leases[line["lease"]].done.append((0, "spawned"))
-            if self.children.setdefault(line["task"], line["child"]) != line["child"]:
-                self.wrong.append(f"task {line['task']} has two children of one step: {self.children[line['task']]}, {line['child']}")
+            step, made = line["made"]
+            if self.children.setdefault((line["task"], step), made) != made:
+                self.wrong.append(f"task {line['task']} has made two {step}: {self.children[line['task'], step]}, {made}")
         elif event == "deadline":
             self.deadlines[line["task"]] = line["at"]
         elif event == "enqueued":
             self.enqueued.update(dict.fromkeys(line["tasks"], line["at"]))
+            if line["bounced"]:
+                self.bounces[line["bounced"]["task"]].append({**line["bounced"], "at": line["at"]})
         elif event == "never":
             self.never.update(line["tasks"])
         elif event in ("changing", "changed"):
@@ -182,6 +186,27 @@ class Logs:
             if leases and task not in renewed and (first := min(leases, key=lambda lease: lease.at)).at > deadline:
                 self.wrong.append(f"task {task} has started at {first.at}, its deadline was {deadline}")
 
+    def check_debounced(self):
+        """What starts has the args of the last call, and has waited since it; until it is known to have started for good."""
+        for task, calls in self.bounces.items():
+            at = {call["call"]: call["at"] for call in calls}
+            for lease in self.of_task.get(task, []):
+                for call in calls:
+                    if lease.at > call["at"] and call["before"] > at.get(lease.bounce, float("inf")):
+                        self.wrong.append(f"task {task} has started at {lease.at} with the args of call {lease.bounce}, after call {call['call']}")
+                    if call["at"] < lease.at < call["before"] + DEBOUNCED and call["waits"]:
+                        self.wrong.append(f"task {task} has started at {lease.at}, with a call at {call['before']}")
+                if lease.kept:
+                    break
+
+    def check_holds(self):
+        """Starts in a time for which backpressure held them up."""
+        for lease in self.leases.values():
+            for setting in f"hold {lease.queue} None", f"hold {lease.queue} {lease.key}":
+                until = min(value or 0 for value in self.settings[setting].values(lease.at, lease.at))
+                if lease.at < until - 1:
+                    self.wrong.append(f"task {lease.task} of {lease.queue}, {lease.key} has started at {lease.at}, and was held until {until}")
+
     # -- retention
 
     def kept_for(self, queue, since, at, retention):
@@ -213,8 +238,14 @@ class Logs:
 
     # -- concurrency
 
-    def limit_at(self, queue, kind, at):
+    def limit_at(self, queue, kind, name, at):
         """The highest that may be in force; None: no limit."""
+        if kind == "partition" and (queue, name) in LIMITED:
+            common = self.common_limit_at(queue, kind, at)
+            return max(common if own is None else own for own in self.settings[f"partition {queue} {name}"].values(at, at))
+        return self.common_limit_at(queue, kind, at)
+
+    def common_limit_at(self, queue, kind, at):
         if queue == "changing" and kind != "worker":
             return max(limits[kind == "partition"] for limits in self.settings["limits"].values(at, at))
         return QUEUES[queue].get({"queue": "concurrency", "worker": "worker_concurrency", "partition": "partition_concurrency"}[kind])
@@ -222,14 +253,14 @@ class Logs:
     def check_concurrency(self, kind, group):
         groups, highest = collections.defaultdict(list), collections.Counter()
         for lease in self.leases.values():
-            if (lease.kept or lease.undone) and group(lease) is not None:
+            if (lease.kept or lease.undone) and group(lease) is not None and lease.queue in QUEUES:
                 groups[lease.queue, group(lease)].append(lease)
         for (queue, name), leases in groups.items():
             begins = sorted(lease.at for lease in leases)
             ends = sorted(max(lease.end, lease.at + 1) for lease in leases)
             for at in begins:
                 running = bisect.bisect(begins, at) - bisect.bisect(ends, at)
-                limit = self.limit_at(queue, kind, at)
+                limit = self.limit_at(queue, kind, name, at)
                 highest[queue] = max(highest[queue], running)
                 if limit is not None and running > limit:
                     self.wrong.append(f"{kind} {name} of {queue}: {running} of {limit} at {at}")
