@@ -42,6 +42,7 @@ RETENTIONS = {"100 ms": 100_000, "500 ms": 500_000, "1 s": 1_000_000, None: None
 BACKLOG = 400                                       # of a queue; tasks beyond it are not enqueued
 NOW = "SELECT (extract(epoch FROM clock_timestamp()) * 1000000)::bigint"
 
+DIES = 3                        # how a worker exits that dies of itself
 CONNECTION_GOES = ("57P01", "57P02", "57P03")
 # what is not a failure: cancelled, timeouts of statements and locks, deadlocks of changes and keys, small pools, a full
 # queue, a key that is held, and the errors that are planted at crash points
@@ -233,7 +234,7 @@ class Worker(Actor):
                 self.log("stepped", lease=lease, task=task, step=step, value=value, before=before)
             return commits or self.chance(0.5)
         if self.chance(0.005):
-            os._exit(1)
+            os._exit(DIES)
         return bool(self.try_under(lease, action))
 
     def spawn(self, lease, task):
@@ -270,7 +271,7 @@ class Worker(Actor):
         if way < 0.04:
             self.stalled.append((time.monotonic() + self.random.uniform(0.5, 2.5), lease, task))
         elif way < 0.044:
-            os._exit(1)
+            os._exit(DIES)
         elif way < 0.6:
             self.end(lease, task, "complete", "SELECT fanout.complete(%s::bigint, '1')")
         elif way < 0.72:

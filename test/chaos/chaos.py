@@ -17,7 +17,7 @@ import time
 
 import psycopg
 
-from actors import DROPPED, NOW, QUEUES, RATES, RETAINED, THROTTLED
+from actors import DIES, DROPPED, NOW, QUEUES, RATES, RETAINED, THROTTLED
 from check import Logs
 from servers import PATIENCE, Server
 
@@ -100,7 +100,7 @@ class Chaos:
 
     def look_for_rows(self, what, query):
         """There should be none, or soon be none: the keeper may have something to do."""
-        give_up = time.monotonic() + 10
+        give_up = time.monotonic() + PATIENCE
         while (wrong := self.query(query + " LIMIT 5")) and time.monotonic() < give_up:
             time.sleep(0.2)
         self.look(what, not wrong, wrong)
@@ -121,6 +121,8 @@ class Chaos:
     def replace_dead(self):
         for name, (kind, process) in [*self.actors.items()]:
             if process.poll() is not None:
+                if process.returncode != DIES:
+                    self.look("actors end only when they are to", False, f"{name}: {process.returncode}")
                 del self.actors[name]
                 self.start(kind)
 
@@ -213,8 +215,18 @@ class Chaos:
                            " WHERE running > 0 OR weight <> 1 OR paused ORDER BY 1, 2"),
                 self.query("SELECT worker, leases, queues FROM fanout.workers ORDER BY 1"))
 
+    def wait_for_keeper(self):
+        """One that has failed comes back after some seconds; meanwhile nothing changes, nor is it journaled."""
+        give_up = time.monotonic() + PATIENCE
+        while time.monotonic() < give_up:
+            if self.query("SELECT keeper_pid IS NOT NULL AND failed_in_a_row = 0 AND journal_lag = 0 FROM fanout.stats") == [(True,)]:
+                return
+            time.sleep(0.1)
+        self.look("a keeper is at work", False)
+
     def quiet_snapshot(self):
         """Once nothing changes any more: deadlines have passed, and what was cancelled while it ran has ended."""
+        self.wait_for_keeper()
         give_up = time.monotonic() + PATIENCE
         snapshot = self.snapshot()
         while time.monotonic() < give_up:
