@@ -352,6 +352,13 @@ run_tick(Database *database, TimestampTz now)
 	return job != JOB_NONE ? 0 : Min(next_tick, trim_at);
 }
 
+static void
+end_trim(void)
+{
+	job = JOB_NONE;
+	remains_wanted |= trim.removed > 0;
+}
+
 /* The next part of what there is to do; when to be called again. */
 static TimestampTz
 run_part(Database *database, TimestampTz now)
@@ -368,10 +375,7 @@ run_part(Database *database, TimestampTz now)
 			return 0;
 		case JOB_TRIM:
 			if (!trim_continue(database, &trim))
-			{
-				job = JOB_NONE;
-				remains_wanted |= trim.removed > 0;
-			}
+				end_trim();
 			return 0;
 		case JOB_NONE:
 			break;
@@ -433,6 +437,8 @@ retention_run(Database *database, TimestampTz now)
 	{
 		database->retention_changed = false;	/* before it is read */
 		trim_at = 0;
+		if (job == JOB_TRIM)
+			end_trim();			/* it goes by what was read before */
 	}
 
 	if (job == JOB_NONE && now < next_tick && now < trim_at)

@@ -218,7 +218,7 @@ trim_continue(Database *database, TrimWalk *walk)
 
 	StartTransactionCommand();
 	PushActiveSnapshot(GetTransactionSnapshot());
-	if (lock_segment(segment))
+	if (!database->retention_changed && lock_segment(segment))
 		more = trim_chunk(walk, segment);
 	FANOUT_POINT(TRIM_DELETED);
 	PopActiveSnapshot();
@@ -226,5 +226,5 @@ trim_continue(Database *database, TrimWalk *walk)
 	passed = walk->from;
 	if (!more)
 		walk->at++;
-	return walk->at < walk->segment_count;
+	return walk->at < walk->segment_count && !database->retention_changed;
 }

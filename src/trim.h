@@ -27,7 +27,7 @@ typedef struct TrimWalk
 /* Begin a walk, unless there are no such queues; after how long to begin the next one. */
 extern int64 trim_begin(Database *database, TrimWalk *walk, TimestampTz now);
 
-/* Remove the next ones, in a transaction of its own; false if that was all. */
+/* Remove the next ones, in a transaction of its own; false if that was all, or a queue is to keep its tasks for another time. */
 extern bool trim_continue(Database *database, TrimWalk *walk);
 
 #endif							/* FANOUT_TRIM_H */

@@ -4,7 +4,7 @@
     actors.py worker|enqueue|meddle|watch NAME SEED LOG
 
 Connects as libpq does, again and again, until SIGTERM. Writes down what it did, one JSON object a line. Times named "at"
-and "before" are microseconds of the server's clock; "t" is this machine's monotonic clock, the same for all actors. What
+and "before" are microseconds of the server's clock, which is this machine's; "t" is this machine's monotonic clock, the same for all actors. What
 it is about to do is written before it is done where that may remain unknown.
 """
 import json
@@ -23,19 +23,30 @@ QUEUES = {
     "rated": {"rate_limit": 20, "rate_period": "500 ms", "partition_rate_limit": 5, "partition_rate_period": "1 s"},
     "synchronous": {"synchronous_claims": True},
     "aging": {"aging": "100 ms"},
+    "bounded": {"max_backlog": 60, "partition_max_backlog": 25},
 }
+DROPPED = "passing"             # a queue that is dropped and made again
 RATES = {"rated": {500_000: 20, 2_000_000: 60}}     # units by period, in microseconds
 PARTITION_RATES = {"rated": {1_000_000: 5}}
+LIMITED = [(queue, key) for queue in ("steady", "changing") for key in ("k0", "k1", "k2")]     # partitions with a limit of their own at times
+DEBOUNCED = 100_000                                 # microseconds
+BOUNCES = {"bounce0": None, "bounce1": None, "bounce2": "150 ms"}       # keys, and the longest wait
 PARTITIONS = [None, "k0", "k0", "k0", "k0", "k1", "k1", "k2", "k3", "k4"]    # unevenly, so that limits bind
 UNIQUE_KEYS = [f"unique{n}" for n in range(4)]      # never held by two unfinished tasks
 OTHER_KEYS = [f"other{n}" for n in range(4)]
+THROTTLES = [f"throttle{n}" for n in range(3)]      # held for THROTTLED, finished or not
+THROTTLED = "3 s"
+# queues whose retention changes, all but one; None: as the others
+RETAINED = ["steady", "rated", "synchronous", "aging", "bounded"]
+RETENTIONS = {"100 ms": 100_000, "500 ms": 500_000, "1 s": 1_000_000, None: None}
 BACKLOG = 400                                       # of a queue; tasks beyond it are not enqueued
 NOW = "SELECT (extract(epoch FROM clock_timestamp()) * 1000000)::bigint"
 
+DIES = 3                        # how a worker exits that dies of itself
 CONNECTION_GOES = ("57P01", "57P02", "57P03")
-# what is not a failure: cancelled, timeouts of statements and locks, deadlocks of changes and keys, small pools, a key that
-# is held, and the errors that are planted at crash points
-EXPECTED = ("57014", "55P03", "40P01", "53400", "FO006", "P0001", "53100")
+# what is not a failure: cancelled, timeouts of statements and locks, deadlocks of changes and keys, small pools, a full
+# queue, a key that is held, and the errors that are planted at crash points
+EXPECTED = ("57014", "55P03", "40P01", "53400", "FO003", "FO006", "P0001", "53100")
 
 
 class Actor:
@@ -54,6 +65,15 @@ class Actor:
 
     def log(self, event, **what):
         os.write(self.file, (json.dumps({"event": event, "t": time.monotonic_ns(), **what}) + "\n").encode())
+
+    def change(self, setting, value, statement, *parameters):
+        """Change a setting, or do not after all, and write down between which times it was which."""
+        self.log("changing", setting=setting, value=value, at=self.value(NOW))
+        self.execute("BEGIN")
+        self.execute(statement, *parameters)
+        committed = self.chance(0.8)
+        self.end_transaction(committed)
+        self.log("changed", setting=setting, at=self.value(NOW), committed=committed)
 
     def chance(self, probability):
         return self.random.random() < probability
@@ -100,6 +120,8 @@ class Actor:
 
     def note_error(self, error):
         state = error.diag.sqlstate
+        if state == "42704" and f'queue "{DROPPED}"' in str(error):
+            return
         if self.connection is not None and not self.connection.closed and state not in CONNECTION_GOES + EXPECTED:
             self.log("error", sqlstate=state, text=str(error))
 
@@ -115,22 +137,25 @@ class Worker(Actor):
 
     # -- claims
 
-    def claim(self, query, *parameters):
+    def claim(self, function, *parameters, bound=False):
         """Dequeue, and write down what was given before anybody knows whether it will be kept."""
         t0 = time.monotonic_ns()
-        given = self.execute(query, *parameters)
+        rows = self.execute(f"SELECT lease, task, checkpoints, name, args FROM fanout.{function}", *parameters)
+        given = [row[:3] for row in rows]
         steps = {lease: checkpoints for lease, _, checkpoints in given}
+        args = {row[0]: row[4] for row in rows if row[3] == "bounce"}
         for lease, task, queue, key, cost, at, until in self.execute(
                 "SELECT l.lease, l.task, l.queue, t.partition_key, coalesce(t.cost, 1), (extract(epoch FROM l.claimed_at) * 1000000)::bigint,"
                 " (extract(epoch FROM l.lease_until) * 1000000)::bigint FROM fanout.leases l JOIN fanout.task t ON t.id = l.task WHERE l.lease = ANY (%s)", [*steps]):
             self.log("claim", lease=lease, task=task, queue=queue, key=key, cost=cost, at=at, until=until, worker=self.name,
-                     t0=t0, steps=steps[lease])
+                     t0=t0, steps=steps[lease], bounce=args.get(lease), bound=bound)
         return given
 
     def take(self):
-        queues = self.random.sample([*QUEUES], self.random.choice([1, 1, 2, 3]))
-        return self.claim("SELECT lease, task, checkpoints FROM fanout.dequeue(%s::text[], %s, max_tasks => %s, wait => %s)",
-                          queues, self.name, self.random.choice([1, 1, 2, 5]), self.random.choice([None, "50 ms", "200 ms"]))
+        queues = self.random.sample([*QUEUES, DROPPED], self.random.choice([1, 1, 2, 3]))
+        bound = self.chance(0.05)
+        return self.claim("dequeue(%s::text[], %s, max_tasks => %s, wait => %s, bind_to_session => %s)", queues, self.name,
+                          self.random.choice([1, 1, 2, 5]), self.random.choice([None, "50 ms", "200 ms"]), bound, bound=bound)
 
     def undo(self, rows, command):
         at = self.value(NOW)
@@ -138,6 +163,8 @@ class Worker(Actor):
         self.log("undone", leases=[row[0] for row in rows], at=at)
 
     def step(self):
+        if self.chance(0.05):
+            self.execute("CALL fanout.dequeue_wait(%s::text[], %s, '100 ms', NULL)", self.random.sample([*QUEUES], 2), self.name)
         self.execute("BEGIN")
         if self.chance(0.1):
             self.execute("SAVEPOINT s")
@@ -149,6 +176,10 @@ class Worker(Actor):
             return
         self.execute("COMMIT")
         self.log("kept", leases=[row[0] for row in rows])
+        if self.chance(0.05):
+            self.heartbeat()
+        if len(rows) > 1 and self.chance(0.4):
+            rows = self.end_together(rows)
         while rows:
             rows += self.work(*rows.pop(0))
         if self.stalled and self.stalled[0][0] < time.monotonic():
@@ -203,18 +234,30 @@ class Worker(Actor):
                 self.log("stepped", lease=lease, task=task, step=step, value=value, before=before)
             return commits or self.chance(0.5)
         if self.chance(0.005):
-            os._exit(1)
+            os._exit(DIES)
         return bool(self.try_under(lease, action))
 
     def spawn(self, lease, task):
-        """A child, which a replay is to find and not to make again."""
+        """A child, or a batch of them, which a replay is to find and not to make again."""
         def action():
-            child = self.value("SELECT fanout.enqueue('steady', 'child', '1', lease => %s, step => 'child')", lease)
+            if self.chance(0.5):
+                child = self.value("SELECT fanout.enqueue('steady', 'child', '1', lease => %s, step => 'child')", lease)
+                made, tasks = ["child", child], [child]
+            else:
+                batch = self.value("SELECT fanout.fan_out('aging', 'child'::text, '{1,2}', lease => %s, step => 'children')", lease)
+                made, tasks = ["children", batch], self.column("SELECT id FROM fanout.task WHERE batch = %s", batch)
             commits = self.chance(0.8)
             self.end_transaction(commits)
             if commits:
-                self.log("spawned", lease=lease, task=task, child=child)
+                self.log("spawned", lease=lease, task=task, made=made, tasks=tasks, at=time.time_ns() // 1000)
         self.try_under(lease, action)
+
+    def heartbeat(self):
+        try:
+            self.execute("SELECT fanout.heartbeat(%s, '2 s')", self.name)
+        except psycopg.Error as error:
+            if error.diag.sqlstate != "FO002":
+                raise
 
     def extend(self, lease):
         def action():
@@ -228,7 +271,7 @@ class Worker(Actor):
         if way < 0.04:
             self.stalled.append((time.monotonic() + self.random.uniform(0.5, 2.5), lease, task))
         elif way < 0.044:
-            os._exit(1)
+            os._exit(DIES)
         elif way < 0.6:
             self.end(lease, task, "complete", "SELECT fanout.complete(%s::bigint, '1')")
         elif way < 0.72:
@@ -262,12 +305,39 @@ class Worker(Actor):
                 self.log("not ended", lease=lease)
         self.try_under(lease, action)
 
+    def end_together(self, rows):
+        """All of them in one call; returns what was claimed in their place."""
+        leases, given = [row[0] for row in rows], []
+        how, call = self.random.choice([("complete", "complete(%s::bigint[])"), ("fail", "fail(%s::bigint[], 'x', retry_in => '10 ms')"),
+                                        ("release", "release(%s::bigint[], '10 ms')"), ("complete", None)])
+        self.execute("BEGIN")
+        before = self.value(NOW)
+        if call:
+            did = self.column(f"SELECT fanout.{call}", leases)
+        else:
+            for lease in leases:
+                self.log("ending", lease=lease, at=before, sure=False)
+            given = self.claim("complete_and_dequeue(%s::bigint[], NULL, %s, %s, max_tasks => 5)", leases, self.random.choice([*QUEUES]), self.name)
+            did = self.column("SELECT lease FROM fanout.outcome WHERE lease = ANY (%s)", leases)
+        at = self.value(NOW) if call else before
+        for lease in did:
+            self.log("ending", lease=lease, at=at, sure=call is not None)
+        self.execute("COMMIT")
+        for lease, task, _ in rows:
+            if lease in did:
+                self.log("ended", lease=lease, how=how, did=True, before=before)
+                self.old.append((lease, task, how))
+            else:
+                self.log("lost", lease=lease)
+        self.log("kept", leases=[row[0] for row in given])
+        return given
+
     def complete_and_dequeue(self, lease, task):
         # the new claim may have the old one's permit, so the old one ends before it
         def action():
             before = self.value(NOW)
             self.log("ending", lease=lease, at=before, sure=False)
-            rows = self.claim("SELECT lease, task, checkpoints FROM fanout.complete_and_dequeue(%s::bigint, '2', %s, %s, max_tasks => 2)",
+            rows = self.claim("complete_and_dequeue(%s::bigint, '2', %s, %s, max_tasks => 2)",
                               lease, self.random.choice([*QUEUES]), self.name)
             self.execute("COMMIT")
             self.log("ended", lease=lease, how="complete", did=True, before=before)
@@ -284,8 +354,8 @@ class Worker(Actor):
         except psycopg.Error as error:
             if error.diag.sqlstate != "FO001":
                 raise
-            # nothing tells of one that is retired
-            if how == "complete" and self.execute("SELECT FROM fanout.task WHERE id = %s", task):
+            # nothing tells of one that is removed, or whose queue is
+            if how == "complete" and self.execute("SELECT 1 FROM fanout.task t JOIN fanout.queue q ON q.id = t.queue WHERE t.id = %s", task):
                 self.log("violation", text=f"lease {lease} of task {task} has completed it, and cannot say so again")
 
 
@@ -295,12 +365,15 @@ class Enqueuer(Actor):
         self.growing = []           # batches that are not sealed
 
     def step(self):
-        queue = self.random.choice([*QUEUES])
-        if sum(self.execute("SELECT coalesce(ready + scheduled, 0) FROM fanout.queues WHERE queue = %s", queue)[0]) > BACKLOG:
+        queue = self.random.choice([*QUEUES, DROPPED])
+        if self.column("SELECT coalesce(ready + scheduled, 0) FROM fanout.queues WHERE queue = %s", queue) > [BACKLOG]:
             time.sleep(0.02)
             return
         commits = self.chance(0.85)
-        way = self.random.choice([self.many, self.many, self.many, self.single, self.single, self.keyed, self.fan_out, self.grow])
+        ways = [self.many, self.many, self.many, self.single, self.single]
+        if queue != DROPPED:
+            ways += [self.keyed, self.debounce, self.fan_out, self.grow]
+        way, self.bounced = self.random.choice(ways), None
         self.execute("BEGIN")
         if self.chance(0.2):
             self.execute("SAVEPOINT s")
@@ -310,7 +383,7 @@ class Enqueuer(Actor):
         tasks = way(queue)
         self.log("enqueuing", tasks=tasks)
         self.end_transaction(commits)
-        self.log("enqueued" if commits else "never", tasks=tasks)
+        self.log("enqueued" if commits else "never", tasks=tasks, at=time.time_ns() // 1000, bounced=self.bounced)
         time.sleep(self.random.random() * 0.01)
 
     def options(self):
@@ -319,10 +392,11 @@ class Enqueuer(Actor):
 
     def many(self, queue, count=None, batch=None):
         count = count or self.random.choice([1, 3, 10, 40])
+        group = self.random.choice([None, None, "g0", "g1"])
         return self.column(
             "SELECT task FROM fanout.enqueue_many(%s, 'x', array_fill('1'::jsonb, ARRAY[%s::int]), priority => %s, cost => %s, delay => %s,"
-            " max_attempts => 4, partition_keys => %s, batch => %s)",
-            queue, count, *self.options(), [self.random.choice(PARTITIONS) for _ in range(count)], batch)
+            " max_attempts => 4, partition_keys => %s, fair_group => %s, batch => %s)",
+            queue, count, *self.options(), [self.random.choice([key for key in PARTITIONS if key or not group]) for _ in range(count)], group, batch)
 
     def single(self, queue):
         priority, cost, delay = self.options()
@@ -342,12 +416,22 @@ class Enqueuer(Actor):
 
     def keyed(self, queue):
         """Only a task that is new is ours: what holds the key may be anybody's."""
-        unique = self.chance(0.5)
-        way = self.random.choice(["return", "reject"] if unique else ["replace", "supersede"])
-        task = self.value("SELECT fanout.enqueue(%s, 'x', '1', key => %s, on_conflict => %s, partition_key => %s, max_attempts => 4)", queue,
-                          self.random.choice(UNIQUE_KEYS if unique else OTHER_KEYS), way, self.random.choice(PARTITIONS))
+        keys, ways, held = self.random.choice([(UNIQUE_KEYS, ["return", "reject"], None), (THROTTLES, ["return", "reject"], THROTTLED),
+                                               (OTHER_KEYS, ["replace", "supersede"], None)])
+        way = self.random.choice(ways)
+        task = self.value("SELECT fanout.enqueue(%s, 'x', '1', key => %s, on_conflict => %s, key_ttl => %s, partition_key => %s, max_attempts => 4)",
+                          queue, self.random.choice(keys), way, held, self.random.choice(PARTITIONS))
         ours = way != "replace" and self.value("SELECT xmin = pg_current_xact_id()::xid FROM fanout.task WHERE id = %s", task)
         return [task] if ours else []
+
+    def debounce(self, queue):
+        """The args say which call it was."""
+        key, call = self.random.choice([*BOUNCES]), time.time_ns()
+        before = self.value(NOW)
+        task = self.value("SELECT fanout.debounce(%s, 'bounce', %s, %s, %s * interval '1 us', %s, priority => -5, max_attempts => 4)",
+                          queue, key, str(call), DEBOUNCED, BOUNCES[key])
+        self.bounced = {"task": task, "call": call, "before": before, "waits": BOUNCES[key] is None}
+        return []
 
     def fan_out(self, queue):
         join = self.random.choice(["all", "any", "n", "fail_fast"])
@@ -384,19 +468,37 @@ class Enqueuer(Actor):
 
 class Meddler(Actor):
     def step(self):
-        self.random.choice([self.alter, self.alter, self.set_partition, self.pause, self.resume, self.cancel, self.cancel_matching,
-                            self.retry, self.purge, self.change, self.change, self.look])()
+        self.random.choice([self.alter, self.alter, self.retain, self.set_partition, self.limit_partition, self.hold, self.hold, self.replace_queue, self.pause, self.resume, self.cancel, self.cancel_matching,
+                            self.retry, self.purge, self.alter_tasks, self.alter_tasks, self.look])()
         time.sleep(self.random.random() * 0.05)
 
     def alter(self):
-        """The limits of the queue that changes, with the time before and after."""
-        limit, each = self.random.choice([1, 2, 4, 8]), self.random.choice([1, 2, 3])
-        self.log("limit", queue="changing", limit=limit, each=each, at=self.value(NOW))
+        """The limits of the queue that changes."""
+        limits = self.random.choice([1, 2, 4, 8]), self.random.choice([1, 2, 3])
+        self.change("limits", limits, "SELECT fanout.alter_queue('changing', concurrency => %s, partition_concurrency => %s)", *limits)
+
+    def retain(self):
+        queue, retention = self.random.choice(RETAINED), self.random.choice([*RETENTIONS])
+        self.change(f"retention {queue}", RETENTIONS[retention], "SELECT fanout.alter_queue(%s, retention => %s, unset => %s)",
+                    queue, retention, [] if retention else ["retention"])
+
+    def limit_partition(self):
+        (queue, key), limit = self.random.choice(LIMITED), self.random.choice([1, 3, None])
+        self.change(f"partition {queue} {key}", limit, "SELECT fanout.set_partition(%s, %s, concurrency => %s, unset => %s)",
+                    queue, key, limit, [] if limit else ["concurrency"])
+
+    def hold(self):
+        queue, key = self.random.choice([*QUEUES]), self.random.choice([None, "k0", "k1"])
+        until = self.value(NOW) + self.random.choice([0, 100_000, 500_000])
+        self.change(f"hold {queue} {key}", until, "SELECT fanout.backpressure(%s, to_timestamp(%s / 1e6::float8), %s)", queue, until, key)
+
+    def replace_queue(self):
         self.execute("BEGIN")
-        self.execute("SELECT fanout.alter_queue('changing', concurrency => %s, partition_concurrency => %s)", limit, each)
-        committed = self.chance(0.8)
-        self.end_transaction(committed)
-        self.log("limited", at=self.value(NOW), committed=committed)
+        if self.execute("SELECT 1 FROM fanout.queues WHERE queue = %s", DROPPED):
+            self.execute("SELECT fanout.drop_queue(%s, force => true)", DROPPED)
+        if self.chance(0.8):
+            self.execute("SELECT fanout.create_queue(%s, lease => '1500 ms', max_attempts => 4, concurrency => 3, partition_concurrency => 2)", DROPPED)
+        self.end_transaction(self.chance(0.9))
 
     def set_partition(self):
         queue, key = self.random.choice([*QUEUES]), self.random.choice(PARTITIONS[1:])
@@ -443,7 +545,7 @@ class Meddler(Actor):
     def retry(self):
         self.sometimes("SELECT fanout.retry(%s::bigint[])", self.tasks(["failed", "cancelled"]))
 
-    def change(self):
+    def alter_tasks(self):
         tasks = self.tasks(["ready", "scheduled"])
         way = self.random.randrange(3)
         if way == 0:
@@ -486,8 +588,16 @@ class Watcher(Actor):
             self.watch_batch(batch)
         time.sleep(0.05 + 5 * (time.monotonic() - begin))
 
+    def look_at_counts(self, batch):
+        total, ended, parts, rows = self.execute(
+            "SELECT p.total, p.succeeded + p.failed + p.cancelled + p.gone, p.scheduled + p.ready + p.running, c.n"
+            " FROM fanout.progress(%s::bigint) p, (SELECT count(*) AS n FROM fanout.collect(%s::bigint, '0')) c", batch, batch)[0]
+        if total != ended + parts or rows < total:
+            self.log("violation", text=f"batch {batch} has {total} tasks, {ended} ended, {parts} not, and is collected as {rows}")
+
     def watch_batch(self, batch):
         try:
+            self.look_at_counts(batch)
             if not self.value("SELECT fanout.wait(%s::bigint, '200 ms')", batch):
                 return
         except psycopg.errors.UndefinedObject:

@@ -6,15 +6,18 @@
 The server's data are in DIRECTORY/data, with the extension in an empty database. Prints a line "ok" or "not ok" for each
 thing it looks at. If the server has a short retention, what is retired is looked at as well.
 """
+import collections
+import json
 import os
 import random
+import re
 import subprocess
 import sys
 import time
 
 import psycopg
 
-from actors import QUEUES, RATES
+from actors import DIES, DROPPED, NOW, QUEUES, RATES, RETAINED, THROTTLED
 from check import Logs
 from servers import PATIENCE, Server
 
@@ -23,18 +26,42 @@ ACTORS = {"enqueue": 2, "worker": 6, "meddle": 1, "watch": 1}
 FIRST_STOP = 3.0                    # seconds
 BETWEEN_STOPS = (2.5, 4.5)          # longer than the windows of rates: several crashes in one forget more, see README
 
+FAILURE = re.compile(r"\] pg_fanout (?:keeper|launcher) (\w{5}) (?:ERROR|FATAL|PANIC):")
+PROVOKED = ("57P01", "57P02", "57014", "P0001", "53100")    # terminated, cancelled, and the errors that are planted
 
-# What is retired is copied in the transaction that does so; "every" has that and what is there
+# What is removed is copied in the transaction that does so; "every" has that and what is there. A task is gone once
+# its segment has given it up, or it is deleted: that was decided between the begin of a transaction and a time.
 ARCHIVE = """
 CREATE SCHEMA archive;
 CREATE SCHEMA every;
+CREATE TABLE archive.gone (task bigint PRIMARY KEY, since timestamptz, at timestamptz);
 CREATE FUNCTION archive.keep() RETURNS trigger LANGUAGE plpgsql AS $$
 DECLARE
     kind text;
 BEGIN
+    PERFORM archive.give_up(TG_ARGV[0]);
     FOREACH kind IN ARRAY '{task,attempt,checkpoint,outcome}'::text[] LOOP
         EXECUTE format('INSERT INTO archive.%1$s SELECT * FROM fanout.%1$s_%2$s', kind, TG_ARGV[0]);
     END LOOP;
+    RETURN NULL;
+END $$;
+CREATE FUNCTION archive.give_up(slot text) RETURNS void LANGUAGE plpgsql AS $$
+BEGIN
+    EXECUTE format('INSERT INTO archive.gone SELECT id, now(), clock_timestamp() FROM fanout.task_%1$s ON CONFLICT DO NOTHING', slot);
+END $$;
+CREATE FUNCTION archive.keep_emptied() RETURNS trigger LANGUAGE plpgsql AS $$
+BEGIN
+    PERFORM archive.give_up(NEW.slot::text);
+    RETURN NULL;
+END $$;
+CREATE TRIGGER keep AFTER UPDATE ON fanout.segment FOR EACH ROW WHEN (NEW.first_task IS NULL) EXECUTE FUNCTION archive.keep_emptied();
+-- rows of tasks that are there were moved, or tasks have another life
+CREATE FUNCTION archive.keep_deleted() RETURNS trigger LANGUAGE plpgsql AS $$
+BEGIN
+    EXECUTE format('INSERT INTO archive.%1$s SELECT r.* FROM removed r WHERE NOT EXISTS (SELECT FROM fanout.task t WHERE t.id = r.%2$s)', TG_ARGV[0], TG_ARGV[1]);
+    IF TG_ARGV[0] = 'task' THEN
+        INSERT INTO archive.gone SELECT r.id, now(), clock_timestamp() FROM removed r WHERE NOT EXISTS (SELECT FROM fanout.task t WHERE t.id = r.id);
+    END IF;
     RETURN NULL;
 END $$;
 DO $$
@@ -46,6 +73,10 @@ BEGIN
         EXECUTE format('CREATE VIEW every.%1$s AS SELECT * FROM fanout.%1$s UNION ALL SELECT * FROM archive.%1$s', kind);
     END LOOP;
     FOR slot IN 1 .. 4 LOOP
+        FOREACH kind IN ARRAY '{task,attempt,checkpoint,outcome}'::text[] LOOP
+            EXECUTE format('CREATE TRIGGER keep_deleted AFTER DELETE ON fanout.%1$s_%2$s REFERENCING OLD TABLE AS removed FOR EACH STATEMENT'
+                           ' EXECUTE FUNCTION archive.keep_deleted(%1$s, %3$s)', kind, slot, CASE kind WHEN 'task' THEN 'id' ELSE 'task' END);
+        END LOOP;
         EXECUTE format('CREATE TRIGGER keep BEFORE TRUNCATE ON fanout.task_%1$s FOR EACH STATEMENT EXECUTE FUNCTION archive.keep(%1$s)', slot);
     END LOOP;
 END $$;
@@ -69,7 +100,7 @@ class Chaos:
 
     def look_for_rows(self, what, query):
         """There should be none, or soon be none: the keeper may have something to do."""
-        give_up = time.monotonic() + 10
+        give_up = time.monotonic() + PATIENCE
         while (wrong := self.query(query + " LIMIT 5")) and time.monotonic() < give_up:
             time.sleep(0.2)
         self.look(what, not wrong, wrong)
@@ -90,6 +121,8 @@ class Chaos:
     def replace_dead(self):
         for name, (kind, process) in [*self.actors.items()]:
             if process.poll() is not None:
+                if process.returncode != DIES:
+                    self.look("actors end only when they are to", False, f"{name}: {process.returncode}")
                 del self.actors[name]
                 self.start(kind)
 
@@ -129,6 +162,9 @@ class Chaos:
 
     def set_up(self):
         self.query(ARCHIVE)
+        seconds = dict(self.query("SELECT name, setting::int FROM pg_settings WHERE name ~ '^pg_fanout' AND vartype = 'integer'"))
+        self.retention = seconds["pg_fanout.retention"] * 1_000_000 if seconds["pg_fanout.retention"] >= 0 else float("inf")
+        self.keep_failed = seconds["pg_fanout.keep_failed"] * 1_000_000
         for queue, settings in QUEUES.items():
             names = "".join(f", {name} => %s" for name in settings)
             self.query(f"SELECT fanout.create_queue(%s, lease => '1500 ms', max_attempts => 4{names})", queue, *settings.values())
@@ -152,13 +188,20 @@ class Chaos:
             self.replace_dead()
         self.stop_actors()
         self.server.clear_points()
+        self.query("SELECT fanout.drop_queue(queue, force => true) FROM fanout.queues WHERE queue = %s", DROPPED)
         self.keep_all()
 
     def keep_all(self):
         """What comes is about what is there, which had better stay."""
-        self.counts["retired"] = self.query("SELECT count(*) FROM archive.task")[0][0]
+        self.counts["removed"] = self.query("SELECT count(*) FROM archive.gone")[0][0]
         self.query("ALTER SYSTEM SET pg_fanout.retention = -1")
         self.query("SELECT pg_reload_conf()")
+        with open(f"{self.directory}/logs/chaos.log", "w") as log:
+            for event in "changing", "changed":
+                at, t = self.query(NOW)[0][0], time.monotonic_ns()
+                for queue in RETAINED:
+                    log.write(json.dumps({"event": event, "t": t, "setting": f"retention {queue}", "value": None, "at": at, "committed": True}) + "\n")
+                self.query("SELECT fanout.alter_queue(queue, unset => '{retention}') FROM fanout.queues")
 
     # -- what is there when nobody works
 
@@ -172,8 +215,18 @@ class Chaos:
                            " WHERE running > 0 OR weight <> 1 OR paused ORDER BY 1, 2"),
                 self.query("SELECT worker, leases, queues FROM fanout.workers ORDER BY 1"))
 
+    def wait_for_keeper(self):
+        """One that has failed comes back after some seconds; meanwhile nothing changes, nor is it journaled."""
+        give_up = time.monotonic() + PATIENCE
+        while time.monotonic() < give_up:
+            if self.query("SELECT keeper_pid IS NOT NULL AND failed_in_a_row = 0 AND journal_lag = 0 FROM fanout.stats") == [(True,)]:
+                return
+            time.sleep(0.1)
+        self.look("a keeper is at work", False)
+
     def quiet_snapshot(self):
         """Once nothing changes any more: deadlines have passed, and what was cancelled while it ran has ended."""
+        self.wait_for_keeper()
         give_up = time.monotonic() + PATIENCE
         snapshot = self.snapshot()
         while time.monotonic() < give_up:
@@ -220,13 +273,28 @@ class Chaos:
         durable = {row[0] for row in self.query("SELECT lease FROM every.attempt UNION SELECT lease FROM every.outcome UNION SELECT lease FROM every.checkpoint")}
         logs.check_leases(durable)
         logs.check_steps({(task, step): value for task, step, value in self.query("SELECT task, step, value FROM every.checkpoint")})
+        logs.check_debounced()
+        logs.check_holds()
         logs.check_deadlines({row[0] for row in self.query("SELECT task FROM every.attempt WHERE event = 'n'")})
         used = logs.check_limits()
         lost = [lease.lease for lease in logs.leases.values() if lease.kept and lease.queue == "synchronous" and lease.lease not in durable]
         self.look("synchronous claims are on disk", not lost, lost[:5])
-        self.look("there was something to look at", len(logs.leases) > 2 * self.seconds, f"{len(logs.leases)} claims in {self.seconds} s")
-        self.look("limits, rates, leases, steps, deadlines and joins, by what the actors wrote down", not logs.wrong, f"{len(logs.wrong)}: {logs.wrong[:5]}")
+        self.look("there was something to look at", len(logs.leases) > 2 * self.seconds and (self.counts["removed"] > 0 or self.seconds < 30),
+                  f"{len(logs.leases)} claims in {self.seconds} s, {self.counts['removed']} tasks removed")
+        self.look("limits, rates, leases, steps, deadlines, debounce, backpressure and joins, by what the actors wrote down", not logs.wrong, f"{len(logs.wrong)}: {logs.wrong[:5]}")
         return used
+
+    def removed(self):
+        gone = self.query("SELECT g.task, q.name, t.batch, o.status, (extract(epoch FROM o.finished_at) * 1000000)::bigint,"
+                          " (extract(epoch FROM t.key_until) * 1000000)::bigint, (extract(epoch FROM g.since) * 1000000)::bigint,"
+                          " (extract(epoch FROM g.at) * 1000000)::bigint FROM archive.gone g JOIN every.task t ON t.id = g.task"
+                          " JOIN fanout.queue q ON q.id = t.queue LEFT JOIN every.outcome o ON o.task = t.id")
+        ends = collections.defaultdict(dict)
+        for batch, task, queue, ended in self.query(
+                "SELECT t.batch, t.id, q.name, (extract(epoch FROM o.finished_at) * 1000000)::bigint FROM every.task t"
+                " JOIN fanout.queue q ON q.id = t.queue LEFT JOIN every.outcome o ON o.task = t.id WHERE t.batch IS NOT NULL"):
+            ends[batch][task] = queue, ended
+        return gone, ends
 
     def look_at_end(self, logs):
         for what, query in (
@@ -239,27 +307,58 @@ class Chaos:
                 ("nor a place in the pools", "SELECT * FROM fanout.status() WHERE item IN ('tasks in memory', 'leases in memory', 'workers in memory', 'journal lag') AND value !~ '^0'"),
                 ("nobody waits", "SELECT queue, waiting_workers FROM fanout.queues WHERE waiting_workers <> 0"),
                 ("all batches have ended", "SELECT batch FROM fanout.batches WHERE NOT fanout.wait(batch, '10 s')"),
-                ("and are collected whole", "SELECT b.batch, b.tasks, c.* FROM fanout.batches b,"
-                 " LATERAL (SELECT count(*) AS n, count(*) FILTER (WHERE status IN ('succeeded', 'failed', 'cancelled')) AS ended, max(ordinal) AS last,"
-                 " string_agg(task || ' ' || status, ', ') FILTER (WHERE status NOT IN ('succeeded', 'failed', 'cancelled')) AS others"
-                 " FROM fanout.collect(b.batch, '0')) c WHERE NOT EXISTS (SELECT FROM fanout.batch_part p JOIN fanout.removed r ON p.first_task < r.below WHERE p.batch = b.batch) AND (b.tasks <> c.n OR c.ended <> c.n OR c.last <> c.n)"),
-                ("no task is both here and retired", "SELECT id FROM archive.task JOIN fanout.task USING (id)"),
-                ("what is retired is so whole", "SELECT a.what, a.task, t.tableoid::regclass FROM fanout.task t JOIN (SELECT 'outcome' AS what, task FROM archive.outcome"
-                 " UNION ALL SELECT 'checkpoint', task FROM archive.checkpoint UNION ALL SELECT 'attempt', task FROM archive.attempt) a ON a.task = t.id"),
+                ("and are collected whole, but for what is gone", "SELECT b.batch, b.tasks, c.*, a.gone FROM fanout.batches b,"
+                 " LATERAL (SELECT count(*) AS n, count(*) FILTER (WHERE status IN ('succeeded', 'failed', 'cancelled', 'gone')) AS ended, max(ordinal) AS last,"
+                 " array_agg(task ORDER BY task) FILTER (WHERE status = 'gone') AS gone FROM fanout.collect(b.batch, '0')) c,"
+                 " LATERAL (SELECT array_agg(id ORDER BY id) AS gone FROM archive.task WHERE batch = b.batch) a"
+                 " WHERE b.tasks <> c.n OR c.ended <> c.n OR c.last <> c.n OR c.gone IS DISTINCT FROM a.gone"),
+                ("their counts agree with that", "SELECT b.batch, p.* FROM fanout.batches b, LATERAL (SELECT * FROM fanout.progress(b.batch)) p"
+                 " WHERE (p.total, p.gone) <> (b.tasks, (SELECT count(*) FROM archive.task WHERE batch = b.batch))"
+                 " OR p.succeeded + p.failed + p.cancelled + p.gone <> p.total OR NOT p.ended"),
+                ("no batch is removed before its tasks", "SELECT t.id, t.batch FROM fanout.task t WHERE NOT EXISTS (SELECT FROM fanout.batch b WHERE b.id = t.batch) AND t.batch IS NOT NULL"),
+                ("no task is both here and removed", "SELECT id FROM archive.task JOIN fanout.task USING (id)"),
+                ("what is removed is so whole", "SELECT a.what, a.task, t.tableoid::regclass FROM fanout.task t JOIN (SELECT 'outcome' AS what, task FROM archive.outcome"
+                 " UNION ALL SELECT 'checkpoint', task FROM archive.checkpoint UNION ALL SELECT 'attempt', task FROM archive.attempt) a ON a.task = t.id"
+                 " UNION ALL SELECT h.what, h.task, h.at FROM archive.task t JOIN (SELECT 'outcome' AS what, task, tableoid::regclass AS at FROM fanout.outcome"
+                 " UNION ALL SELECT 'checkpoint', task, tableoid::regclass FROM fanout.checkpoint UNION ALL SELECT 'attempt', task, tableoid::regclass FROM fanout.attempt) h ON h.task = t.id"),
+                ("a key is held for its time", f"SELECT id, key FROM (SELECT id, key, key_until, lag(key_until) OVER (PARTITION BY queue, key ORDER BY id) AS held_until"
+                 f" FROM every.task WHERE key ^@ 'throttle') t WHERE held_until > key_until - interval '{THROTTLED}'"),
                 ("the keeper has noted the ends of joins", "SELECT batch FROM fanout.batches WHERE \"join\" <> 'all' AND ended_at IS NULL AND tasks > 0")):
             self.look_for_rows(what, query)
+        wrong = logs.check_retention(*self.removed(), self.retention, self.keep_failed)
+        self.look("what was removed had its time", not wrong, f"{len(wrong)}: {wrong[:5]}")
         there = {row[0] for row in self.query("SELECT id FROM every.task")}
-        self.look("no task is lost", not (lost := logs.enqueued - there), sorted(lost)[:5])
+        self.look("no task is lost", not (lost := set(logs.enqueued) - there), sorted(lost)[:5])
         self.look("none is there that was rolled back", not (extra := logs.never & there), sorted(extra)[:5])
         succeeded = dict(self.query("SELECT task, lease FROM every.outcome WHERE status = 's'"))
         wrong = [(task, leases) for task, leases in logs.completed.items() if succeeded.get(task) not in leases]
         self.look("what a worker was told is completed is so, by its lease", not wrong, wrong[:5])
 
+    def look_at_backlog(self):
+        """An empty queue takes as many as its limit on the backlog says."""
+        limits, wrong = QUEUES["bounded"], []
+        with self.server.connect() as connection:
+            for what, key, limit in ("queue", None, limits["max_backlog"]), ("partition", "k0", limits["partition_max_backlog"]):
+                for count in limit, limit + 1:
+                    state = None
+                    connection.execute("BEGIN")
+                    try:
+                        connection.execute("SELECT fanout.enqueue_many('bounded', 'x', array_fill('1'::jsonb, ARRAY[%s::int]), partition_key => %s)", (count, key))
+                    except psycopg.Error as error:
+                        state = error.diag.sqlstate
+                    connection.execute("ROLLBACK")
+                    if state != (None if count == limit else "FO003"):
+                        wrong.append(f"the {what} is empty, and to {count} of {limit} it says {state}")
+        self.look("an empty queue and an empty partition take as many as they may, and no more", not wrong, wrong)
+
     def memory(self):
         return self.query("SELECT item, value FROM fanout.status() WHERE item ~ 'in memory$' ORDER BY item")
 
     def look_at_empty_memory(self):
-        """Rate limits are gone, so only what has settings has a place."""
+        """Rate limits are gone, and settings of partitions go now, so nothing has a place any more."""
+        self.query("SELECT fanout.set_partition(queue, key, weight => 1, unset => '{concurrency}'), fanout.backpressure(queue, now(), key)"
+                   " FROM (SELECT q.name AS queue, p.key FROM fanout.partition p JOIN fanout.queue q ON q.id = p.queue) s")
+        self.look_for_rows("memory is empty", "SELECT * FROM fanout.status() WHERE item ~ 'in memory$' AND value !~ '^0'")
         before = self.memory()
         self.server.restart()
         self.look("memory is as empty as a rebuild makes it", before == (after := self.memory()), f"before {before}, after {after}")
@@ -273,7 +372,10 @@ class Chaos:
         wanted = ("pg_fanout violation", "PANIC:", "TRAP:", "terminated by signal 11", "terminated by signal 6", "duplicate key", "XX000")
         with open(f"{self.directory}/server.log", errors="replace") as file:
             lines = [line.strip() for line in file if any(word in line for word in wanted)]
+            file.seek(0)
+            failures = [line.strip() for line in file if (failure := FAILURE.search(line)) and failure[1] not in PROVOKED]
         self.look("nothing bad in the server's log", not lines, lines[:3])
+        self.look("keeper and launcher have failed of nothing but what was done to them", not failures, f"{len(failures)}: {failures[:3]}")
 
 
 def main():
@@ -291,6 +393,7 @@ def main():
     chaos.drain()
     chaos.look_at_end(logs)
     chaos.look_for_violations()
+    chaos.look_at_backlog()
     chaos.look_at_empty_memory()
     chaos.look_at_log()
     chaos.look("no error but those of lost connections and timeouts", not logs.errors, logs.errors.most_common(5))

@@ -9,7 +9,31 @@ import collections
 import glob
 import json
 
-from actors import PARTITION_RATES, QUEUES, RATES
+from actors import DEBOUNCED, LIMITED, PARTITION_RATES, QUEUES, RATES
+
+
+class History:
+    """What a setting was. Between the times before and after its transaction a change may be there or not."""
+    def __init__(self, value):
+        self.times, self.possible = [0], [{value}]
+        self.changing = None        # what was possible before, and the value that it is changed to
+
+    def add(self, at, possible):
+        self.times.append(at)
+        self.possible.append(possible)
+
+    def begin(self, at, value):
+        before = self.possible[-1]
+        self.changing = before, value
+        self.add(at, before | {value})      # and stays so, should nobody know how it ended
+
+    def end(self, at, committed):
+        before, value = self.changing
+        self.add(at, {value} if committed else before)
+
+    def values(self, begin, end):
+        """All that it may have been at any moment from begin to end."""
+        return set().union(*self.possible[max(bisect.bisect_left(self.times, begin) - 1, 0):bisect.bisect(self.times, end)])
 
 
 class Lease:
@@ -26,10 +50,13 @@ class Logs:
         self.stops = stops
         self.leases, self.wrong = {}, []
         self.of_task = collections.defaultdict(list)
-        self.enqueued, self.never, self.completed = set(), set(), collections.defaultdict(list)
+        self.enqueued, self.never, self.completed = {}, set(), collections.defaultdict(list)     # when it was known that they are there
         self.deadlines, self.children = {}, {}
         self.steps = {}             # by task and step: value, and when its commit was known
-        self.limits, self.errors = [], collections.Counter()
+        self.changes, self.settings = [], collections.defaultdict(lambda: History(None))
+        self.settings["limits"] = History((QUEUES["changing"]["concurrency"], QUEUES["changing"]["partition_concurrency"]))
+        self.bounces = collections.defaultdict(list)    # calls of debounce that are known to be committed, by task
+        self.errors = collections.Counter()
         self.counts = collections.Counter()
         self.steps_given = []       # by claims: (when it began, task, checkpoints)
         for name in sorted(glob.glob(f"{directory}/*.log")):
@@ -37,11 +64,10 @@ class Logs:
                 for line in file:
                     if line.endswith("\n"):     # who was killed may have left half a line
                         self.read(json.loads(line))
-        if self.limits and self.limits[-1][1] is None:
-            self.limits[-1][1] = float("inf")
+        self.read_changes()
         for lease in self.leases.values():
             if not lease.open_end:              # as far as we know nobody has ended it: it was there until then at least
-                lease.end = min([lease.until, lease.end, *(max(begin, lease.at) for begin, end in stops if end > lease.at)])
+                lease.end = min([lease.at if lease.bound else lease.until, lease.end, *(max(begin, lease.at) for begin, end in stops if end > lease.at)])
             self.of_task[lease.task].append(lease)
 
     def read(self, line):
@@ -70,26 +96,35 @@ class Logs:
         elif event == "stepped":
             self.read_step(self.leases[line["lease"]], line)
         elif event == "spawned":
-            self.enqueued.add(line["child"])
+            self.enqueued.update((task, min(line["at"], self.enqueued.get(task, line["at"]))) for task in line["tasks"])
             self.leases[line["lease"]].done.append((0, "spawned"))
-            if self.children.setdefault(line["task"], line["child"]) != line["child"]:
-                self.wrong.append(f"task {line['task']} has two children of one step: {self.children[line['task']]}, {line['child']}")
+            step, made = line["made"]
+            if self.children.setdefault((line["task"], step), made) != made:
+                self.wrong.append(f"task {line['task']} has made two {step}: {self.children[line['task'], step]}, {made}")
         elif event == "deadline":
             self.deadlines[line["task"]] = line["at"]
         elif event == "enqueued":
-            self.enqueued.update(line["tasks"])
+            self.enqueued.update(dict.fromkeys(line["tasks"], line["at"]))
+            if line["bounced"]:
+                self.bounces[line["bounced"]["task"]].append({**line["bounced"], "at": line["at"]})
         elif event == "never":
             self.never.update(line["tasks"])
-        elif event == "limit":
-            if self.limits and self.limits[-1][1] is None:
-                self.limits[-1][1] = line["at"]     # nobody knows how that one ended
-            self.limits.append([line["at"], None, (line["limit"], line["each"]), None])
-        elif event == "limited":
-            self.limits[-1][1], self.limits[-1][3] = line["at"], line["committed"]
+        elif event in ("changing", "changed"):
+            self.changes.append((line["t"], event, line))
         elif event == "violation":
             self.wrong.append(line["text"])
         elif event == "error":
             self.errors[line["sqlstate"], line["text"].split("\n")[0]] += 1
+
+    def read_changes(self):
+        """In their order: one changes settings at a time."""
+        for _, event, line in sorted(self.changes, key=lambda change: change[0]):
+            history = self.settings[line["setting"]]
+            if event == "changing":
+                value = line["value"]
+                history.begin(line["at"], tuple(value) if isinstance(value, list) else value)
+            else:
+                history.end(line["at"], line["committed"])
 
     def read_end(self, lease, line):
         lease.open_end = True
@@ -151,33 +186,81 @@ class Logs:
             if leases and task not in renewed and (first := min(leases, key=lambda lease: lease.at)).at > deadline:
                 self.wrong.append(f"task {task} has started at {first.at}, its deadline was {deadline}")
 
+    def check_debounced(self):
+        """What starts has the args of the last call, and has waited since it; until it is known to have started for good."""
+        for task, calls in self.bounces.items():
+            at = {call["call"]: call["at"] for call in calls}
+            for lease in self.of_task.get(task, []):
+                for call in calls:
+                    if lease.at > call["at"] and call["before"] > at.get(lease.bounce, float("inf")):
+                        self.wrong.append(f"task {task} has started at {lease.at} with the args of call {lease.bounce}, after call {call['call']}")
+                    if call["at"] < lease.at < call["before"] + DEBOUNCED and call["waits"]:
+                        self.wrong.append(f"task {task} has started at {lease.at}, with a call at {call['before']}")
+                if lease.kept:
+                    break
+
+    def check_holds(self):
+        """Starts in a time for which backpressure held them up."""
+        for lease in self.leases.values():
+            for setting in f"hold {lease.queue} None", f"hold {lease.queue} {lease.key}":
+                until = min(value or 0 for value in self.settings[setting].values(lease.at, lease.at))
+                if lease.at < until - 1:
+                    self.wrong.append(f"task {lease.task} of {lease.queue}, {lease.key} has started at {lease.at}, and was held until {until}")
+
+    # -- retention
+
+    def kept_for(self, queue, since, at, retention):
+        """How long what ended had to stay at least, going by what was set between these times; retention is that of all queues."""
+        window = {name: max([*RATES.get(name, {}), *PARTITION_RATES.get(name, {})], default=0) for name in QUEUES}
+        everywhere = max(retention, *window.values())
+        return min(everywhere if own is None else min(max(own, window[queue]), everywhere)
+                   for own in self.settings[f"retention {queue}"].values(since, at))
+
+    def check_retention(self, gone, ends, retention, keep_failed):
+        """gone: rows of archive.gone and what they were; ends: by batch, the queue of each task, and when it ended."""
+        wrong = []
+        for task, queue, batch, status, finished_at, key_until, since, at in gone:
+            if status is None:
+                wrong.append(f"task {task} of {queue} was removed at {at}, unfinished")
+                continue
+            kept_for = self.kept_for(queue, since, at, retention)
+            if finished_at > at - (max(kept_for, keep_failed) if status == "f" else kept_for):
+                wrong.append(f"task {task} of {queue} ({status}) was removed at {at}, ended at {finished_at}, and was to stay {kept_for}")
+            if key_until is not None and key_until > at:
+                wrong.append(f"task {task} of {queue} was removed at {at}, and had its key until {key_until}")
+            others = [(other, queue, ended) for other, (queue, ended) in ends.get(batch, {}).items() if self.enqueued.get(other, since) < since]
+            kept_for = min([kept_for, *(self.kept_for(name, since, at, retention) for name in {name for _, name, _ in others})])
+            for other, _, ended in others:
+                if ended is None or ended > at - kept_for:
+                    wrong.append(f"task {task} of {queue} was removed at {at}, and task {other} of its batch {batch} ended at {ended}, to stay {kept_for}")
+                    break
+        return wrong
+
     # -- concurrency
 
-    def limits_of(self, queue, kind):
-        """Times from which on a limit may be in force, and the highest such; None: no limit."""
-        limit = QUEUES[queue].get({"queue": "concurrency", "worker": "worker_concurrency",
-                                   "partition": "partition_concurrency"}[kind])
-        times, possible = [(0, {limit})], {limit}
-        if queue == "changing" and limit is not None:
-            for begin, end, values, committed in self.limits:
-                value = values[0 if kind == "queue" else 1]
-                times.append((begin, possible | {value}))
-                possible = {value} if committed else possible if committed is False else possible | {value}
-                times.append((end, possible))
-        return [time for time, _ in times], [None if limit is None else max(possible) for _, possible in times]
+    def limit_at(self, queue, kind, name, at):
+        """The highest that may be in force; None: no limit."""
+        if kind == "partition" and (queue, name) in LIMITED:
+            common = self.common_limit_at(queue, kind, at)
+            return max(common if own is None else own for own in self.settings[f"partition {queue} {name}"].values(at, at))
+        return self.common_limit_at(queue, kind, at)
+
+    def common_limit_at(self, queue, kind, at):
+        if queue == "changing" and kind != "worker":
+            return max(limits[kind == "partition"] for limits in self.settings["limits"].values(at, at))
+        return QUEUES[queue].get({"queue": "concurrency", "worker": "worker_concurrency", "partition": "partition_concurrency"}[kind])
 
     def check_concurrency(self, kind, group):
         groups, highest = collections.defaultdict(list), collections.Counter()
         for lease in self.leases.values():
-            if (lease.kept or lease.undone) and group(lease) is not None:
+            if (lease.kept or lease.undone) and group(lease) is not None and lease.queue in QUEUES:
                 groups[lease.queue, group(lease)].append(lease)
         for (queue, name), leases in groups.items():
-            times, limits = self.limits_of(queue, kind)
             begins = sorted(lease.at for lease in leases)
             ends = sorted(max(lease.end, lease.at + 1) for lease in leases)
             for at in begins:
                 running = bisect.bisect(begins, at) - bisect.bisect(ends, at)
-                limit = limits[bisect.bisect(times, at) - 1]
+                limit = self.limit_at(queue, kind, name, at)
                 highest[queue] = max(highest[queue], running)
                 if limit is not None and running > limit:
                     self.wrong.append(f"{kind} {name} of {queue}: {running} of {limit} at {at}")
