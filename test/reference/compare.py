@@ -558,7 +558,8 @@ class Comparison:
     def all_lanes_taken(self, queues):
         """Is there no lane for those partitions of the queues that could start something?"""
         used, all_ = self.watch.value("SELECT value FROM fanout.status() WHERE item = 'lanes in memory'").split(" of ")
-        there = {tuple(row) for row in self.watch.execute("SELECT queue, partition_key FROM fanout.partitions")}
+        there = {tuple(row) for row in self.watch.execute(
+            "SELECT queue, partition_key FROM fanout.partitions WHERE ready IS NOT NULL")}
         return used == all_ and all(key is not None and (queue.name, key) not in there
                                     for queue in queues for key in self.reference.look(queue))
 
@@ -668,15 +669,21 @@ class Comparison:
         else:
             self.note(session, "requeue", lease, far, False, False)
 
+    def choice_of_tasks(self, session):
+        """Those that nobody else decides about; or, now and then, that this transaction has enqueued, changed or retried."""
+        kinds = self.kinds(session)
+        tasks = [task for task in self.reference.tasks.values() if task.busy is None or kinds.get(task) in ("enqueue", "change", "retry")]
+        mine = [task for task in tasks if task.busy is session]
+        return mine if mine and self.random.random() < 0.4 else tasks
+
     def cancel(self, session):
-        tasks = [task for task in self.reference.tasks.values() if task.busy is None and
-                 (task.lease is None or task.lease.claimer is None)]
+        tasks = self.choice_of_tasks(session)
         if not tasks:
             return
         if not self.roomy and self.must_stay() > MUST_STAY:
             tasks = [task for task in tasks if task.state in WAITS and (task.leased or task.timed)] or tasks
         task = self.random.choice(tasks)
-        can = task.state in WAITS or (task.state == "running" and not task.cancel_asked)
+        can = task.state in WAITS or task.busy is session or (task.state == "running" and not task.cancel_asked)
         did = self.call_with_memory(session, "cancel", task=task.number)
         if did is None:
             return
@@ -722,10 +729,8 @@ class Comparison:
             self.withdraw(session, "cancel", task)
 
     def change(self, session):
-        """Another priority, time, queue or partition for a task that waits, or that this transaction has enqueued, changed or retried."""
-        kinds = self.kinds(session)
-        tasks = [task for task in self.reference.tasks.values() if (task.busy is None or kinds.get(task) in ("enqueue", "change", "retry")) and
-                 (task.lease is None or task.lease.claimer is None)]
+        """Another priority, time, queue or partition for a task that waits, or is about to."""
+        tasks = self.choice_of_tasks(session)
         if not tasks:
             return
         task = self.random.choice(tasks[-60:])
