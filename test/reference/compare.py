@@ -92,7 +92,7 @@ class Comparison:
                 self.watch.execute(f"SELECT fanout.alter_queue(%s, {setting} => %s)", name, value)
         self.set_rates(self.watch, self.reference.queues["rated"], 1, 400)
         self.operations = {
-            self.enqueue: 14, self.enqueue_many: 4, self.enqueue_key: 8, self.dequeue: 30, self.complete: 16, self.fail: 7, self.release: 5,
+            self.enqueue: 14, self.enqueue_many: 4, self.enqueue_key: 8, self.dequeue: 30, self.complete: 13, self.complete_many: 2, self.fail: 7, self.release: 5,
             self.complete_and_dequeue: 6, self.cancel: 6, self.retry: 5, self.change: 8, self.extend: 2, self.expire: 2,
             self.repeat_or_lose: 2, self.checkpoint: 4, self.cancel_matching: 1.5, self.pass_deadline: 0.4, self.pause_queue: 1, self.pause_partition: 2, self.backpressure: 2, self.alter: 3,
             self.set_partition: 3, self.rate_limit: 1, self.why: 6, self.look: 1, self.begin: 6, self.savepoint: 6,
@@ -618,6 +618,17 @@ class Comparison:
             raise Wrong(f"lease {lease.number} was not completed")
         self.ending(session, lease)
         self.note(session, "end", lease, "succeeded")
+
+    def complete_many(self, session):
+        """Those that are lost, or were completed before, are left out."""
+        leases = {lease.number: lease for lease in (self.lease(session) for _ in range(4)) if lease is not None}
+        others = [10 ** 15, *[*self.reference.completed][-1:]]
+        done = session.execute("SELECT * FROM fanout.complete(%s::bigint[])", sorted([*leases, *others]))
+        if sorted(row[0] for row in done) != sorted(leases):
+            raise Wrong(f"of leases {[*leases]} these were completed: {done}")
+        for number in sorted(leases):
+            self.ending(session, leases[number])
+        self.note_all(session, [("end", leases[number], "succeeded") for number in sorted(leases)])
 
     def complete_and_dequeue(self, session):
         lease, queue = self.lease(session), self.queue()
