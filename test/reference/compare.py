@@ -25,7 +25,7 @@ AT_ONCE = "1 us"
 COLUMNS = "lease, task, queue, attempt, args, priority, checkpoints"       # of a dequeue
 DEQUEUE = f"SELECT {COLUMNS} FROM fanout.dequeue(%s::text[], %s, max_tasks => %s)"
 JSONS = "ARRAY(SELECT to_jsonb(args) FROM unnest(%s::int[]) args)"
-AGING = 30000                       # microseconds, in which there are some operations
+AGING = (1, 3600 * 1000000)         # microseconds, less than a call takes, and more than all of them: a seed is to repeat itself
 LONG_AGO = "2020-01-01"
 PATIENCE = 10.0                     # seconds, for what the keeper does
 TRANSACTION = 12                    # operations in one, at most
@@ -82,7 +82,7 @@ class Comparison:
                                                           "partition_concurrency": 2, "max_backlog": 70,
                                                           **({} if self.few_lanes else {"partition_max_backlog": 25})}),
                                ("rated", {"partition_concurrency": 3}),
-                               ("aged", {"aging": AGING})):
+                               ("aged", {"aging": self.random.choice(AGING)})):
             queue = self.reference.queues[name] = Queue(name, **settings)
             self.watch.execute("SELECT fanout.create_queue(%s, max_attempts => 3, lease => '10 hours',"
                                " backoff => '1 hour', backoff_max => '90 minutes')",
@@ -136,7 +136,7 @@ class Comparison:
 
     def carry_out(self, notes):
         """They are committed; wait for what the keeper does then."""
-        for what in notes:
+        for what in self.last_changes(notes):
             self.apply(what)
         self.end_batches()
         for thing in {what[1]: None for what in notes}:
@@ -144,6 +144,21 @@ class Comparison:
             if isinstance(task, Task) and task.state in WAITS and task.busy is None:
                 self.wait_for_time(task)
         self.end_batches()
+
+    @staticmethod
+    def last_changes(notes):
+        """Of several changes of a task only the last one is carried out, with the terms of all."""
+        first, terms, last = {}, {}, {}
+        for n, (kind, task, *more) in enumerate(notes):
+            if kind in ("change", "cancel"):
+                first.setdefault(task, more[0])
+                terms[task] = {**terms.get(task, {}), **(more[2] if kind == "change" else {})}
+                last[task] = n
+        for n, what in enumerate(notes):
+            if what[0] not in ("change", "cancel"):
+                yield what
+            elif last[what[1]] == n:
+                yield what[0], what[1], first[what[1]], terms[what[1]]
 
     def end_batches(self):
         """Where a join is decided, the keeper cancels what waits."""
@@ -226,6 +241,7 @@ class Comparison:
         elif kind == "cancel":
             thing.state, thing.busy = "cancelled", None
             self.reference.gone(thing)
+            self.reference.set_terms(thing, more[1])
         elif kind == "ask":
             thing.cancel_asked, thing.busy = True, None
             if thing.state in WAITS:
@@ -233,7 +249,7 @@ class Comparison:
                 self.reference.gone(thing)
                 self.wait_for_keeper(thing)
         elif kind == "change":
-            before, _, terms = more
+            before, terms = more
             thing.busy = None
             if thing.state == "ending":
                 thing.state = before if before in WAITS else "ready" if before in ENDED else thing.due_state
@@ -753,7 +769,7 @@ class Comparison:
         elif way == "reschedule":
             arguments = self.random.choice([self.time(), {}]) or {"delay": "0"}
             delay = arguments.get("delay")
-            terms = {"far": delay in (FAR, SOON), "soon": delay == SOON}
+            terms = {"far": delay in (FAR, SOON), "soon": delay == SOON, "timed": True}
         else:
             queue, key = self.random.choice([None, self.queue()]), self.random.choice(self.keys)
             terms = {"key": key, **({"queue": queue} if queue else {})}

@@ -440,14 +440,18 @@ class Reference:
         task.queue.tasks.add(task)
         self.settle(task.queue)
 
+    @staticmethod
+    def set_terms(task, terms):
+        for name in {"priority", "key", "queue", "cost", "max_attempts", "group", "holds_on", "since", "soon", "args"} & terms.keys():
+            setattr(task, name, terms[name])
+
     def change(self, task, terms):
         """A task that waits has another priority, time, queue or partition."""
         before = task.queue
-        for name in {"priority", "key", "queue", "cost", "max_attempts", "group", "holds_on", "since", "soon", "args"} & terms.keys():
-            setattr(task, name, terms[name])
         before.tasks.discard(task)
+        self.set_terms(task, terms)
         if "far" in terms:
-            task.timed = terms.get("timed", True)
+            task.timed = terms["timed"]
             task.state = "scheduled" if terms["far"] else "ready"
         task.retried = task.state == "scheduled" and task.leased
         self.settle(before)
