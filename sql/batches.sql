@@ -204,6 +204,21 @@ SELECT test.succeed('a');
 SELECT fanout.wait(:batch, '30 s');
 
 --
+-- Tasks of a batch that wait for times of their own
+--
+SELECT fanout.fan_out('q', 'n', '{1, 2, 3, 4}') AS batch \gset
+SELECT task AS first FROM fanout.collect(:batch, '0') WHERE ordinal = 1 \gset
+SELECT fanout.reschedule(:first, delay => '1 hour');
+SELECT scheduled, ready, running FROM fanout.progress(:batch);
+SELECT task AS second, fanout.fail(lease, retry_in => '1 hour') > now() AS again FROM fanout.dequeue('q') \gset
+SELECT scheduled, ready, running FROM fanout.progress(:batch);
+SELECT fanout.reschedule(:second, delay => '2 hours');
+SELECT scheduled, ready, running FROM fanout.progress(:batch);
+SELECT fanout.reschedule(:first, delay => '0');
+SELECT scheduled, ready, running FROM fanout.progress(:batch);
+SELECT fanout.purge_queue('q');
+
+--
 -- 100,000 tasks, collected in order
 --
 SELECT fanout.fan_out('q', 'n', ARRAY(SELECT to_jsonb(i) FROM generate_series(1, 100000) i)) AS batch \gset

@@ -2,9 +2,9 @@
  * progress.c
  *		How far a batch has come, how fast it goes, and how long the rest takes.
  *
- * What has ended is counted in the tables, what runs or waits for another
- * attempt in memory; whatever is left is scheduled or ready.  Memory is read
- * first: a task that ends in between counts as ended.
+ * What has ended, or waits for the time in its row, is counted in the tables,
+ * what runs or waits for another attempt in memory; whatever is left is ready.
+ * Memory is read first: a task that ends in between counts as ended.
  */
 #include "postgres.h"
 
@@ -18,6 +18,7 @@
 #include "arguments.h"
 #include "registry.h"
 #include "results.h"
+#include "seed.h"
 #include "shared_state.h"
 #include "spi.h"
 
@@ -29,7 +30,9 @@ PG_FUNCTION_INFO_V1(fanout_progress);
 typedef struct LiveCounts
 {
 	int64		running;
-	int64		delayed;		/* scheduled for another attempt */
+	int64		delayed;		/* scheduled, and leased before */
+	int64	   *timed;			/* those of them whose rows have a time, which may be the one that they wait for */
+	int64		timed_count;
 } LiveCounts;
 
 /* The finish times of a batch's tasks, as far as there are any. */
@@ -40,19 +43,20 @@ typedef struct Pace
 	TimestampTz last;
 } Pace;
 
-/* The tasks of a part have one run_at: as long as that is to come, they are scheduled, in memory or not. */
+/* Who waits for the time of his row is scheduled, in memory or not. */
 static SpiStatement count_progress = {
 	"SELECT coalesce(sum(p.tasks), 0)::bigint, coalesce(sum(c.succeeded), 0)::bigint,"
 	"       coalesce(sum(c.failed), 0)::bigint, coalesce(sum(c.cancelled), 0)::bigint,"
 	"       coalesce(sum(c.recent), 0)::bigint, min(c.first_finish), max(c.last_finish),"
-	"       coalesce(sum(p.tasks - c.ended) FILTER (WHERE d.run_at > $2), 0)::bigint"
+	"       coalesce(sum(d.scheduled), 0)::bigint"
 	"  FROM fanout.batch_part p CROSS JOIN LATERAL (SELECT count(*) AS ended,"
 	"              count(*) FILTER (WHERE o.status = 's') AS succeeded, count(*) FILTER (WHERE o.status = 'f') AS failed,"
 	"              count(*) FILTER (WHERE o.status = 'c') AS cancelled, count(*) FILTER (WHERE o.finished_at > $3) AS recent,"
 	"              min(o.finished_at) AS first_finish, max(o.finished_at) AS last_finish FROM fanout.outcome o"
 	"       WHERE o.task >= p.first_task AND o.task < p.first_task + p.tasks) c"
-	"  CROSS JOIN LATERAL (SELECT (SELECT t.run_at FROM fanout.task t WHERE t.id = p.first_task) AS run_at) d"
-	" WHERE p.batch = $1", 3, {INT8OID, TIMESTAMPTZOID, TIMESTAMPTZOID}
+	"  CROSS JOIN LATERAL (SELECT count(*) AS scheduled FROM fanout.task t"
+	"       WHERE t.id >= p.first_task AND t.id < p.first_task + p.tasks AND t.run_at > $2 AND t.id <> ALL ($4)"
+	"       AND" UNFINISHED_ONE("") ") d WHERE p.batch = $1", 4, {INT8OID, TIMESTAMPTZOID, TIMESTAMPTZOID, INT8ARRAYOID}
 };
 
 static SpiStatement count_gone = {
@@ -67,9 +71,13 @@ count_live(const Task *task, LiveCounts *counts)
 	if (task->state == TASK_RUNNING)
 		counts->running++;
 
-	/* one that was leased waits by its own time, not by that of its part */
+	/* of one that was leased the row need not tell */
 	else if (task->state == TASK_SCHEDULED && (task->flags & TASK_FLAG_UNTOUCHED) == 0)
+	{
 		counts->delayed++;
+		if (task->flags & TASK_FLAG_TIMED)
+			counts->timed[counts->timed_count++] = task->node.id;
+	}
 }
 
 /* Count the tasks of a range that run or wait for another attempt. */
@@ -81,6 +89,7 @@ count_live_range(const TaskRange *range, LiveCounts *counts)
 		int64		end = Min(range->count, i + FANOUT_WORK_CHUNK);
 
 		CHECK_FOR_INTERRUPTS();
+		counts->timed = repalloc_huge(counts->timed, (counts->timed_count + FANOUT_WORK_CHUNK) * sizeof(int64));
 		dispatcher_lock();
 		for (; i < end; i++)
 		{
@@ -96,7 +105,7 @@ count_live_range(const TaskRange *range, LiveCounts *counts)
 static LiveCounts
 count_live_tasks(const Batch *batch)
 {
-	LiveCounts	counts = {0};
+	LiveCounts	counts = {.timed = palloc(sizeof(int64))};
 	TaskRange  *ranges;
 	int64		range_count = read_ranges(batch, &ranges);
 
@@ -115,16 +124,30 @@ time_or_zero(int column)
 	return isnull ? 0 : DatumGetTimestampTz(value);
 }
 
-/* Count the outcomes of the batch; also how many of its unfinished tasks have their first time to come. */
+static Datum
+array_of(const int64 *ids, int64 count)
+{
+	Datum	   *elements = palloc_extended(Max(count, 1) * sizeof(Datum), MCXT_ALLOC_HUGE);
+
+	for (int64 i = 0; i < count; i++)
+		elements[i] = Int64GetDatum(ids[i]);
+	return PointerGetDatum(construct_array(elements, count, INT8OID, 8, FLOAT8PASSBYVAL, TYPALIGN_DOUBLE));
+}
+
+/*
+ * Count the outcomes of the batch; also how many of its unfinished tasks have a
+ * time to come in their rows, but for those that are counted already.
+ */
 static void
-read_progress(Batch *batch, TimestampTz now, Pace *pace, int64 *future, int64 *gone)
+read_progress(Batch *batch, TimestampTz now, const LiveCounts *live, Pace *pace, int64 *future, int64 *gone)
 {
 	SpiScope	scope;
-	Datum		values[3];
+	Datum		values[4];
 
 	values[0] = Int64GetDatum(batch->target.batch);
 	values[1] = TimestampTzGetDatum(now);
 	values[2] = TimestampTzGetDatum(now - RATE_WINDOW);
+	values[3] = array_of(live->timed, live->timed_count);
 	spi_begin(&scope);
 	(void) spi_read_latest(&count_progress, values, NULL);
 	batch->total = spi_int64(0, 1);
@@ -220,7 +243,7 @@ fanout_progress(PG_FUNCTION_ARGS)
 	require_arg(fcinfo, 0, "batch");
 	open_batch(PG_GETARG_INT64(0), &batch);
 	live = count_live_tasks(&batch);
-	read_progress(&batch, now, &pace, &future, &gone);
+	read_progress(&batch, now, &live, &pace, &future, &gone);
 
 	values[0] = Int64GetDatum(batch.total);
 	split_remaining(&batch, &live, future, values);

@@ -16,10 +16,16 @@ import time
 
 import psycopg
 
-from reference import ENDED, WAITS, Queue, Reference, Task, Wrong
+from reference import ENDED, WAITS, Batch, Lease, Queue, Reference, Task, Wrong
 
 FAR = "1 hour"
 SOON = datetime.timedelta(milliseconds=20)
+SHORTLY = datetime.timedelta(milliseconds=150)
+AT_ONCE = "1 us"
+COLUMNS = "lease, task, queue, attempt, args, priority, checkpoints"       # of a dequeue
+DEQUEUE = f"SELECT {COLUMNS} FROM fanout.dequeue(%s::text[], %s, max_tasks => %s)"
+JSONS = "ARRAY(SELECT to_jsonb(args) FROM unnest(%s::int[]) args)"
+AGING = (1, 3600 * 1000000)         # microseconds, less than a call takes, and more than all of them: a seed is to repeat itself
 LONG_AGO = "2020-01-01"
 PATIENCE = 10.0                     # seconds, for what the keeper does
 TRANSACTION = 12                    # operations in one, at most
@@ -49,8 +55,8 @@ class Session:
         return self.execute(query, *parameters)[0][0]
 
     def call(self, function, **arguments):
-        """With a timedelta for a time so long from now."""
-        terms = (f"{name} => {'clock_timestamp() + ' if isinstance(value, datetime.timedelta) else ''}%s" for name, value in arguments.items())
+        """With a deadline so long from now."""
+        terms = (f"{name} => {'clock_timestamp() + ' if name == 'deadline' else ''}%s" for name, value in arguments.items())
         return self.value(f"SELECT fanout.{function}({', '.join(terms)})", *arguments.values())
 
 
@@ -63,7 +69,7 @@ class Comparison:
         self.history = []
         self.counts = {}
         self.touched = set()
-        self.ended = 0
+        self.ended = self.calls = 0
         self.watch = Session("watch")
         for session in [*self.sessions, self.watch]:
             session.connect()
@@ -75,25 +81,27 @@ class Comparison:
         for name, settings in (("plain", {}), ("limited", {"concurrency": 6, "worker_concurrency": 3,
                                                           "partition_concurrency": 2, "max_backlog": 70,
                                                           **({} if self.few_lanes else {"partition_max_backlog": 25})}),
-                               ("rated", {"partition_concurrency": 3})):
+                               ("rated", {"partition_concurrency": 3}),
+                               ("aged", {"aging": self.random.choice(AGING)})):
             queue = self.reference.queues[name] = Queue(name, **settings)
             self.watch.execute("SELECT fanout.create_queue(%s, max_attempts => 3, lease => '10 hours',"
                                " backoff => '1 hour', backoff_max => '90 minutes')",
                                name)
             for setting, value in settings.items():
+                value = datetime.timedelta(microseconds=value) if setting == "aging" else value
                 self.watch.execute(f"SELECT fanout.alter_queue(%s, {setting} => %s)", name, value)
         self.set_rates(self.watch, self.reference.queues["rated"], 1, 400)
         self.operations = {
-            self.enqueue: 14, self.enqueue_many: 4, self.enqueue_key: 8, self.dequeue: 30, self.complete: 16, self.fail: 7, self.release: 5,
+            self.enqueue: 14, self.enqueue_many: 4, self.enqueue_key: 8, self.dequeue: 30, self.complete: 13, self.complete_many: 2, self.fail: 7, self.release: 5,
             self.complete_and_dequeue: 6, self.cancel: 6, self.retry: 5, self.change: 8, self.extend: 2, self.expire: 2,
-            self.repeat_or_lose: 2, self.pause_queue: 1, self.pause_partition: 2, self.backpressure: 2, self.alter: 3,
+            self.repeat_or_lose: 2, self.checkpoint: 4, self.cancel_matching: 1.5, self.pass_deadline: 0.4, self.pause_queue: 1, self.pause_partition: 2, self.backpressure: 2, self.alter: 3,
             self.set_partition: 3, self.rate_limit: 1, self.why: 6, self.look: 1, self.begin: 6, self.savepoint: 6,
             self.finish_transaction: 8, self.purge: 1, self.restart: 0.12 if directory else 0}
 
     # -- choosing
 
     def queue(self):
-        return self.random.choices([*self.reference.queues.values()], [4, 3, 3])[0]
+        return self.random.choices([*self.reference.queues.values()], [4, 3, 3, 2])[0]
 
     def far(self, share=0.1):
         return self.random.random() < share
@@ -101,7 +109,7 @@ class Comparison:
     def lease(self, session, committed=False):
         """One that the session may end."""
         leases = [lease for lease in self.reference.leases.values() if lease.ender is None and
-                  lease.task.busy is None and (lease.claimer is None or (lease.claimer is session and not committed))]
+                  lease.task.busy is None and lease.writer in (None, session) and (lease.claimer is None or (lease.claimer is session and not committed))]
         return self.random.choice(leases) if leases else None
 
     def must_stay(self):
@@ -117,10 +125,58 @@ class Comparison:
     # -- transactions
 
     def note(self, session, *what):
+        self.note_all(session, [what])
+
+    def note_all(self, session, notes):
+        """What was done by one statement."""
         if session.notes is None:
-            self.apply(what)
+            self.carry_out(notes)
         else:
-            session.notes.append(what)
+            session.notes += notes
+
+    def carry_out(self, notes):
+        """They are committed; wait for what the keeper does then."""
+        for what in self.last_changes(notes):
+            self.apply(what)
+        self.end_batches()
+        for thing in {what[1]: None for what in notes}:
+            task = thing.task if isinstance(thing, Lease) else thing
+            if isinstance(task, Task) and task.state in WAITS and task.busy is None:
+                self.wait_for_time(task)
+        self.end_batches()
+
+    @staticmethod
+    def last_changes(notes):
+        """Of several changes of a task only the last one is carried out, with the terms of all."""
+        first, terms, last = {}, {}, {}
+        for n, (kind, task, *more) in enumerate(notes):
+            if kind in ("change", "cancel"):
+                first.setdefault(task, more[0])
+                terms[task] = {**terms.get(task, {}), **(more[2] if kind == "change" else {})}
+                last[task] = n
+        for n, what in enumerate(notes):
+            if what[0] not in ("change", "cancel"):
+                yield what
+            elif last[what[1]] == n:
+                yield what[0], what[1], first[what[1]], terms[what[1]]
+
+    def end_batches(self):
+        """Where a join is decided, the keeper cancels what waits."""
+        for batch in [*self.reference.batches.values()]:
+            if not batch.committed or batch.ended or not batch.is_decided():
+                continue
+            batch.ended = True
+            for session in self.sessions:
+                if any(task.state == "ending" and task.busy is session for task in batch.tasks):
+                    self.finish_transaction(session)    # the keeper waits for it
+            for task in batch.tasks:
+                if task.state in WAITS and task.busy is None:
+                    self.wait_for_state(task, "cancelled")
+                    self.touched.add(task)
+                    task.state = "cancelled"
+                    self.reference.gone(task)
+            self.until(lambda: self.watch.value("SELECT ended_at IS NOT NULL FROM fanout.batch WHERE id = %s", batch.number),
+                       f"batch {batch.number} has ended")
 
     def begin(self, session):
         if session.notes is None:
@@ -151,8 +207,7 @@ class Comparison:
         session.keys = set()
         if commits:
             notes, session.notes = session.notes, None
-            for what in notes:
-                self.apply(what)
+            self.carry_out(notes)
         else:
             self.undo(session, 0)
             session.notes = None
@@ -171,10 +226,10 @@ class Comparison:
             thing.busy = None
             if thing.state != "ending":
                 thing.state = thing.due_state
-                self.come(thing)
+                self.reference.come(thing)
         elif kind == "claim":
             thing.claimer = None
-            thing.task.leased = True
+            thing.task.leased, thing.task.late = True, False
         elif kind == "end":
             self.touched.add(thing.task)
             self.reference.end(thing, *more)
@@ -182,12 +237,11 @@ class Comparison:
             self.touched.add(thing.task)
             self.reference.requeue(thing, *more[:2])
             self.wait_for_keeper(thing.task)
-            if more[2] and thing.task.state == "scheduled":
-                self.wait_for_state(thing.task, "ready")
-                self.reference.due(thing.task)
+            thing.task.soon = more[2] and thing.task.state == "scheduled"
         elif kind == "cancel":
             thing.state, thing.busy = "cancelled", None
             self.reference.gone(thing)
+            self.reference.set_terms(thing, more[1])
         elif kind == "ask":
             thing.cancel_asked, thing.busy = True, None
             if thing.state in WAITS:
@@ -195,13 +249,18 @@ class Comparison:
                 self.reference.gone(thing)
                 self.wait_for_keeper(thing)
         elif kind == "change":
-            before, _, terms = more
+            before, terms = more
             thing.busy = None
             if thing.state == "ending":
                 thing.state = before if before in WAITS else "ready" if before in ENDED else thing.due_state
             self.reference.change(thing, terms)
-            self.come(thing)
+        elif kind == "batch":
+            thing.committed = True
+        elif kind == "checkpoint":
+            thing.task.steps.setdefault(more[0], more[1])
+            thing.writer = None
         elif kind == "retry":
+            thing.since, thing.soon = more[0], False
             thing.busy, thing.attempts, thing.cancel_asked, thing.retried, thing.leased = None, 0, False, False, False
             thing.late = False
             thing.queue.tasks.add(thing)
@@ -230,18 +289,24 @@ class Comparison:
             elif kind in ("cancel", "change"):
                 thing.state, thing.busy = more[0], more[1]
                 self.reference.settle(thing.queue)
+            elif kind == "batch":
+                del self.reference.batches[thing.number]
+            elif kind == "checkpoint":
+                thing.writer = more[2]
             elif kind in ("ask", "retry"):
                 thing.busy = None
             elif kind == "settings":
-                thing.config_busy = None
+                thing.config_busy = more[1]
 
-    def come(self, task):
-        """It waits now, unless it is too late for it."""
-        self.reference.come(task)
+    def wait_for_time(self, task):
+        """It waits now, unless it is too late for it, and may be about to be ready."""
         if task.late:
             self.wait_for_state(task, "cancelled")
             task.state = "cancelled"
             self.reference.gone(task)
+        elif task.soon:
+            self.wait_for_state(task, "ready")
+            self.reference.due(task)
 
     def wait_for_keeper(self, task):
         """It cancels what was to be cancelled while it ran."""
@@ -307,11 +372,23 @@ class Comparison:
         if answer != sqlstate:
             raise Wrong(f"{query} {parameters}: {answer}, not {sqlstate}")
 
-    def new_task(self, session, number, queue, key, group, priority, cost=1, far=False, max_attempts=None, timed=False):
+    def since(self, session, queue, number):
+        """Since when the task waits: it was enqueued, or due."""
+        if queue.aging is None:
+            return {}
+        return {"since": int(session.value("SELECT extract(epoch FROM greatest(enqueued_at, run_at)) * 1000000 FROM fanout.task"
+                                           " WHERE id = %s", number))}
+
+    def new_args(self):
+        """Unlike all others."""
+        self.calls += 1
+        return self.calls
+
+    def new_task(self, session, number, queue, key, group, priority, cost=1, far=False, max_attempts=None, timed=False, args=None):
         if number in self.reference.tasks:
             raise Wrong(f"task {number} was given before")
         task = Task(number, queue, key, priority, cost, far, max_attempts or queue.max_attempts, group)
-        task.timed, task.busy = timed, session
+        task.timed, task.busy, task.args = timed, session, args
         self.reference.tasks[number] = task
         queue.tasks.add(task)
         self.touched.add(task)
@@ -329,66 +406,91 @@ class Comparison:
         priority, cost = self.random.choice([0, 0, 0, -1, 1, 5]), self.random.choice([1, 1, 1, 2, 7])
         if not self.has_room(session, queue, [key]):
             return
-        time_ = {"delay": FAR} if self.far() else self.random.choice([{}, {"run_at": LONG_AGO}])
-        if not self.roomy and self.must_stay() > MUST_STAY:
-            time_ = {}
+        time_ = self.time()
         deadline = self.random.choices([None, datetime.timedelta(hours=2), SOON], [14, 4, 1])[0]
         if deadline == SOON and ("delay" in time_ or (self.few_lanes and self.must_stay() > MUST_STAY // 4)):
             deadline = None         # too early, or to cancel it might find no lane
-        number = session.call("enqueue", queue=queue.name, name="x", priority=priority, cost=cost, partition_key=key,
+        args = self.new_args()
+        number = session.call("enqueue", queue=queue.name, name="x", args=str(args), priority=priority, cost=cost, partition_key=key,
                               max_attempts=max_attempts, fair_group=group, deadline=deadline, **time_)
-        task = self.new_task(session, number, queue, key, group, priority, cost, "delay" in time_, max_attempts, bool(time_))
-        task.late = deadline == SOON
+        task = self.new_task(session, number, queue, key, group, priority, cost, "delay" in time_, max_attempts, bool(time_), args)
+        task.late, task.soon = deadline == SOON, time_.get("delay") == SOON
+        vars(task).update(self.since(session, queue, number))
         self.note(session, "enqueue", task)
+
+    def may_be_timed(self):
+        return self.roomy or self.must_stay() <= MUST_STAY
+
+    def time(self):
+        """Arguments for a time."""
+        if not self.may_be_timed():
+            return {}
+        return self.random.choices([{}, {"run_at": LONG_AGO}, {"delay": FAR}, {"delay": SOON}], [8, 8, 2, 1])[0]
 
     def enqueue_key(self, session):
         """With a key, that another task may hold."""
         queue, about, key = self.queue(), self.random.choice("abcdefgh"), self.random.choice(self.keys)
+        begun = [task.about for task in queue.tasks if task.about and task.state in WAITS and (task.attempts or task.steps)]
+        if begun and self.random.random() < 0.3:
+            about = self.random.choice(begun)
         kinds = self.kinds(session)
         if any(about in other.keys for other in self.sessions if other is not session) or \
                 any(task.about == about and task.busy is not None and kinds.get(task) != "enqueue" for task in self.reference.tasks.values()):
             return
-        way = self.random.choice(["return", "return", "reject", "replace", "replace", "supersede"])
+        way = self.random.choice(["return", "return", "reject", "replace", "replace", "supersede", "debounce"])
         if not self.has_room(session, queue, [key]):
             return
         holder, priority = self.reference.holder(queue, about), self.random.choice([0, -1, 1])
-        arguments = {"queue": queue.name, "name": "x", "key": about, "on_conflict": way, "partition_key": key, "priority": priority}
-        held, far = None, self.far() and (self.roomy or self.must_stay() <= MUST_STAY)
-        if way in ("return", "reject") and self.far(0.4):
-            held = self.far(0.1)
-            arguments["key_ttl"] = FAR if held else "1 us"
-        if far:
-            arguments["delay"] = FAR
         if way == "reject" and holder is not None:
             if session.notes is None:
                 self.expect("FO006", session, "SELECT fanout.enqueue(%s, 'x', key => %s, on_conflict => 'reject')", queue.name, about)
             return
-        number = self.call_with_memory(session, "enqueue", **arguments)
+        args, held = self.new_args(), None
+        arguments = {"queue": queue.name, "name": "x", "args": str(args), "key": about, "partition_key": key, "priority": priority}
+        if way == "debounce":
+            if not self.may_be_timed():
+                return
+            waits = self.random.choice([(FAR, None), (FAR, FAR), (FAR, AT_ONCE), (AT_ONCE, FAR), (AT_ONCE, None)])
+            arguments.update(zip(("period", "max_wait"), waits))
+            terms = {"far": True, "soon": AT_ONCE in waits}
+        else:
+            time_ = self.time()
+            arguments.update(time_, on_conflict=way)
+            terms = {"far": "delay" in time_, "soon": time_.get("delay") == SOON}
+        if way in ("return", "reject") and self.far(0.4):
+            held = self.far(0.1)
+            arguments["key_ttl"] = FAR if held else AT_ONCE
+        number = self.call_with_memory(session, "debounce" if way == "debounce" else "enqueue", **arguments)
         if number is None:
             return
         session.keys.add(about)
-        if holder is not None and (way == "return" or way == "replace" and self.can_replace(holder, session)):
+        replaces = way in ("replace", "debounce") and self.can_replace(holder, session)
+        if holder is not None and (way == "return" or replaces):
             if number != holder.number:
                 raise Wrong(f"key {about} is held by {holder}, not {number}")
-            if way == "replace":
-                self.withdraw(session, "change", holder, {"priority": priority, "far": far, "timed": far, "key": key, "cost": 1,
-                                                          "max_attempts": queue.max_attempts, "group": None,
-                                                          "holds_on": None})
+            if replaces:
+                self.withdraw(session, "change", holder, {
+                    **terms, **self.since(session, queue, number), "timed": terms["far"], "priority": priority, "key": key, "cost": 1,
+                    "max_attempts": queue.max_attempts, "group": None, "holds_on": None, "args": args})
             return
         if holder is not None and way == "supersede" and (holder.state in WAITS or holder.busy is session):
             self.withdraw(session, "cancel", holder)
-        task = self.new_task(session, number, queue, key, None, priority, far=far, timed=far)
-        task.about, task.holds_on = about, held
+        task = self.new_task(session, number, queue, key, None, priority, far=terms["far"], timed=terms["far"], args=args)
+        task.about, task.holds_on, task.soon = about, held, terms["soon"]
+        vars(task).update(self.since(session, queue, number))
         self.note(session, "enqueue", task)
 
     @staticmethod
     def can_replace(holder, session):
-        return (holder.state in WAITS or holder.busy is session) and holder.attempts == 0
+        return holder is not None and (holder.state in WAITS or holder.busy is session) and holder.attempts == 0 and not holder.steps
 
     def call_with_memory(self, session, function, **arguments):
         """None if there is too little of it."""
+        return self.with_memory(session, lambda: session.call(function, **arguments))
+
+    def with_memory(self, session, call):
         try:
-            return session.call(function, **arguments)
+            return call()
         except psycopg.Error as error:
             if self.roomy or error.diag.sqlstate != "53400":
                 raise
@@ -405,25 +507,48 @@ class Comparison:
             keys = [keys[0]] * count
         if not self.has_room(session, queue, keys):
             return
-        rows = session.execute("SELECT * FROM fanout.enqueue_many(%s, 'x', array_fill('1'::jsonb, ARRAY[%s::int]), priority => %s,"
-                               " partition_keys => %s, fair_group => %s)", queue.name, count, priority, keys, group)
-        for (_, number), key in zip(rows, keys):
-            self.note(session, "enqueue", self.new_task(session, number, queue, key, group, priority))
+        args = [self.new_args() for _ in range(count)]
+        terms = [queue.name, args, priority, keys, group]
+        if self.random.random() < 0.5:
+            batch = self.fan_out(session, *terms)
+            rows = session.execute("SELECT ordinal, task FROM fanout.collect(%s, '0')", batch.number)
+        else:
+            batch = None
+            rows = session.execute(f"SELECT * FROM fanout.enqueue_many(%s, 'x', {JSONS}, priority => %s,"
+                                   " partition_keys => %s, fair_group => %s)", *terms)
+        since = self.since(session, queue, rows[0][1])
+        for (_, number), key, args_ in zip(rows, keys, args):
+            task = self.new_task(session, number, queue, key, group, priority, args=args_)
+            vars(task).update(since, batch=batch)
+            if batch is not None:
+                batch.tasks.append(task)
+        self.note_all(session, [*([("batch", batch)] if batch else []), *(("enqueue", self.reference.tasks[number]) for _, number in rows)])
 
-    def take(self, session, queues, limit, query, *parameters):
-        """Dequeue; once more while it gives nothing although it should, and memory is small."""
+    def fan_out(self, session, *terms):
+        """A batch that is sealed."""
+        join = "all" if len(terms[1]) > 10 and not self.roomy else self.random.choice(["all", "any", "n", "fail_fast"])
+        count = self.random.choice([1, 2]) if join == "n" else None
+        number = session.value(f"SELECT fanout.fan_out(%s, 'x', {JSONS}, priority => %s, partition_keys => %s, fair_group => %s,"
+                               ' "join" => %s, join_count => %s)', *terms, join, count)
+        batch = self.reference.batches[number] = Batch(number, join, count)
+        return batch
+
+    def take(self, session, queues, limit, rows):
+        """They were dequeued; do so once more while there is nothing although there should, and memory is small."""
         give_up = time.monotonic() + PATIENCE
-        rows = session.execute(query, *parameters)
         while True:
             left = limit
             short = []
             for queue in queues:
-                part = [(lease, task, attempt) for lease, task, name, attempt in rows if name == queue.name]
+                part = [(lease, task, attempt) for lease, task, name, attempt, *_ in rows if name == queue.name]
                 if not self.reference.dequeue(queue, session.name, session, left, part):
                     short.append(queue)
                 left -= len(part)
-            for lease, task, _, _ in rows:
-                self.touched.add(self.reference.tasks[task])
+            for lease, number, _, _, *shown in rows:
+                task = self.reference.tasks[number]
+                if shown != [task.args, task.priority, task.steps]:
+                    raise Wrong(f"{task} was given with args, priority and checkpoints {shown}, not {task.args}, {task.steps}")
+                self.touched.add(task)
                 self.note(session, "claim", self.reference.leases[lease])
             limit -= len(rows)
             if not short or limit == 0 or (self.few_lanes and self.all_lanes_taken(short)):
@@ -431,8 +556,7 @@ class Comparison:
             if self.roomy or time.monotonic() > give_up:
                 raise Wrong(f"{session.name} got {rows}, and no more although {[queue.name for queue in short]} had some")
             time.sleep(0.002)
-            rows = session.execute("SELECT lease, task, queue, attempt FROM fanout.dequeue(%s::text[], %s, max_tasks => %s)",
-                                   [queue.name for queue in queues], session.name, limit)
+            rows = session.execute(DEQUEUE, [queue.name for queue in queues], session.name, limit)
 
     def show_memory(self):
         for query in ("SELECT item, value FROM fanout.status() WHERE item LIKE '%%memory%%' OR item IN ('refills', 'evictions')",
@@ -450,7 +574,8 @@ class Comparison:
     def all_lanes_taken(self, queues):
         """Is there no lane for those partitions of the queues that could start something?"""
         used, all_ = self.watch.value("SELECT value FROM fanout.status() WHERE item = 'lanes in memory'").split(" of ")
-        there = {tuple(row) for row in self.watch.execute("SELECT queue, partition_key FROM fanout.partitions")}
+        there = {tuple(row) for row in self.watch.execute(
+            "SELECT queue, partition_key FROM fanout.partitions WHERE ready IS NOT NULL")}
         return used == all_ and all(key is not None and (queue.name, key) not in there
                                     for queue in queues for key in self.reference.look(queue))
 
@@ -459,8 +584,42 @@ class Comparison:
             return
         queues = self.random.sample([*self.reference.queues.values()], self.random.choice([1, 1, 1, 2, 3]))
         limit = self.random.choice([1, 1, 2, 5]) if self.roomy else self.random.choice([1, 1, 2])
-        self.take(session, queues, limit, "SELECT lease, task, queue, attempt FROM fanout.dequeue(%s::text[], %s, max_tasks => %s)",
-                  [queue.name for queue in queues], session.name, limit)
+        self.take(session, queues, limit, session.execute(DEQUEUE, [queue.name for queue in queues], session.name, limit))
+
+    def pass_deadline(self, session):
+        """A task starts before its deadline or does not, and a transaction that decides about it may be open then."""
+        queue, key = self.queue(), self.random.choice(self.keys)
+        if session.notes is not None or not self.roomy or not self.has_room(session, queue, [key]):
+            return
+        args = self.new_args()
+        number = session.call("enqueue", queue=queue.name, name="x", args=str(args), priority=-9, partition_key=key, deadline=SHORTLY)
+        deadline = self.watch.value("SELECT deadline FROM fanout.tasks WHERE task = %s", number)
+        task = self.new_task(session, number, queue, key, None, -9, args=args)
+        vars(task).update(self.since(session, queue, number))
+        self.note(session, "enqueue", task)
+        self.begin(session)
+        if self.random.random() < 0.2:
+            did = session.call("reprioritize", task=number, priority=-8)
+            if did:
+                self.withdraw(session, "change", task, {"priority": -8})
+        else:
+            rows = session.execute(DEQUEUE, [queue.name], session.name, 3)
+            did = self.watch.value("SELECT clock_timestamp() < %s", deadline)
+            if did:
+                self.take(session, [queue], 3, rows)
+        if not did:                 # this machine is slow
+            session.execute("ROLLBACK")
+            self.undo(session, 0)
+            session.notes = None
+            queue.forget_turns()
+        elif self.random.random() < 0.5:
+            self.finish_transaction(session)
+        self.until(lambda: self.watch.value("SELECT clock_timestamp() > %s", deadline), "the clock goes on")
+        task.late = task.lease is None or task.lease.claimer is not None
+        self.finish_transaction(session)
+        if task.state in WAITS:
+            self.wait_for_time(task)
+            self.end_batches()
 
     def ending(self, session, lease, ends=True):
         lease.ender = lease.task.busy = session
@@ -476,6 +635,17 @@ class Comparison:
         self.ending(session, lease)
         self.note(session, "end", lease, "succeeded")
 
+    def complete_many(self, session):
+        """Those that are lost, or were completed before, are left out."""
+        leases = {lease.number: lease for lease in (self.lease(session) for _ in range(4)) if lease is not None}
+        others = [10 ** 15, *[*self.reference.completed][-1:]]
+        done = session.execute("SELECT * FROM fanout.complete(%s::bigint[])", sorted([*leases, *others]))
+        if sorted(row[0] for row in done) != sorted(leases):
+            raise Wrong(f"of leases {[*leases]} these were completed: {done}")
+        for number in sorted(leases):
+            self.ending(session, leases[number])
+        self.note_all(session, [("end", leases[number], "succeeded") for number in sorted(leases)])
+
     def complete_and_dequeue(self, session):
         lease, queue = self.lease(session), self.queue()
         if lease is None or (not self.roomy and self.must_stay() > MUST_STAY):
@@ -485,13 +655,12 @@ class Comparison:
             session.notes = []      # it is a transaction by itself
         self.ending(session, lease)
         self.note(session, "end", lease, "succeeded")
-        self.take(session, [queue], limit,
-                  "SELECT lease, task, queue, attempt FROM fanout.complete_and_dequeue(%s::bigint, NULL, %s, %s, max_tasks => %s)",
-                  lease.number, queue.name, session.name, limit)
+        self.take(session, [queue], limit, session.execute(
+            f"SELECT {COLUMNS} FROM fanout.complete_and_dequeue(%s::bigint, NULL, %s, %s, max_tasks => %s)",
+            lease.number, queue.name, session.name, limit))
         if alone:
             notes, session.notes = session.notes, None
-            for what in notes:
-                self.apply(what)
+            self.carry_out(notes)
 
     def fail(self, session):
         lease = self.lease(session)
@@ -527,22 +696,58 @@ class Comparison:
         else:
             self.note(session, "requeue", lease, far, False, False)
 
+    def choice_of_tasks(self, session):
+        """Those that nobody else decides about; or, now and then, that this transaction has enqueued, changed or retried."""
+        kinds = self.kinds(session)
+        tasks = [task for task in self.reference.tasks.values() if task.busy is None or kinds.get(task) in ("enqueue", "change", "retry")]
+        mine = [task for task in tasks if task.busy is session]
+        return mine if mine and self.random.random() < 0.4 else tasks
+
     def cancel(self, session):
-        tasks = [task for task in self.reference.tasks.values() if task.busy is None and
-                 (task.lease is None or task.lease.claimer is None)]
+        tasks = self.choice_of_tasks(session)
         if not tasks:
             return
         if not self.roomy and self.must_stay() > MUST_STAY:
             tasks = [task for task in tasks if task.state in WAITS and (task.leased or task.timed)] or tasks
         task = self.random.choice(tasks)
-        can = task.state in WAITS or (task.state == "running" and not task.cancel_asked)
+        can = task.state in WAITS or task.busy is session or (task.state == "running" and not task.cancel_asked)
         did = self.call_with_memory(session, "cancel", task=task.number)
         if did is None:
             return
         if did != can:
             raise Wrong(f"cancel of {task}: {did}")
-        if not can:
+        if can:
+            self.note_cancel(session, task)
+
+    def cancel_matching(self, session):
+        """Tasks that others change may be missed or waited for, so there are to be none."""
+        queue, kinds = self.queue(), self.kinds(session)
+        if any(task.busy is not None and kinds.get(task) != "enqueue" or task.lease is not None and task.lease.claimer is not None
+               for task in self.reference.tasks.values()):
             return
+        batches = [task.batch for task in queue.tasks if task.batch is not None]
+        terms = dict(self.random.sample([("partition_key", self.random.choice(self.keys[1:])), ("min_priority", 1), ("max_priority", -1),
+                                         *([("batch", self.random.choice(batches).number)] if batches else [])], self.random.choice([1, 1, 2])))
+        if self.random.random() < 0.1:
+            terms = {"name": "x"}
+        most = self.random.choice([1, 3, None]) if self.roomy else self.random.choice([1, 3])
+        tests = {"partition_key": lambda task, value: task.key == value, "min_priority": lambda task, value: task.priority >= value,
+                 "max_priority": lambda task, value: task.priority <= value, "name": lambda task, value: True,
+                 "batch": lambda task, value: task.batch is not None and task.batch.number == value}
+        matching = {task.number for task in queue.tasks if not task.cancel_asked and task.state != "ending" and
+                    all(tests[name](task, value) for name, value in terms.items())}
+        rows = self.with_memory(session, lambda: session.execute(
+            f"SELECT * FROM fanout.cancel_matching(%s, {', '.join(f'{name} => %s' for name in terms)}, max_tasks => %s)",
+            queue.name, *terms.values(), most))
+        if rows is None:
+            return
+        cancelled = [row[0] for row in rows]
+        if len({*cancelled}) != len(cancelled) or not {*cancelled} <= matching or len(cancelled) != min(most or 1000, len(matching)):
+            raise Wrong(f"cancel_matching of {queue.name} {terms}, {most} at most: {cancelled} of {matching}")
+        for number in cancelled:
+            self.note_cancel(session, self.reference.tasks[number])
+
+    def note_cancel(self, session, task):
         if task.state == "running":
             task.busy = session
             self.touched.add(task)
@@ -551,10 +756,8 @@ class Comparison:
             self.withdraw(session, "cancel", task)
 
     def change(self, session):
-        """Another priority, time, queue or partition for a task that waits, or that this transaction has enqueued, changed or retried."""
-        kinds = self.kinds(session)
-        tasks = [task for task in self.reference.tasks.values() if (task.busy is None or kinds.get(task) in ("enqueue", "change", "retry")) and
-                 (task.lease is None or task.lease.claimer is None)]
+        """Another priority, time, queue or partition for a task that waits, or is about to."""
+        tasks = self.choice_of_tasks(session)
         if not tasks:
             return
         task = self.random.choice(tasks[-60:])
@@ -564,8 +767,9 @@ class Comparison:
             terms = {"priority": self.random.choice([-2, 0, 1, 5])}
             arguments = terms
         elif way == "reschedule":
-            terms = {"far": self.far(0.4) and (self.roomy or self.must_stay() <= MUST_STAY)}
-            arguments = {"delay": FAR} if terms["far"] else self.random.choice([{"delay": "0"}, {"run_at": LONG_AGO}])
+            arguments = self.random.choice([self.time(), {}]) or {"delay": "0"}
+            delay = arguments.get("delay")
+            terms = {"far": delay in (FAR, SOON), "soon": delay == SOON, "timed": True}
         else:
             queue, key = self.random.choice([None, self.queue()]), self.random.choice(self.keys)
             terms = {"key": key, **({"queue": queue} if queue else {})}
@@ -580,7 +784,13 @@ class Comparison:
         if did != can:
             raise Wrong(f"{way} of {task}: {did}")
         if did:
-            self.withdraw(session, "change", task, terms)
+            self.withdraw(session, "change", task, {**terms, **self.since(session, terms.get("queue", self.queue_of(session, task)), task.number)})
+
+    @staticmethod
+    def queue_of(session, task):
+        """That it will be in at commit."""
+        moves = [more[-1]["queue"] for kind, thing, *more in session.notes or [] if kind == "change" and thing is task and "queue" in more[-1]]
+        return moves[-1] if moves else task.queue
 
     def may_move(self, session, task, queue, key, arguments):
         """Is there room for the task?  If not, see that it is refused."""
@@ -617,7 +827,7 @@ class Comparison:
         if did:
             task.busy = session
             self.touched.add(task)
-            self.note(session, "retry", task)
+            self.note(session, "retry", task, self.since(session, task.queue, task.number).get("since", 0))
 
     def extend(self, session):
         lease = self.lease(session, committed=True)
@@ -628,6 +838,23 @@ class Comparison:
                 self.expect("FO002", session, "SELECT fanout.extend(%s::bigint)", lease.number)
         else:
             session.execute("SELECT fanout.extend(%s::bigint)", lease.number)
+
+    def checkpoint(self, session):
+        lease, step, value = self.lease(session), self.random.choice("st"), self.new_args()
+        if lease is None:
+            return
+        query = "SELECT fanout.checkpoint(%s::bigint, %s, %s::int::text::jsonb)"
+        if lease.task.cancel_asked:
+            if session.notes is None:
+                self.expect("FO002", session, query, lease.number, step, value)
+            return
+        known = {**{more[0]: more[1] for kind, thing, *more in session.notes or [] if kind == "checkpoint" and thing is lease},
+                 **lease.task.steps}
+        stored = session.value(query, lease.number, step, value)
+        if stored != known.get(step, value):
+            raise Wrong(f"checkpoint {step} of {lease.task} is {stored}, not {known.get(step, value)}")
+        before, lease.writer = lease.writer, session
+        self.note(session, "checkpoint", lease, step, stored, before)
 
     def expire(self, session):
         """Let a lease run out."""
@@ -640,6 +867,7 @@ class Comparison:
         self.touched.add(lease.task)
         if lease.task.attempts >= lease.task.max_attempts:
             self.reference.end(lease, "failed")
+            self.end_batches()
         else:
             self.reference.requeue(lease, False, True)
 
@@ -673,6 +901,7 @@ class Comparison:
         for task in waiting:
             task.state = "cancelled"
             self.reference.gone(task)
+        self.end_batches()
 
     # -- settings: one transaction at a time for each queue
 
@@ -686,8 +915,8 @@ class Comparison:
                 raise
             self.give_up(session)
             return
-        queue.config_busy = session
-        self.note(session, "settings", queue, change)
+        before, queue.config_busy = queue.config_busy, session
+        self.note(session, "settings", queue, change, before)
 
     def pause_queue(self, session):
         queue = self.queue()
@@ -706,16 +935,21 @@ class Comparison:
                        f"SELECT fanout.{'pause' if pause else 'resume'}_partition(%s, %s)", queue.name, key)
 
     def backpressure(self, session):
+        """For long, for a moment, or not any more."""
         queue, key = self.queue(), self.random.choice([None, self.partition()])
-        held = self.random.random() < 0.2
-        self.configure(session, queue, lambda: setattr(queue if key is None else queue.lane(key), "held", held),
-                       "SELECT fanout.backpressure(%s, clock_timestamp() + %s, partition_key => %s)",
-                       queue.name, FAR if held else "-1 hour", key)
+        delay = self.random.choices([FAR, SOON, "-1 hour"], [2, 2, 6])[0]
+        until = self.watch.value("SELECT clock_timestamp() + %s::interval", delay)
+
+        def change():
+            if delay == SOON:
+                self.until(lambda: self.watch.value("SELECT clock_timestamp() > %s", until), "the clock goes on")
+            setattr(queue if key is None else queue.lane(key), "held", delay == FAR)
+        self.configure(session, queue, change, "SELECT fanout.backpressure(%s, %s, partition_key => %s)", queue.name, until, key)
 
     def alter(self, session):
         queue = self.reference.queues["limited"]
-        setting = self.random.choice(["concurrency", "worker_concurrency", "partition_concurrency"])
-        value = self.random.choice([None, 1, 2, 4, 8])
+        setting = self.random.choice(["concurrency", "worker_concurrency", "partition_concurrency", "partition_retries"])
+        value = self.random.choice(["block", "pass"] if setting == "partition_retries" else [None, 1, 2, 4, 8])
         if value is None:
             query, parameters = f"SELECT fanout.alter_queue(%s, unset => '{{{setting}}}')", []
         else:
@@ -785,10 +1019,13 @@ class Comparison:
         self.touched = {task for task in self.touched if task.busy is not None}
         if any(session.notes is not None for session in self.sessions):
             return
+        self.look_at_batches()
         for queue in self.reference.queues.values():
             shown = self.watch.execute("SELECT scheduled, ready, running FROM fanout.queues WHERE queue = %s", queue.name)[0]
             counted = tuple(sum(task.state == state for task in queue.tasks) for state in ("scheduled", "ready", "running"))
-            if shown != counted:
+            # one that is due, but on disk still, counts as scheduled here
+            late = 0 if self.roomy else min(max(shown[0] - counted[0], 0), sum(task.timed and task.state == "ready" for task in queue.tasks))
+            if shown != (counted[0] + late, counted[1] - late, counted[2]):
                 raise Wrong(f"queue {queue.name} shows {shown} scheduled, ready and running, not {counted}")
             shown = dict(self.watch.execute("SELECT partition_key, running FROM fanout.partitions WHERE queue = %s AND running > 0", queue.name))
             counted = {}
@@ -801,6 +1038,22 @@ class Comparison:
                 for key, group in self.groups(queue).items():
                     if group != queue.lane(key).group:
                         raise Wrong(f"partition {key} of {queue.name} is in group {group}, not {queue.lane(key).group}")
+
+    def look_at_batches(self):
+        """What is shown of some."""
+        batches = [*self.reference.batches.values()]
+        for batch in {*batches[-2:], *self.random.sample(batches, min(len(batches), 2))}:
+            shown = self.watch.execute("SELECT ordinal, task, status FROM fanout.collect(%s, '0')", batch.number)
+            expected = [(n, task.number, task.state) for n, task in enumerate(batch.tasks, 1)]
+            if shown != expected:
+                raise Wrong(f"batch {batch.number} is {shown}, not {expected}")
+            states = [task.state for task in batch.tasks]
+            ended = batch.ended if batch.join != "all" else all(state in ENDED for state in states)
+            shown = self.watch.execute("SELECT total, sealed, ended, scheduled, ready, running, succeeded, failed, cancelled"
+                                       " FROM fanout.progress(%s)", batch.number)[0]
+            expected = (len(states), True, ended, *(states.count(state) for state in (*WAITS[::-1], "running", *ENDED)))
+            if shown != expected:
+                raise Wrong(f"progress of batch {batch.number}, {batch.join}, is {shown}, not {expected}")
 
     def restart(self, session):
         for other in self.sessions:

@@ -2,7 +2,8 @@
 
 The reference takes no decision that the README leaves open (which of several partitions has the next turn, whether a
 start that a restart may have forgotten counts): it follows the server's answer, and says no if the answer is none that
-is promised. Times are either over or an hour off; so are windows of rate limits, which forget nothing here.
+is promised. Times are over, or so soon that it is waited for, or an hour off; windows of rate limits are hours long and
+forget nothing here. Since when a task waits, which is its place where there is aging, is told by the server.
 """
 
 import collections
@@ -21,6 +22,10 @@ class Task:
         self.priority, self.cost, self.max_attempts = priority, cost, max_attempts
         self.timed = False          # it was enqueued with a time
         self.late = False           # its deadline is over when it comes
+        self.soon = False           # so is its time, or soon after it
+        self.since = 0              # it waits, in microseconds; known in queues with aging
+        self.args = self.batch = None
+        self.steps = {}             # values of checkpoints
         self.about = None           # its key, which others cannot have
         self.holds_on = None        # to it: True, for long; False, no longer; None, until it has ended
         self.state = "uncommitted"
@@ -33,7 +38,8 @@ class Task:
         self.busy = None            # the session whose open transaction decides about it
 
     def place(self):
-        return self.priority, self.number
+        aging = self.queue.aging
+        return self.priority if aging is None else self.since + self.priority * aging, self.number
 
     def __repr__(self):
         return f"task {self.number} ({self.queue.name}, {self.key}, {self.state}, priority {self.priority})"
@@ -46,9 +52,27 @@ class Lease:
         self.ender = None           # the session whose open transaction ends it
         self.ends = False           # its task, rather than give it back for another attempt
         self.ended = 0              # counts ends, in their order
+        self.writer = None          # the session whose open transaction has written under it
         self.permit_passed = False  # to a claim of that transaction
         self.lane_passed = False    # and that of the partition
         self.permit_of = None       # the lease whose permit this claim got
+
+
+class Batch:
+    def __init__(self, number, join, count):
+        self.number, self.join, self.count = number, join, count
+        self.tasks = []
+        self.committed = False
+        self.ended = False          # by its join, and for good
+
+    def is_decided(self):
+        """Is there something for the keeper to do?"""
+        states = [task.state for task in self.tasks]
+        if self.join == "all":
+            return False
+        return all(state in ENDED for state in states) or \
+            {"any": states.count("succeeded") >= 1, "n": states.count("succeeded") >= (self.count or 0),
+             "fail_fast": states.count("failed") >= 1}[self.join]
 
 
 class Rate:
@@ -155,7 +179,8 @@ class Queue:
     def __init__(self, name, **settings):
         self.name = name
         self.settings = {"concurrency": None, "worker_concurrency": None, "partition_concurrency": None,
-                         "partition_rate_limit": None, "max_backlog": None, "partition_max_backlog": None, "max_attempts": 3, **settings}
+                         "partition_rate_limit": None, "max_backlog": None, "partition_max_backlog": None, "max_attempts": 3,
+                         "partition_retries": "block", "aging": None, **settings}
         self.paused = self.held = False
         self.rate_limits = {}       # units by period, in hours
         self.rate = Rate()
@@ -215,6 +240,7 @@ class Reference:
     def __init__(self):
         self.queues = {}
         self.tasks = {}
+        self.batches = {}
         self.leases = {}            # live ones
         self.completed = {}         # by lease
         self.rebuilds = 0
@@ -253,8 +279,8 @@ class Reference:
 
     @staticmethod
     def awaits_retry(queue, key):
-        """A partition that runs one at a time keeps its order over retries."""
-        return queue.lane_concurrency(key) == 1 and any(task.key == key and task.retried for task in queue.tasks)
+        """A partition that runs one at a time keeps its order over retries, unless they are to pass."""
+        return queue.partition_retries == "block" and queue.lane_concurrency(key) == 1 and any(task.key == key and task.retried for task in queue.tasks)
 
     @staticmethod
     def lane_running(queue, key):
@@ -390,8 +416,8 @@ class Reference:
         self.settle(task.queue)
 
     def due(self, task):
-        """It was scheduled for another attempt, and its time has come."""
-        task.state, task.retried = "ready", False
+        """It was scheduled, and its time has come."""
+        task.state, task.retried, task.soon = "ready", False, False
         self.settle(task.queue)
 
     def gone(self, task):
@@ -414,14 +440,18 @@ class Reference:
         task.queue.tasks.add(task)
         self.settle(task.queue)
 
+    @staticmethod
+    def set_terms(task, terms):
+        for name in {"priority", "key", "queue", "cost", "max_attempts", "group", "holds_on", "since", "soon", "args"} & terms.keys():
+            setattr(task, name, terms[name])
+
     def change(self, task, terms):
         """A task that waits has another priority, time, queue or partition."""
         before = task.queue
-        for name in {"priority", "key", "queue", "cost", "max_attempts", "group", "holds_on"} & terms.keys():
-            setattr(task, name, terms[name])
         before.tasks.discard(task)
+        self.set_terms(task, terms)
         if "far" in terms:
-            task.timed = terms.get("timed", True)
+            task.timed = terms["timed"]
             task.state = "scheduled" if terms["far"] else "ready"
         task.retried = task.state == "scheduled" and task.leased
         self.settle(before)
