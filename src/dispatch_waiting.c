@@ -372,7 +372,7 @@ queue_promote_due(Queue *queue, TimestampTz now)
 		OrderNode  *first = order_first(&queue->scheduled.set);
 		Task	   *task;
 
-		if (queue->scheduled.bound_key <= now)
+		if (queue->scheduled.bound_key <= now && !queue->due_held)
 			queue->wants_refill = true;
 		if (first == NULL || first->key > now)
 			return true;

@@ -52,10 +52,17 @@ static SpiStatement end_batch = {
 	"UPDATE fanout.batch SET ended_at = clock_timestamp() WHERE id ="
 	" (SELECT id FROM fanout.batch WHERE id = $1 AND ended_at IS NULL FOR UPDATE SKIP LOCKED)", 1, {INT8OID}
 };
+
+/*
+ * The range says again which outcomes matter, and OFFSET keeps it where it is:
+ * in a join of all that the batch has with all outcomes there are, the planner
+ * would read the latter.
+ */
 static SpiStatement select_unfinished = {
-	"SELECT t.id FROM fanout.batch_part p, LATERAL (SELECT id FROM fanout.task"
-	"  WHERE id >= p.first_task AND id < p.first_task + p.tasks) AS t"
-	" WHERE p.batch = $1 AND NOT EXISTS (SELECT FROM fanout.outcome o WHERE o.task = t.id)", 1, {INT8OID}
+	"SELECT t.id FROM fanout.batch_part p, LATERAL (SELECT t.id FROM fanout.task t"
+	"  WHERE t.id >= p.first_task AND t.id < p.first_task + p.tasks AND NOT EXISTS (SELECT FROM fanout.outcome o"
+	"    WHERE o.task = t.id AND o.task >= p.first_task AND o.task < p.first_task + p.tasks) OFFSET 0) AS t"
+	" WHERE p.batch = $1", 1, {INT8OID}
 };
 
 /* Has the join ended the batch, without anybody having noted it yet? */

@@ -356,7 +356,7 @@ run_queues(TimestampTz now)
 		{
 			all_promoted = queue_promote_due(queue, now);
 			queue_wake(queue);
-			refill = queue->wants_refill || queue->refill_held || queue->strays_held;
+			refill = queue->wants_refill || queue->refill_held || queue->due_held || queue->strays_held;
 		}
 		dispatcher_unlock();
 		if (!all_promoted)
@@ -420,7 +420,7 @@ plan_next_look(int64 last_flush, bool headway, TimestampTz next_join)
 				next = Min(next, at);
 		}
 		if (window_is_bounded(&queue->scheduled))
-			next = Min(next, headway ? queue->scheduled.bound_key :
+			next = Min(next, headway && !queue->due_held ? queue->scheduled.bound_key :
 					   Max(queue->scheduled.bound_key, GetCurrentTimestamp() + RETRY_REFILL));
 		if (queue->strays_held)
 			next = Min(next, GetCurrentTimestamp() + STRAYS_PATIENCE);

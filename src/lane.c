@@ -361,17 +361,18 @@ check_refill(Lane *lane)
 	keeper_wake(database_of(queue));
 }
 
-/* Partitions and strays may have waited for the queue to give out what it has. */
+/* Partitions, strays and what is due may have waited for the queue to give out what it has. */
 static void
 check_held_refill(Queue *queue)
 {
 	if (queue->strays_held)
 		queue_ask_for_lanes(queue);
-	if (!queue->refill_held || !queue_can_use_refill(queue, 0))
-		return;
-	queue->refill_held = false;
-	queue->wants_refill = true;
-	keeper_wake(database_of(queue));
+	if ((queue->refill_held && queue_can_use_refill(queue, 0)) || (queue->due_held && queue_can_use_due(queue)))
+	{
+		queue->refill_held = queue->due_held = false;
+		queue->wants_refill = true;
+		keeper_wake(database_of(queue));
+	}
 }
 
 /* Take the lane out of the set that it stands in. */

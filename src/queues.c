@@ -501,6 +501,50 @@ close_queue(const QueueRef *ref, bool dropping, bool only_if_empty)
 			 errmsg("queue \"%s\" is being purged or dropped by this transaction already", ref->name)));
 }
 
+typedef struct EnderLook
+{
+	const Queue *queue;
+	TransactionId me;
+	TransactionId ender;		/* another transaction that ends a task of it */
+} EnderLook;
+
+static void
+look_for_ender(Task *task, void *arg)
+{
+	EnderLook  *look = arg;
+	TransactionId ender = InvalidTransactionId;
+
+	if (&fanout_queues[task->queue] != look->queue)
+		return;
+	if (task->state == TASK_RUNNING)
+		ender = lease_of(task)->ender;
+	else if (task->state == TASK_ENDING)
+		ender = task->ender;
+	if (TransactionIdIsValid(ender) && !TransactionIdEquals(ender, look->me))
+		look->ender = ender;
+}
+
+/*
+ * Wait for whoever was ending a task of the closed queue when it was closed:
+ * nobody else begins to.  Else our outcome of the task might be there before
+ * his, which would be a duplicate key.
+ */
+static void
+wait_for_enders(const Queue *queue)
+{
+	EnderLook	look = {.queue = queue, .me = GetTopTransactionId()};
+
+	do
+	{
+		look.ender = InvalidTransactionId;
+		dispatcher_lock();
+		task_iterate(look_for_ender, &look);
+		dispatcher_unlock();
+		if (TransactionIdIsValid(look.ender))
+			XactLockTableWait(look.ender, NULL, NULL, XLTW_None);
+	} while (TransactionIdIsValid(look.ender));
+}
+
 Datum
 fanout_drop_queue(PG_FUNCTION_ARGS)
 {
@@ -519,7 +563,10 @@ fanout_drop_queue(PG_FUNCTION_ARGS)
 	pending_queue_drop(ref.queue);
 
 	if (force)
+	{
+		wait_for_enders(ref.queue);
 		(void) cancel_all(ref.id, "the queue was dropped", NULL, 0);
+	}
 	values[0] = Int32GetDatum(ref.id);
 	spi_begin(&scope);
 	(void) spi_run(&delete_queue, values, NULL);

@@ -562,13 +562,19 @@ run_refill(Refill *refill)
 	return refill->headway;
 }
 
-/* Is nothing of the schedule to be read yet?  What is not due needs no lane, and would have to leave it to the next stray. */
+/*
+ * Is nothing of the schedule to be read yet?  What is not due needs no lane, and would have to leave it to the next stray;
+ * what is may be more than the queue can use.
+ */
 static bool
 schedule_can_wait(Refill *refill)
 {
+	Queue	   *queue = refill->queue;
+	bool		due = queue->scheduled.bound_key <= GetCurrentTimestamp();
+
 	refill->only_due = fanout_shared->free_lanes == 0 || fanout_shared->has_strays;
-	return (refill->only_due || schedule_is_wide(refill->queue)) &&
-		refill->queue->scheduled.bound_key > GetCurrentTimestamp();
+	queue->due_held = due && !queue_can_use_due(queue);
+	return due ? queue->due_held : refill->only_due || schedule_is_wide(queue);
 }
 
 /* Refill one window of the queue itself, if there is something to be read; false if there was no headway. */

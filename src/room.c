@@ -456,6 +456,20 @@ queue_can_use_refill(const Queue *queue, int64 more)
 		runs_low(queue, more) || free_beyond_reserve() > more;
 }
 
+/*
+ * Is it worth a read to have in memory what is due of the schedule?  It cannot
+ * leave that again before it starts, so if it were read as it comes, the pool
+ * could be full of it, and other queues would have nothing left.  Beyond the
+ * queue's share it is read only while that has little else to give out, which
+ * may be blocked, and others keep a little.
+ */
+bool
+queue_can_use_due(const Queue *queue)
+{
+	return queue_in_memory(queue) < queue_window_limit() / 2 ||
+		(runs_low(queue, 0) && (queue_is_within_share(queue) || free_beyond_reserve() > 0));
+}
+
 /* Has the queue room in memory for one more waiting task, at no other queue's cost? */
 bool
 queue_room(Queue *queue)

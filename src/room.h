@@ -48,6 +48,7 @@ extern int64 queue_ready_share(const Queue *queue);
 extern bool queue_is_within_share(const Queue *queue);
 extern int64 free_beyond_reserve(void);
 extern bool queue_can_use_refill(const Queue *queue, int64 more);
+extern bool queue_can_use_due(const Queue *queue);
 
 /* A refill that has found no memory goes on now: a task has left the pool. */
 extern void tasks_freed(void);

@@ -180,6 +180,7 @@ typedef struct Queue
 	int64		running;		/* permits held, uncommitted claims included */
 	bool		wants_refill;
 	bool		refill_held;	/* partitions ask for a refill that it could not use yet */
+	bool		due_held;		/* what is due on disk waits until the queue could use it */
 	bool		strays_held;	/* strays wait for more lanes to be free, or for the keeper to come by */
 	int32		refilling;		/* windows that are being refilled */
 	int64		epoch;			/* counts the times it was closed */

@@ -49,7 +49,7 @@ END
 }
 
 my $connstr = "host=$dir port=$port dbname=postgres user=$user";
-wait_until { $node->psql('postgres', 'SELECT 1', connstr => $connstr) == 0 } 'pgbouncer'
+wait_until { (try_query($node, 'SELECT 1', $connstr))[0] == 0 } 'pgbouncer'
   or die 'pgbouncer did not start';
 
 # One statement in a connection of its own

@@ -105,4 +105,26 @@ cross_for_keeper($_) foreach @of_keeper;
 	drain('segments');
 }
 
+# Who drops a queue waits for the keeper, which is ending a task of it, and for whoever else does.
+{
+	my $control = session($node);
+
+	$control->query_safe("SELECT fanout.create_queue('doomed', lease => '50 ms', max_attempts => 1), fanout.enqueue('doomed', 'doomed'), pg_advisory_lock(7)");
+	my $failures = $control->query_safe('SELECT keeper_failures FROM fanout.stats');
+	$control->query_safe("SELECT fanout._set_point('exhausted-held', 'wait', times => 1)");
+	$control->query_safe("SELECT lease FROM fanout.dequeue('doomed', 'w')");
+	ok(becomes("SELECT EXISTS (SELECT FROM fanout._points() WHERE point = 'exhausted-held' AND reached > 0)"), 'drop: the keeper is about to end a task');
+	# should it not wait for the keeper, it waits at the lock, and the keeper for it
+	my $dropper = start_client($node, "SELECT fanout.drop_queue('doomed', force => true); SELECT pg_advisory_xact_lock(7)");
+	ok(becomes("SELECT EXISTS (SELECT FROM pg_stat_activity WHERE query ~ 'drop_queue' AND pid <> pg_backend_pid() AND wait_event_type = 'Lock')"), 'who drops the queue waits');
+	$control->query_safe("SELECT fanout._set_point('exhausted-held', 'nothing')");
+	ok(becomes("SELECT EXISTS (SELECT FROM fanout.outcome o JOIN fanout.task t ON t.id = o.task WHERE t.name = 'doomed')"
+			  . " OR EXISTS (SELECT FROM pg_stat_activity WHERE backend_type ~ 'fanout keeper' AND wait_event_type = 'Lock')"), 'the keeper goes on');
+	$control->query_safe('SELECT pg_advisory_unlock(7)');
+	ok(finish_clients($dropper), 'then it is dropped');
+	ok(becomes("SELECT count(*) = 1 FROM fanout.outcome o JOIN fanout.task t ON t.id = o.task WHERE t.name = 'doomed'"), 'the task has one outcome');
+	is($control->query_safe('SELECT keeper_failures FROM fanout.stats'), $failures, 'and no keeper has failed');
+	$control->quit;
+}
+
 finish();

@@ -35,7 +35,7 @@ SELECT fanout.enqueue('jobs', 'expires');
 EOS
 my $control = session($node);
 sub asked { return $control->query_safe($_[0]); }
-sub refusal { my ($ret, $stdout, $stderr) = $node->psql('postgres', 'SELECT 1'); return $stderr; }
+sub refusal { my ($ret, $stdout, $stderr) = try_query($node, 'SELECT 1'); return $stderr; }
 
 sub ok_until
 {

@@ -229,7 +229,7 @@ sub has_crashed
 	$control = undef;
 	return wait_until
 	{
-		my ($rc, $out) = $node->psql('postgres', "SELECT pid FROM pg_stat_activity WHERE backend_type ~ 'fanout launcher'"
+		my ($rc, $out) = try_query($node, "SELECT pid FROM pg_stat_activity WHERE backend_type ~ 'fanout launcher'"
 			  . " AND (SELECT value = 'ready' FROM fanout.status() WHERE item = 'state')");
 		return 0 if $rc != 0 || $out eq '' || $out eq $last_launcher;
 		$last_launcher = $out;

@@ -4,6 +4,8 @@
 #		a running server with pg_fanout preloaded and created in database postgres
 # sqlstate(node, sql, db)
 #		the SQLSTATE with which the SQL fails, '' if it does not
+# try_query(node, sql, connstr)
+#		what psql returns, answers and says, of a server that may not be there yet
 # session(node, db), session_sqlstate(session, sql), drop_session(session)
 #		a psql session that lives on after an error; forget one whose server has gone
 # wait_until { condition } 'what for', seconds
@@ -37,7 +39,7 @@ use Test::More;
 use Time::HiRes qw(usleep);
 
 our @EXPORT = qw(
-  new_node sqlstate session session_sqlstate drop_session wait_until
+  new_node sqlstate try_query session session_sqlstate drop_session wait_until
   processes wait_for_memory crash start_after_crash
   install_ledger install_work_off install_misplaced look is_as_it_was start_client finish_clients client_output
 );
@@ -122,11 +124,24 @@ sub processes
 	return split /\n/, $pids;
 }
 
+# Without an input: a psql that finds no server may be gone before it could be written, which would be an error of our own.
+sub try_query
+{
+	my ($node, $sql, $connstr) = @_;
+	my ($out, $err);
+
+	IPC::Run::run([ $node->installed_command('psql'), '-XAtq', '-d', $connstr // $node->connstr('postgres'), '-c', $sql ],
+		'<', \undef, '>', \$out, '2>', \$err);
+	chomp($out, $err);
+	return ($? >> 8, $out, $err);
+}
+
 sub wait_for_memory
 {
 	my ($node, $db) = @_;
 
-	$node->poll_query_until($db // 'postgres', "SELECT value = 'ready' FROM fanout.status() WHERE item = 'state'")
+	wait_until { (try_query($node, "SELECT value = 'ready' FROM fanout.status() WHERE item = 'state'", $node->connstr($db // 'postgres')))[1] eq 't' }
+	'memory'
 	  or die 'memory is not filled';
 	return;
 }
