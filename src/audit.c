@@ -487,6 +487,7 @@ audit_memory(void)
 	int64		leases = 0;
 	int64		limited = 0;
 	int64		reserved = 0;
+	int64		spare = 0;
 
 	if (audit->skipped++ < fanout_max_tracked_tasks / POOL_FOR_EACH_HOLD)
 		return;
@@ -504,9 +505,11 @@ audit_memory(void)
 		compare_queue(&fanout_queues[i]);
 		limited += fanout_queues[i].recount.limited;
 		reserved += fanout_queues[i].recount.reserved;
+		spare += fanout_queues[i].recount.spare;
 	}
 	expect("free places for limits", 0, 0, fanout_shared->free_limited_lanes, fanout_max_limited_lanes - limited);
 	expect("reserved entries of all queues", 0, 0, fanout_shared->reserved, reserved);
+	expect("tasks of all queues that may be left on disk", 0, 0, fanout_shared->spare, spare);
 	for (int i = 0; i < fanout_shared->database_high; i++)
 	{
 		Database   *database = &fanout_databases[i];

@@ -183,6 +183,7 @@ queue_remove(Queue *queue)
 	/* a refill of another queue may see tasks that have moved here from there */
 	database_of(queue)->refill_void = true;
 	fanout_shared->reserved -= queue->reserved;
+	fanout_shared->spare -= queue->spare;
 	queue_clear_lanes(queue);
 	lanes_freed();
 	stop_all_waiting_for(queue);

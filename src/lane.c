@@ -456,6 +456,13 @@ queue_settle_lanes(Queue *queue)
 }
 
 static void
+count_spare(Queue *queue, int change)
+{
+	queue->spare += change;
+	fanout_shared->spare += change;
+}
+
+static void
 count_ready(Lane *lane, const Task *task, int change)
 {
 	Queue	   *queue = queue_of_lane(lane);
@@ -464,7 +471,7 @@ count_ready(Lane *lane, const Task *task, int change)
 	if (ready_task_is_spare(task))
 	{
 		lane->spare += change;
-		queue->spare += change;
+		count_spare(queue, change);
 	}
 }
 
@@ -495,7 +502,7 @@ lane_schedule(Lane *lane, Task *task)
 		return;
 	Assert((task->flags & TASK_FLAG_RETRIED) == 0);
 	task->flags |= TASK_FLAG_DELAYED;
-	queue->spare++;
+	count_spare(queue, 1);
 	if (lane->partition == 0)
 	{
 		queue->main_delayed++;
@@ -515,7 +522,7 @@ lane_unschedule(Lane *lane, Task *task)
 	if ((task->flags & TASK_FLAG_DELAYED) == 0)
 		return;
 	task->flags &= ~TASK_FLAG_DELAYED;
-	queue->spare--;
+	count_spare(queue, -1);
 	if (lane->partition == 0)
 	{
 		queue->main_delayed--;

@@ -459,15 +459,18 @@ queue_can_use_refill(const Queue *queue, int64 more)
 /*
  * Is it worth a read to have in memory what is due of the schedule?  It cannot
  * leave that again before it starts, so if it were read as it comes, the pool
- * could be full of it, and other queues would have nothing left.  Beyond the
- * queue's share it is read only while that has little else to give out, which
- * may be blocked, and others keep a little.
+ * could be full of it, and other queues would have nothing left.  So it has
+ * half of the queue's share, while a share of the pool is left for others; and
+ * beyond that what is left but for a little, while the queue has little else
+ * to give out: what it has may be blocked.
  */
 bool
 queue_can_use_due(const Queue *queue)
 {
-	return queue_in_memory(queue) < queue_window_limit() / 2 ||
-		(runs_low(queue, 0) && (queue_is_within_share(queue) || free_beyond_reserve() > 0));
+	int64		stays = queue->ready_count + queue->scheduled.set.count - queue->spare;
+
+	return (stays < queue_window_limit() / 2 && fanout_shared->free_tasks + fanout_shared->spare > queue_window_limit()) ||
+		(runs_low(queue, 0) && free_beyond_reserve() + fanout_shared->spare > 0);
 }
 
 /* Has the queue room in memory for one more waiting task, at no other queue's cost? */

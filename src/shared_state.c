@@ -302,6 +302,7 @@ database_clear(Database *database)
 		if (queue->state == QUEUE_FREE || queue->db != database->db)
 			continue;
 		fanout_shared->reserved -= queue->reserved;
+		fanout_shared->spare -= queue->spare;
 		queue_clear_lanes(queue);
 		queue->state = QUEUE_FREE;
 	}

@@ -488,6 +488,7 @@ typedef struct SharedState
 	int32		free_rate_entry;
 	int64		free_rate_entries;
 	int64		reserved;		/* pool entries of tasks of open transactions, of all queues */
+	int64		spare;			/* those of tasks that may be left on disk, of all queues */
 	int64		queue_generations;
 	int64		free_workers;
 	int64		free_uses;

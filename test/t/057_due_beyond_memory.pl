@@ -60,5 +60,19 @@ EOS
 	is(in_memory(), 0, "$name: nothing is left");
 }
 
+# Urgent tasks that are due, most of them on disk, do not wait for all that is ready.
+query(<<EOS);
+SELECT count(fanout.enqueue('due', 'urgent', priority => -1, delay => '0.5 s')) FROM generate_series(1, 600);
+SELECT count(*) FROM fanout.enqueue_many('due', 'x', array_fill('1'::jsonb, '{$waiting}'));
+EOS
+$node->poll_query_until('postgres', "SELECT NOT EXISTS (SELECT FROM fanout.task WHERE name = 'urgent' AND run_at > now())") or die;
+is($node->psql('postgres', "CALL work_off('due', $waiting + 600)"), 0, 'all come, with urgent ones that are due');
+my $last = query(<<'EOS');
+SELECT max(n) FROM (SELECT t.name, row_number() OVER (ORDER BY o.lease) AS n
+                      FROM fanout.task t JOIN fanout.outcome o ON o.task = t.id WHERE t.id >= (SELECT min(id) FROM fanout.task WHERE name = 'urgent')) c
+ WHERE name = 'urgent'
+EOS
+cmp_ok($last, '<', 1500, 'which do not come last');
+
 $node->stop;
 done_testing();
