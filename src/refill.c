@@ -42,7 +42,7 @@
 #define REFILL_URGENT	16
 #define REFILL_PARTITION	64	/* tasks of one partition */
 #ifdef FANOUT_CHECKED
-#define REFILL_LOOK		100
+#define REFILL_LOOK		(FANOUT_WORK_CHUNK + 64)
 #else
 #define REFILL_LOOK		32768	/* rows of all queues, in the order of ids: some milliseconds */
 #endif

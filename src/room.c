@@ -24,6 +24,9 @@
 /* A queue that has fewer tasks to give out needs more of them now. */
 #define STARTABLE_LOW	64
 
+/* Of what is due each queue may have so many in memory, whatever others have. */
+#define DUE_LEAST		16
+
 /* So many free lanes are worth a read of strays. */
 #define LANES_WORTH		64
 
@@ -435,11 +438,18 @@ queue_is_within_share(const Queue *queue)
 	return queue_in_memory(queue) < queue_window_limit();
 }
 
+/* So many places of the pool are for what comes, and not for more of a queue that has its share. */
+static int64
+reserve(void)
+{
+	return fanout_max_tracked_tasks / 32;
+}
+
 /* How many places of the pool partitions beyond their queue's share may use. */
 int64
 free_beyond_reserve(void)
 {
-	return fanout_shared->free_tasks - fanout_max_tracked_tasks / 32;
+	return fanout_shared->free_tasks - reserve();
 }
 
 /*
@@ -460,17 +470,20 @@ queue_can_use_refill(const Queue *queue, int64 more)
  * Is it worth a read to have in memory what is due of the schedule?  It cannot
  * leave that again before it starts, so if it were read as it comes, the pool
  * could be full of it, and other queues would have nothing left.  So it has
- * half of the queue's share, while a share of the pool is left for others; and
- * beyond that what is left but for a little, while the queue has little else
- * to give out: what it has may be blocked.
+ * half of the queue's share, while a share of the pool is left for others;
+ * beyond that what is left but for a little, while the queue has few tasks
+ * that may start, as what it has may be blocked; and a few places in any case.
  */
 bool
 queue_can_use_due(const Queue *queue)
 {
 	int64		stays = queue->ready_count + queue->scheduled.set.count - queue->spare;
+	int64		ready_stays = queue->ready_count - (queue->spare - schedule_spare(queue));
+	int64		left = fanout_shared->free_tasks + fanout_shared->spare;
 
-	return (stays < queue_window_limit() / 2 && fanout_shared->free_tasks + fanout_shared->spare > queue_window_limit()) ||
-		(runs_low(queue, 0) && free_beyond_reserve() + fanout_shared->spare > 0);
+	return (stays < queue_window_limit() / 2 && left > queue_window_limit()) ||
+		(runs_low(queue, 0) && left > reserve()) ||
+		(ready_stays < Min(DUE_LEAST, reserve()) && left > 0);
 }
 
 /* Has the queue room in memory for one more waiting task, at no other queue's cost? */

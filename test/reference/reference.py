@@ -185,6 +185,7 @@ class Queue:
         self.rate_limits = {}       # units by period, in hours
         self.rate = Rate()
         self.lanes = {}
+        self.largest_lane_rate = 0
         self.tasks = set()          # unfinished ones
         self.leases = set()
         self.forget_turns()
@@ -195,7 +196,10 @@ class Queue:
         return self.settings[name]
 
     def lane(self, key):
-        return self.lanes.setdefault(key, Lane())
+        if key not in self.lanes:
+            self.lanes[key] = Lane()
+            self.lanes[key].rate.largest = self.largest_lane_rate   # the server may have known it before
+        return self.lanes[key]
 
     # -- turns: of groups and of partitions that are in none, and those of the partitions of each group
 
@@ -232,6 +236,7 @@ class Queue:
     def changed(self):
         """Settings have changed."""
         self.rate.note(list(self.rate_limits.values()))
+        self.largest_lane_rate = max(self.largest_lane_rate, self.partition_rate_limit or 0)
         for key, lane in self.lanes.items():
             lane.rate.note(self.lane_rates(key))
 
@@ -364,10 +369,14 @@ class Reference:
         self.settle(queue)
 
     def note_shortage(self):
-        """With no memory left a partition gives out what it has before what is on disk, and does until it finds some."""
-        kept = sum(task.leased or task.lease is not None or task.busy is not None or (task.timed and task.state == "ready")
-                   for task in self.tasks.values() if task.state not in ENDED)
-        self.short = 50 if kept > self.pool * 3 // 4 else max(self.short - 1, 0)
+        """With no memory left a partition gives out what it has before what is on disk, and does until it finds some.
+
+        So does a queue that has half of its share of memory full of what cannot leave it.
+        """
+        kept = collections.Counter(task.queue.name for task in self.tasks.values() if task.state not in ENDED and (
+            task.leased or task.lease is not None or task.busy is not None or (task.timed and task.state == "ready")))
+        short = kept.total() > self.pool * 3 // 4 or max(kept.values(), default=0) >= self.pool // 8
+        self.short = 50 if short else max(self.short - 1, 0)
 
     def must_start(self, queue, worker, session):
         """Is there something that the worker surely should have been given?"""
