@@ -18,7 +18,7 @@ INSERT INTO test.value SELECT 'timestamptz', row_number() OVER (), * FROM unnest
 CREATE TABLE test.given (argument text, type regtype, expression text);
 INSERT INTO test.given VALUES
 	('queue', 'text', '%1$L'), ('queue', 'text[]', 'ARRAY[%1$L]'), ('name', 'text', '''made'''), ('names', 'text[]', '''{made,made}'''),
-	('args', 'jsonb', '''{}'''), ('args', 'jsonb[]', '''{1,2}'''), ('key', 'text', '''key'''), ('period', 'interval', '''1 s'''),
+	('args', 'jsonb', '''{}'''), ('args', 'jsonb[]', '''{1,2}'''), ('key', 'text', '''key'''), ('period', 'interval', '''1 hour'''),
 	('worker', 'text', '%1$L'), ('rate_limit', 'int', '1000000'), ('partition_rate_limit', 'int', '1000000'), ('rate_period', 'interval', '''1 s'''),
 	('partition_key', 'text', '''p'''), ('until', 'timestamptz', 'now()'),
 	('task', 'bigint', '(SELECT max(task) FROM fanout.tasks WHERE queue = %1$L AND name = ''waits'')'),
