@@ -55,6 +55,7 @@
 
 static Database *database = NULL;
 static volatile sig_atomic_t keeping = false;	/* whoever terminates us cancels what we are at */
+static volatile sig_atomic_t draining = false;	/* we are going, and journal what others claim until then */
 
 /* Say that this database has no keeper any more. */
 static void
@@ -456,7 +457,9 @@ sleep_until(TimestampTz next)
 /*
  * We are to go.  What we are at is cancelled: it may wait, or be about to, for
  * a lock that an operator or a prepared transaction has on one of our tables,
- * or for a synchronous standby that is not there.
+ * or for a synchronous standby that is not there.  Not so what is done at the
+ * end, which takes not long anyway: the postmaster sends each signal twice, to
+ * the process and to its group.
  */
 static void
 terminate(SIGNAL_ARGS)
@@ -464,7 +467,7 @@ terminate(SIGNAL_ARGS)
 	int			save_errno = errno;
 
 	ShutdownRequestPending = true;
-	if (keeping || (MyProc != NULL && MyProc->waitLock != NULL))
+	if (keeping || (!draining && MyProc != NULL && MyProc->waitLock != NULL))
 		InterruptPending = QueryCancelPending = true;
 	SetLatch(MyLatch);
 	errno = save_errno;
@@ -493,6 +496,7 @@ drain_journal(void)
 {
 	int64		deadline = wait_clock() + DRAIN_PATIENCE;
 
+	draining = true;
 	(void) set_config_option("lock_timeout", DRAIN_LOCK_TIMEOUT, PGC_USERSET, PGC_S_OVERRIDE, GUC_ACTION_SET, true, 0, false);
 	(void) set_config_option("synchronous_commit", "local", PGC_USERSET, PGC_S_OVERRIDE, GUC_ACTION_SET, true, 0, false);
 	do

@@ -27,10 +27,12 @@ SELECT count(*) - count(DISTINCT l.task) AS read_again,
 SELECT count(*) AS skipped
   FROM document_text t JOIN documents d USING (task) WHERE d.lease <> t.lease \gset
 
--- Each worker's own count of what it had in hand: one up with a claim, one down with an end.
+-- Each worker's own count of what it had in hand: one up with a claim, one down with an end. What it had in hand when the
+-- server crashed is left out: that may have ended, with the worker not told of it, and then the worker was given more.
 SELECT coalesce(max(in_hand), 0) AS in_hand
   FROM (SELECT sum(CASE event WHEN 'claim' THEN 1 WHEN 'read' THEN 0 WHEN 'index' THEN 0 ELSE -1 END)
-                   OVER (PARTITION BY worker ORDER BY ordinal) AS in_hand FROM worker_log) t \gset
+                   OVER (PARTITION BY worker ORDER BY ordinal) AS in_hand
+          FROM worker_log WHERE lease NOT IN (SELECT lease FROM worker_log GROUP BY lease HAVING min(at) < :crashed_at AND max(at) > :crashed_at)) t \gset
 SELECT worker_concurrency AS "limit" FROM fanout.queues WHERE queue = 'indexing' \gset
 
 -- Leases taken before the crash under which a task was finished after it, and those that were lost in it.

@@ -81,6 +81,22 @@ $operator->query_safe('COMMIT');
 $operator->quit;
 becomes('SELECT journal_lag = 0 FROM fanout.stats', 'another one writes it');
 
+# -- it is told twice to go, as a postmaster that shuts down does: what it does at the end is done
+$operator = lock_tables($journal);
+query("SELECT fanout.enqueue('jobs', 'twice'); SELECT fanout.dequeue('jobs', 'y')");
+becomes(sprintf($waits_for_lock, 'postgres'), 'the keeper waits for the journal');
+($keeper) = processes($node, 'keeper');
+my $wait_began = "SELECT waitstart FROM pg_locks WHERE pid = $keeper AND NOT granted AND waitstart IS NOT NULL";
+becomes("SELECT EXISTS ($wait_began)", 'since some time');
+my $first_wait = query($wait_began);
+query("SELECT pg_terminate_backend($keeper)");
+becomes("SELECT EXISTS ($wait_began AND waitstart > '$first_wait') OR NOT EXISTS (SELECT FROM pg_stat_activity WHERE pid = $keeper)", 'and once more, for a second at most, to write it at the end');
+query("SELECT pg_terminate_backend($keeper)");
+$operator->query_safe('COMMIT');
+$operator->quit;
+becomes("SELECT NOT EXISTS (SELECT FROM pg_stat_activity WHERE pid = $keeper)", 'it goes');
+unlike(slurp_file($node->logfile), qr/due to user request/, 'when it has written it, or could not');
+
 # -- DROP DATABASE WITH (FORCE)
 query('CREATE DATABASE other');
 query("CREATE EXTENSION pg_fanout; SELECT fanout.create_queue('jobs'); SELECT fanout.enqueue('jobs', 'x')", 'other');
