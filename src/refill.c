@@ -584,6 +584,7 @@ refill_window(Queue *queue, RefillKind kind, Lane *lane, Window *window)
 	Refill		refill = {.kind = kind, .queue = queue, .headway = true};
 
 	dispatcher_lock();
+	queue->due_held &= window_is_bounded(&queue->scheduled);	/* it may have been purged */
 	if (queue_is_ours(queue) && window_is_bounded(window) && !(kind == REFILL_SCHEDULED && schedule_can_wait(&refill)))
 	{
 		look_for_room(&refill);

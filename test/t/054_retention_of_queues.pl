@@ -1,5 +1,5 @@
 # A queue's own retention that is taken away, or made longer, while the keeper walks through the log: what it has not come
-# to by then stays. Needs a checked build (test/harness/run_tests makes one).
+# to by then stays, as README says under "Retention". Needs a checked build (test/harness/run_tests makes one).
 
 use strict;
 use warnings FATAL => 'all';

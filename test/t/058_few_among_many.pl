@@ -1,7 +1,7 @@
 # A few tasks of one queue among many of another one, with memory for 64: the keeper finds them in the rows of all queues,
 # some thousand rows at a time, so that it is never long away from what else it has to do.
 #
-# Promise 7: cost by what you take.
+# Promise 8: the cost of a dequeue does not depend on how many tasks others have waiting.
 
 use strict;
 use warnings FATAL => 'all';
