@@ -296,8 +296,24 @@ name_of_queue(const QueueList *list, int32 id)
 	return NULL;
 }
 
+/* What a task is returned with that has none: an empty object, made once. */
+static Datum
+no_checkpoints(void)
+{
+	static Jsonb *empty = NULL;
+
+	if (empty == NULL)
+	{
+		MemoryContext caller = MemoryContextSwitchTo(TopMemoryContext);
+
+		empty = DatumGetJsonbP(DirectFunctionCall1(jsonb_in, CStringGetDatum("{}")));
+		MemoryContextSwitchTo(caller);
+	}
+	return JsonbPGetDatum(empty);
+}
+
 static void
-return_claim(ResultSet *set, TaskReader *reader, const QueueList *list, const Claim *claim, Datum no_checkpoints)
+return_claim(ResultSet *set, TaskReader *reader, const QueueList *list, const Claim *claim)
 {
 	Datum		row[TASK_COLUMNS];
 	bool		row_nulls[TASK_COLUMNS];
@@ -323,7 +339,7 @@ return_claim(ResultSet *set, TaskReader *reader, const QueueList *list, const Cl
 	values[DEQUEUE_ARGS] = row[TASK_ARGS];
 	nulls[DEQUEUE_ARGS] = row_nulls[TASK_ARGS];
 	values[DEQUEUE_ATTEMPT] = Int32GetDatum(claim->attempt);
-	values[DEQUEUE_CHECKPOINTS] = checkpoints != NULL ? JsonbPGetDatum(checkpoints) : no_checkpoints;
+	values[DEQUEUE_CHECKPOINTS] = checkpoints != NULL ? JsonbPGetDatum(checkpoints) : no_checkpoints();
 	values[DEQUEUE_LEASE_UNTIL] = TimestampTzGetDatum(claim->until);
 	values[DEQUEUE_PRIORITY] = Int32GetDatum(claim->priority);
 	values[DEQUEUE_BATCH] = Int64GetDatum(claim->batch);
@@ -351,13 +367,12 @@ dequeue(FunctionCallInfo fcinfo, const QueueList *list, DequeueOptions *options)
 	if (count > 0)
 	{
 		TaskReader *reader = task_reader_open();
-		Datum		no_checkpoints = DirectFunctionCall1(jsonb_in, CStringGetDatum("{}"));
 
 		FANOUT_POINT(CLAIM_MADE);
 		journal_synchronous(claims, count, options);
 		FANOUT_POINT(CLAIM_JOURNALED);
 		for (int i = 0; i < count; i++)
-			return_claim(&set, reader, list, &claims[i], no_checkpoints);
+			return_claim(&set, reader, list, &claims[i]);
 		task_reader_close(reader);
 		FANOUT_POINT(CLAIM_RETURNED);
 	}

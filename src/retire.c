@@ -47,6 +47,13 @@
 	"TRUNCATE fanout.task" segment ", fanout.attempt" segment ", fanout.checkpoint" segment ", fanout.outcome" segment, 0, {0} \
 }
 static SpiStatement truncate_segment[FANOUT_SEGMENTS] = FOR_EACH_SEGMENT(TRUNCATE_SEGMENT);
+
+/* See src/sql/02_tables.sql. */
+#define FORGET_FIRST_RANGES(segment) { \
+	"SELECT pg_catalog.brin_desummarize_range('fanout.attempt" segment "_task_idx', 0)," \
+	"       pg_catalog.brin_desummarize_range('fanout.outcome" segment "_lease_idx', 0)", 0, {0} \
+}
+static SpiStatement forget_first_ranges[FANOUT_SEGMENTS] = FOR_EACH_SEGMENT(FORGET_FIRST_RANGES);
 static SpiStatement empty_segment = {
 	"UPDATE fanout.segment SET first_task = NULL, finished = false WHERE slot = $1", 1, {INT2OID}
 };
@@ -218,6 +225,7 @@ truncate_tables(int segment)
 
 	spi_begin(&scope);
 	(void) spi_run(&truncate_segment[segment], NULL, NULL);
+	(void) spi_run(&forget_first_ranges[segment], NULL, NULL);
 	spi_end(&scope);
 }
 

@@ -191,19 +191,54 @@ learn_table(LogTable *table, Relation relation)
 }
 
 static void
-open_indexes(LogTable *table)
+open_index(LogTable *table, int i)
+{
+	ResultRelInfo *result_relation = table->result_relation;
+	Relation	index = index_open(table->index_oids[i], RowExclusiveLock);
+	IndexInfo  *info = result_relation->ri_IndexRelationInfo[i];
+
+	result_relation->ri_IndexRelationDescs[i] = index;
+	info->ii_ReadyForInserts = index->rd_index->indisready;
+	info->ii_AmCache = NULL;	/* what the last writer left there is gone */
+	info->ii_Context = CurrentMemoryContext;
+}
+
+/*
+ * Open the indexes that the row belongs to.  Most tasks are in one index of
+ * six, and to open and lock one costs as much as a third of an insert into it.
+ */
+static void
+open_indexes_for(LogTable *table, TupleTableSlot *slot)
+{
+	ResultRelInfo *result_relation = table->result_relation;
+	ExprContext *context = GetPerTupleExprContext(table->estate);
+
+	context->ecxt_scantuple = slot;
+	for (int i = 0; i < result_relation->ri_NumIndices; i++)
+	{
+		if (result_relation->ri_IndexRelationDescs[i] == NULL &&
+			ExecQual(result_relation->ri_IndexRelationInfo[i]->ii_PredicateState, context))
+			open_index(table, i);
+	}
+}
+
+/* Close what is open; the locks stay until the transaction ends, as the table's does. */
+static void
+close_indexes(LogTable *table)
 {
 	ResultRelInfo *result_relation = table->result_relation;
 
 	for (int i = 0; i < result_relation->ri_NumIndices; i++)
 	{
-		Relation	index = index_open(table->index_oids[i], RowExclusiveLock);
-		IndexInfo  *info = result_relation->ri_IndexRelationInfo[i];
+		Relation	index = result_relation->ri_IndexRelationDescs[i];
 
-		result_relation->ri_IndexRelationDescs[i] = index;
-		info->ii_ReadyForInserts = index->rd_index->indisready;
-		info->ii_AmCache = NULL;	/* what the last writer left there is gone */
-		info->ii_Context = CurrentMemoryContext;
+		if (index == NULL)
+			continue;
+#if PG_VERSION_NUM >= 170000
+		index_insert_cleanup(index, result_relation->ri_IndexRelationInfo[i]);
+#endif
+		index_close(index, NoLock);
+		result_relation->ri_IndexRelationDescs[i] = NULL;
 	}
 }
 
@@ -241,7 +276,7 @@ open_segment_writer(LogKind kind, int segment, int64 expected_rows)
 		learn_table(table, writer->relation);
 	clear_slots(table);
 	table->result_relation->ri_RelationDesc = writer->relation;
-	open_indexes(table);
+	memset(table->result_relation->ri_IndexRelationDescs, 0, table->result_relation->ri_NumIndices * sizeof(Relation));
 	writer->bulk = expected_rows >= BULK_ROWS ? GetBulkInsertState() : NULL;
 	return writer;
 }
@@ -252,7 +287,7 @@ insert_index_entries(SegmentWriter *writer, TupleTableSlot *slot)
 	ResultRelInfo *result_relation = writer->table->result_relation;
 	EState	   *estate = writer->table->estate;
 
-	GetPerTupleExprContext(estate)->ecxt_scantuple = slot;
+	open_indexes_for(writer->table, slot);
 #if PG_VERSION_NUM >= 160000
 	(void) ExecInsertIndexTuples(result_relation, slot, estate, false, false, NULL, NIL, false);
 #else
@@ -347,7 +382,7 @@ close_segment_writer(SegmentWriter *writer)
 		FreeBulkInsertState(writer->bulk);
 		table_finish_bulk_insert(writer->relation, 0);
 	}
-	ExecCloseIndices(writer->table->result_relation);
+	close_indexes(writer->table);
 	table_close(writer->relation, NoLock);
 	pfree(writer);
 }

@@ -1,42 +1,34 @@
--- A C function may have an input and an output of one name: lease goes in as a duration and comes out as a handle.
+-- A type of its own: the description of columns that are OUT arguments is built anew in each call.
+CREATE TYPE fanout.leased_task AS (
+    lease bigint, task bigint, queue text, name text, args jsonb, attempt int, checkpoints jsonb, lease_until timestamptz,
+    priority int, batch bigint, max_attempts int, enqueued_at timestamptz);
+COMMENT ON TYPE fanout.leased_task IS 'a task as dequeue gives it to a worker, with its lease';
 
 CREATE FUNCTION fanout.dequeue(
     queue text, worker text DEFAULT NULL, max_tasks int DEFAULT 1, lease interval DEFAULT NULL,
-    wait interval DEFAULT NULL, bind_to_session boolean DEFAULT false,
-    OUT lease bigint, OUT task bigint, OUT queue text, OUT name text, OUT args jsonb, OUT attempt int,
-    OUT checkpoints jsonb, OUT lease_until timestamptz, OUT priority int, OUT batch bigint,
-    OUT max_attempts int, OUT enqueued_at timestamptz)
-    RETURNS SETOF record AS 'MODULE_PATHNAME', 'fanout_dequeue' LANGUAGE C VOLATILE ROWS 10;
+    wait interval DEFAULT NULL, bind_to_session boolean DEFAULT false)
+    RETURNS SETOF fanout.leased_task AS 'MODULE_PATHNAME', 'fanout_dequeue' LANGUAGE C VOLATILE ROWS 10;
 COMMENT ON FUNCTION fanout.dequeue(text, text, int, interval, interval, boolean)
     IS 'leases up to max_tasks tasks of the queue to the worker';
 
 CREATE FUNCTION fanout.dequeue(
     queue text[], worker text DEFAULT NULL, max_tasks int DEFAULT 1, lease interval DEFAULT NULL,
-    wait interval DEFAULT NULL, bind_to_session boolean DEFAULT false,
-    OUT lease bigint, OUT task bigint, OUT queue text, OUT name text, OUT args jsonb, OUT attempt int,
-    OUT checkpoints jsonb, OUT lease_until timestamptz, OUT priority int, OUT batch bigint,
-    OUT max_attempts int, OUT enqueued_at timestamptz)
-    RETURNS SETOF record AS 'MODULE_PATHNAME', 'fanout_dequeue_queues' LANGUAGE C VOLATILE ROWS 10;
+    wait interval DEFAULT NULL, bind_to_session boolean DEFAULT false)
+    RETURNS SETOF fanout.leased_task AS 'MODULE_PATHNAME', 'fanout_dequeue_queues' LANGUAGE C VOLATILE ROWS 10;
 COMMENT ON FUNCTION fanout.dequeue(text[], text, int, interval, interval, boolean)
     IS 'as the other dequeue, from several queues, the first named first';
 
 CREATE FUNCTION fanout.complete_and_dequeue(
     lease bigint, result jsonb, queue text, worker text DEFAULT NULL, max_tasks int DEFAULT 1,
-    lease_for interval DEFAULT NULL, wait interval DEFAULT NULL, bind_to_session boolean DEFAULT false,
-    OUT lease bigint, OUT task bigint, OUT queue text, OUT name text, OUT args jsonb, OUT attempt int,
-    OUT checkpoints jsonb, OUT lease_until timestamptz, OUT priority int, OUT batch bigint,
-    OUT max_attempts int, OUT enqueued_at timestamptz)
-    RETURNS SETOF record AS 'MODULE_PATHNAME', 'fanout_complete_and_dequeue' LANGUAGE C VOLATILE ROWS 10;
+    lease_for interval DEFAULT NULL, wait interval DEFAULT NULL, bind_to_session boolean DEFAULT false)
+    RETURNS SETOF fanout.leased_task AS 'MODULE_PATHNAME', 'fanout_complete_and_dequeue' LANGUAGE C VOLATILE ROWS 10;
 COMMENT ON FUNCTION fanout.complete_and_dequeue(bigint, jsonb, text, text, int, interval, interval, boolean)
     IS 'completes one task and leases the next, in one round trip and one commit';
 
 CREATE FUNCTION fanout.complete_and_dequeue(
     leases bigint[], results jsonb[], queue text, worker text DEFAULT NULL, max_tasks int DEFAULT 1,
-    lease_for interval DEFAULT NULL, wait interval DEFAULT NULL, bind_to_session boolean DEFAULT false,
-    OUT lease bigint, OUT task bigint, OUT queue text, OUT name text, OUT args jsonb, OUT attempt int,
-    OUT checkpoints jsonb, OUT lease_until timestamptz, OUT priority int, OUT batch bigint,
-    OUT max_attempts int, OUT enqueued_at timestamptz)
-    RETURNS SETOF record AS 'MODULE_PATHNAME', 'fanout_complete_many_and_dequeue' LANGUAGE C VOLATILE ROWS 10;
+    lease_for interval DEFAULT NULL, wait interval DEFAULT NULL, bind_to_session boolean DEFAULT false)
+    RETURNS SETOF fanout.leased_task AS 'MODULE_PATHNAME', 'fanout_complete_many_and_dequeue' LANGUAGE C VOLATILE ROWS 10;
 COMMENT ON FUNCTION fanout.complete_and_dequeue(bigint[], jsonb[], text, text, int, interval, interval, boolean)
     IS 'completes tasks and leases the next ones; a lease that is lost is skipped with a warning';
 

@@ -119,6 +119,14 @@ becomes("SELECT NOT EXISTS (SELECT FROM fanout.batch WHERE id = $enough)", 'the 
 is(tasks('done'), 1, 'what was finished is gone, but for a task of a batch that goes on');
 is(query("SELECT count(*) FROM fanout.task WHERE id IN ($cancelled, $free)"), 0, 'so is what was cancelled, and a key that is free');
 is_as_it_was($node, 'carried', \%look, \%was);
+
+# No row that is written to a segment widens a range, whether it is new or has been truncated.
+query('CREATE EXTENSION pageinspect');
+is(query(<<'EOS'), '8|8', 'indexes of block ranges know none of an empty table');
+SELECT count(*), count(*) FILTER (WHERE (SELECT pages FROM brin_revmap_data(get_raw_page(c.oid::regclass::text, 1)) pages LIMIT 1) = '(4294967295,0)')
+  FROM pg_class c JOIN pg_am a ON a.oid = c.relam
+ WHERE c.relnamespace = 'fanout'::regnamespace AND a.amname = 'brin' AND c.relname ~ '_[1-4]_'
+EOS
 $node->restart;
 wait_for_memory($node);
 $node->poll_query_until('postgres', "SELECT count(*) = 1 FROM fanout.leases") or die 'no lease after the restart';
