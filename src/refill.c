@@ -21,7 +21,6 @@
 #include "access/xact.h"
 #include "catalog/pg_type.h"
 #include "miscadmin.h"
-#include "utils/array.h"
 #include "utils/snapmgr.h"
 #include "utils/timestamp.h"
 
@@ -55,7 +54,6 @@
  * look far; it is done only if the bound is below 0, or at it.
  */
 #define RANK "coalesce(t.rank, t.priority)"
-#define RANK_IN_PARTITION "coalesce(t.rank, t.priority, 0)"
 
 #define READ_BELOW(segment) { \
 	"SELECT" SEED_COLUMNS "FROM fanout.task" segment " t WHERE t.queue = $1 AND t.lane IS NULL AND " RANK " < 0" \
@@ -67,13 +65,6 @@
 	" AND (" RANK ", t.id) >= ($2, $3) AND t.run_at IS NULL AND" UNFINISHED_ONE(segment) \
 	"ORDER BY " RANK ", t.id LIMIT $4", 4, {INT4OID, INT8OID, INT8OID, INT8OID} \
 }
-/* Some partitions, each from its own bound on; last which of them it is, from 1 on. */
-#define READ_PARTITIONS(segment) { \
-	"SELECT t.*, p.part FROM unnest($2, $3, $4) WITH ORDINALITY p (lane, key, id, part), LATERAL (" \
-	"SELECT" SEED_COLUMNS "FROM fanout.task" segment " t WHERE t.queue = $1 AND t.lane = p.lane" \
-	" AND (" RANK_IN_PARTITION ", t.id) >= (p.key, p.id) AND t.run_at IS NULL AND" UNFINISHED_ONE(segment) \
-	"ORDER BY " RANK_IN_PARTITION ", t.id LIMIT $5) t", 5, {INT4OID, INT8ARRAYOID, INT8ARRAYOID, INT8ARRAYOID, INT8OID} \
-}
 #define READ_TIMED(segment) { \
 	"SELECT" SEED_COLUMNS "FROM fanout.task" segment " t WHERE t.queue = $1" \
 	" AND t.run_at IS NOT NULL AND (t.run_at, t.id) >= ($2, $3) AND" UNFINISHED_ONE(segment) \
@@ -82,7 +73,6 @@
 
 static SpiStatement refill_below[FANOUT_SEGMENTS] = FOR_EACH_SEGMENT(READ_BELOW);
 static SpiStatement refill_above[FANOUT_SEGMENTS] = FOR_EACH_SEGMENT(READ_ABOVE);
-static SpiStatement refill_lanes[FANOUT_SEGMENTS] = FOR_EACH_SEGMENT(READ_PARTITIONS);
 static SpiStatement refill_timed[FANOUT_SEGMENTS] = FOR_EACH_SEGMENT(READ_TIMED);
 
 /* One row that a refill has read. */
@@ -153,7 +143,7 @@ add_rows(Refill *refill, uint64 count)
 		RefillRow  *row = &refill->rows[refill->row_count++];
 
 		seed_read(i, &row->seed, &row->tid);
-		row->part = is_of_partitions(refill) ? spi_int64(i, SEED_COLUMN_COUNT + 1) - 1 : 0;
+		row->part = 0;
 	}
 	SPI_freetuptable(SPI_tuptable);
 }
@@ -236,35 +226,33 @@ read_main_lane(Refill *refill, int64 key, int64 id)
 		read_merged(refill, refill_above, Max(key, 1), key > 0 ? id : 0);
 }
 
-static Datum
-array_of(Datum *elements, int count)
+/* Read the partition from its bound on, up to the limit. */
+static void
+read_partition(Refill *refill, TaskScan *scan, int number)
 {
-	return PointerGetDatum(construct_array(elements, count, INT8OID, 8, FLOAT8PASSBYVAL, TYPALIGN_DOUBLE));
+	const RefillPart *part = &refill->parts[number];
+	int64		end = refill->row_count + refill->limit;
+	RefillRow	row = {.part = number};
+
+	task_scan_partition(scan, part->lane->partition, part->key, part->id);
+	while (refill->row_count < end && task_scan_next(scan, NULL, &row.seed, &row.tid))
+		refill->rows[refill->row_count++] = row;
 }
 
-/* Read each of the partitions from its bound on: the first of each segment, sorted by partition and place. */
+/* Read each of the partitions: the first of each segment, sorted by partition and place. */
 static void
 read_partitions(Refill *refill)
 {
-	Datum		lanes[FANOUT_REFILL_WINDOWS];
-	Datum		keys[FANOUT_REFILL_WINDOWS];
-	Datum		ids[FANOUT_REFILL_WINDOWS];
-	Datum		values[5];
-
-	for (int i = 0; i < refill->part_count; i++)
-	{
-		lanes[i] = Int64GetDatum(refill->parts[i].lane->partition);
-		keys[i] = Int64GetDatum(refill->parts[i].key);
-		ids[i] = Int64GetDatum(refill->parts[i].id);
-	}
-	values[0] = Int32GetDatum(refill->queue_id);
-	values[1] = array_of(lanes, refill->part_count);
-	values[2] = array_of(keys, refill->part_count);
-	values[3] = array_of(ids, refill->part_count);
-	values[4] = Int64GetDatum(refill->limit);
 	for (int i = 0; i < refill->segment_count; i++)
-		add_rows(refill, spi_read_latest(&refill_lanes[refill->segments[i]], values, NULL));
-	qsort_arg(refill->rows, refill->row_count, sizeof(RefillRow), compare_rows, refill);
+	{
+		TaskScan   *scan = task_scan_begin_partitions(refill->segments[i], refill->queue_id);
+
+		for (int part = 0; part < refill->part_count; part++)
+			read_partition(refill, scan, part);
+		task_scan_end(scan);
+	}
+	if (refill->segment_count > 1)
+		qsort_arg(refill->rows, refill->row_count, sizeof(RefillRow), compare_rows, refill);
 }
 
 /* Read from the bounds on, in the order of the windows. */
