@@ -1,7 +1,7 @@
 #!/usr/bin/python3
-"""One of those who use the server in the chaos: a worker, an enqueuer, a meddler or a watcher.
+"""One of those who use the server in the chaos: a worker, an enqueuer, a meddler, a watcher or a guest.
 
-    actors.py worker|enqueue|meddle|watch NAME SEED LOG
+    actors.py worker|enqueue|meddle|watch|guest NAME SEED LOG
 
 Connects as libpq does, again and again, until SIGTERM. Writes down what it did, one JSON object a line. Times named "at"
 and "before" are microseconds of the server's clock, which is this machine's; "t" is this machine's monotonic clock, the same for all actors. What
@@ -24,7 +24,10 @@ QUEUES = {
     "synchronous": {"synchronous_claims": True},
     "aging": {"aging": "100 ms"},
     "bounded": {"max_backlog": 60, "partition_max_backlog": 25},
+    "in order": {"partition_concurrency": 1},
+    "overtaking": {"partition_concurrency": 1, "partition_retries": "pass"},
 }
+ORDERED = ["in order", "overtaking"]                # what ends or changes many tasks of theirs at once leaves them alone
 DROPPED = "passing"             # a queue that is dropped and made again
 RATES = {"rated": {500_000: 20, 2_000_000: 60}}     # units by period, in microseconds
 PARTITION_RATES = {"rated": {1_000_000: 5}}
@@ -40,6 +43,8 @@ THROTTLED = "3 s"
 RETAINED = ["steady", "rated", "synchronous", "aging", "bounded"]
 RETENTIONS = {"100 ms": 100_000, "500 ms": 500_000, "1 s": 1_000_000, None: None}
 BACKLOG = 400                                       # of a queue; tasks beyond it are not enqueued
+GUEST = "guest"                                     # a role that has these privileges at times, and nothing else
+GRANTS = [("steady", "enqueue"), ("steady", "dequeue"), ("aging", "enqueue"), ("aging", "dequeue")]
 NOW = "SELECT (extract(epoch FROM clock_timestamp()) * 1000000)::bigint"
 
 DIES = 3                        # how a worker exits that dies of itself
@@ -50,6 +55,8 @@ EXPECTED = ("57014", "55P03", "40P01", "53400", "FO003", "FO006", "P0001", "5310
 
 
 class Actor:
+    role = None                 # who runs it
+
     def __init__(self, name, seed, log):
         self.name = name
         self.random = random.Random(seed)
@@ -89,7 +96,7 @@ class Actor:
         return [row[0] for row in self.execute(query, *parameters)]
 
     def connect(self):
-        self.connection = psycopg.connect(autocommit=True, connect_timeout=5, target_session_attrs="read-write",
+        self.connection = psycopg.connect(autocommit=True, connect_timeout=5, target_session_attrs="read-write", user=self.role,
                                           options="-c client_min_messages=error -c synchronous_commit=on")
         self.limited = False
 
@@ -277,7 +284,7 @@ class Worker(Actor):
         elif way < 0.72:
             return self.complete_and_dequeue(lease, task)
         elif way < 0.82:
-            self.end(lease, task, "fail", f"SELECT fanout.fail(%s::bigint, 'x', retry_in => '{self.random.choice([0, 0, 50])} ms')")
+            self.end(lease, task, "fail", f"SELECT fanout.fail(%s::bigint, 'x', retry_in => '{self.random.choice([0, 0, 50, 300])} ms')")
         elif way < 0.86:
             self.end(lease, task, "fail", "SELECT fanout.fail(%s::bigint, 'x', final => true)")
         elif way < 0.94:
@@ -468,7 +475,7 @@ class Enqueuer(Actor):
 
 class Meddler(Actor):
     def step(self):
-        self.random.choice([self.alter, self.alter, self.retain, self.set_partition, self.limit_partition, self.hold, self.hold, self.replace_queue, self.pause, self.resume, self.cancel, self.cancel_matching,
+        self.random.choice([self.alter, self.alter, self.retain, self.set_partition, self.limit_partition, self.hold, self.hold, self.replace_queue, self.grant, self.grant, self.pause, self.resume, self.cancel, self.cancel_matching,
                             self.retry, self.purge, self.alter_tasks, self.alter_tasks, self.look])()
         time.sleep(self.random.random() * 0.05)
 
@@ -491,6 +498,12 @@ class Meddler(Actor):
         queue, key = self.random.choice([*QUEUES]), self.random.choice([None, "k0", "k1"])
         until = self.value(NOW) + self.random.choice([0, 100_000, 500_000])
         self.change(f"hold {queue} {key}", until, "SELECT fanout.backpressure(%s, to_timestamp(%s / 1e6::float8), %s)", queue, until, key)
+
+    def grant(self):
+        queue, privilege = self.random.choice(GRANTS)
+        grants = self.chance(0.5)
+        self.change(f"grant {queue} {privilege}", grants, f"SELECT fanout.{'grant' if grants else 'revoke'}_queue(%s, %s::regrole, %s)",
+                    queue, GUEST, [privilege])
 
     def replace_queue(self):
         self.execute("BEGIN")
@@ -525,6 +538,11 @@ class Meddler(Actor):
         return self.column("SELECT task FROM fanout.tasks WHERE state = ANY (%s) AND key IS NULL AND batch IS NULL"
                            " ORDER BY random() LIMIT 3", states)
 
+    def touch(self, tasks):
+        """They may lose their place for a while, be it that this is rolled back."""
+        self.log("touched", tasks=tasks)
+        return tasks
+
     def sometimes(self, *statement):
         self.execute("BEGIN")
         if self.chance(0.1):
@@ -536,17 +554,17 @@ class Meddler(Actor):
 
     def cancel(self):
         self.sometimes("SELECT fanout.cancel(%s::bigint[], 'meddled')",
-                       self.column("SELECT task FROM fanout.tasks WHERE state IN ('ready', 'scheduled', 'running') ORDER BY random() LIMIT 3"))
+                       self.touch(self.column("SELECT task FROM fanout.tasks WHERE state IN ('ready', 'scheduled', 'running') ORDER BY random() LIMIT 3")))
 
     def cancel_matching(self):
         self.sometimes("SELECT fanout.cancel_matching(%s, partition_key => %s, max_tasks => 3)",
-                       self.random.choice([*QUEUES]), self.random.choice(PARTITIONS[1:]))
+                       self.random.choice([queue for queue in QUEUES if queue not in ORDERED]), self.random.choice(PARTITIONS[1:]))
 
     def retry(self):
-        self.sometimes("SELECT fanout.retry(%s::bigint[])", self.tasks(["failed", "cancelled"]))
+        self.sometimes("SELECT fanout.retry(%s::bigint[])", self.touch(self.tasks(["failed", "cancelled"])))
 
     def alter_tasks(self):
-        tasks = self.tasks(["ready", "scheduled"])
+        tasks = self.touch(self.tasks(["ready", "scheduled"]))
         way = self.random.randrange(3)
         if way == 0:
             self.sometimes("SELECT fanout.reprioritize(%s::bigint[], %s)", tasks, self.random.choice([-2, 0, 3]))
@@ -558,7 +576,7 @@ class Meddler(Actor):
 
     def purge(self):
         if self.chance(0.1):
-            self.execute("SELECT fanout.purge_queue(%s)", self.random.choice([*QUEUES]))
+            self.execute("SELECT fanout.purge_queue(%s)", self.random.choice([queue for queue in QUEUES if queue not in ORDERED]))
 
     def look(self):
         for view in ("queues", "partitions", "leases", "workers", "batches"):
@@ -568,7 +586,7 @@ class Meddler(Actor):
 
 
 class Watcher(Actor):
-    """Looks, in one snapshot each, at what must hold at every moment, and waits for batches."""
+    """Looks, in one snapshot each, at what must hold at every moment, and waits for batches and tasks."""
     SNAPSHOTS = {
         "tasks with two outcomes": "SELECT task FROM fanout.outcome GROUP BY task HAVING count(*) > 1",
         "steps with two values": "SELECT task FROM fanout.checkpoint GROUP BY task, step HAVING count(*) > 1",
@@ -584,9 +602,12 @@ class Watcher(Actor):
         what = self.random.choice([*self.SNAPSHOTS])
         if wrong := self.column(self.SNAPSHOTS[what] + " LIMIT 5"):
             self.log("violation", text=f"{what}: {wrong}")
+        pause = 0.05 + 5 * (time.monotonic() - begin)
         for batch in self.column("SELECT id FROM fanout.batch ORDER BY random() LIMIT 2"):
             self.watch_batch(batch)
-        time.sleep(0.05 + 5 * (time.monotonic() - begin))
+        for tasks in "leases", "outcome":
+            self.watch_tasks(self.column(f"SELECT task FROM fanout.{tasks} ORDER BY random() LIMIT %s", self.random.choice([1, 2, 3])))
+        time.sleep(pause)
 
     def look_at_counts(self, batch):
         total, ended, parts, rows = self.execute(
@@ -598,7 +619,7 @@ class Watcher(Actor):
     def watch_batch(self, batch):
         try:
             self.look_at_counts(batch)
-            if not self.value("SELECT fanout.wait(%s::bigint, '200 ms')", batch):
+            if not self.value(self.random.choice(["SELECT fanout.wait(%s::bigint, '200 ms')", "CALL fanout.wait_batch(%s, '200 ms', NULL)"]), batch):
                 return
         except psycopg.errors.UndefinedObject:
             if self.column("SELECT id FROM fanout.batch WHERE id = %s", batch):
@@ -612,7 +633,64 @@ class Watcher(Actor):
                 or join == "fail_fast" and failed >= 1):
             self.log("violation", text=f"batch {batch} has ended by join {join}, with {ended} of {tasks}, {succeeded} succeeded, {failed} failed, sealed {sealed}")
 
+    def watch_tasks(self, tasks):
+        """If they are said to have ended all have, or have another life since."""
+        for task in tasks:
+            self.watch_task(task)
+        try:
+            if not self.value("SELECT fanout.wait(%s::bigint[], '200 ms')", tasks):
+                return
+        except psycopg.errors.UndefinedObject:      # some are retired
+            return
+        self.log("waited", tasks=len(tasks))
+        if open_ := self.column("SELECT t.id FROM fanout.task t WHERE t.id = ANY (%s) AND NOT EXISTS (SELECT FROM fanout.outcome o WHERE o.task = t.id)"
+                                " AND NOT EXISTS (SELECT FROM fanout.attempt a WHERE a.task = t.id AND a.event = 'n')", tasks):
+            self.log("violation", text=f"tasks {tasks} were said to have ended, and {open_} have not")
+
+    def watch_task(self, task):
+        """What is told of its end is what is stored, of this life or, if it has another one, of none."""
+        try:
+            told = self.execute("SELECT status, result, error FROM fanout.result(%s, %s)", task, self.random.choice(["0", "100 ms"]))[0]
+        except psycopg.errors.UndefinedObject:
+            return
+        if told[0] not in ("succeeded", "failed", "cancelled"):
+            return
+        self.log("told", task=task)
+        stored = self.execute(
+            "SELECT CASE o.status WHEN 's' THEN 'succeeded' WHEN 'f' THEN 'failed' WHEN 'c' THEN 'cancelled' END,"
+            " CASE WHEN o.status = 's' THEN o.value END, CASE WHEN o.status <> 's' THEN o.value #>> '{}' END"
+            " FROM fanout.task t LEFT JOIN fanout.outcome o ON o.task = t.id WHERE t.id = %s"
+            " AND NOT EXISTS (SELECT FROM fanout.attempt a WHERE a.task = t.id AND a.event = 'n')", task)
+        if stored and stored[0] != told:
+            self.log("violation", text=f"task {task} was told to have ended as {told}, and has as {stored[0]}")
+
+
+class Guest(Actor):
+    """May do what it is granted at the moment, and nothing else."""
+    role = GUEST
+
+    def step(self):
+        queue, privilege = self.random.choice(GRANTS)
+        begin = self.value(NOW)
+        tasks, allowed = [], True
+        self.execute("BEGIN")
+        try:
+            if privilege == "enqueue":
+                tasks = [self.value("SELECT fanout.enqueue(%s, 'x', '1', max_attempts => 4)", queue)]
+                self.log("enqueuing", tasks=tasks)
+            else:
+                self.execute("SELECT lease FROM fanout.dequeue(%s, %s)", queue, self.name)
+        except psycopg.errors.InsufficientPrivilege:
+            allowed = False
+        self.log("privilege", setting=f"grant {queue} {privilege}", allowed=allowed, begin=begin, end=time.time_ns() // 1000)
+        if allowed and privilege == "enqueue":
+            self.execute("COMMIT")
+            self.log("enqueued", tasks=tasks, at=time.time_ns() // 1000, bounced=None)
+        else:
+            self.execute("ROLLBACK")
+        time.sleep(self.random.random() * 0.1)
+
 
 if __name__ == "__main__":
     kind, name, seed, log = sys.argv[1:]
-    {"worker": Worker, "enqueue": Enqueuer, "meddle": Meddler, "watch": Watcher}[kind](name, int(seed), log).main()
+    {"worker": Worker, "enqueue": Enqueuer, "meddle": Meddler, "watch": Watcher, "guest": Guest}[kind](name, int(seed), log).main()

@@ -17,12 +17,12 @@ import time
 
 import psycopg
 
-from actors import DIES, DROPPED, NOW, QUEUES, RATES, RETAINED, THROTTLED
+from actors import DIES, DROPPED, GUEST, NOW, ORDERED, QUEUES, RATES, RETAINED, THROTTLED
 from check import Logs
 from servers import PATIENCE, Server
 
 HERE = os.path.dirname(os.path.abspath(__file__))
-ACTORS = {"enqueue": 2, "worker": 6, "meddle": 1, "watch": 1}
+ACTORS = {"enqueue": 2, "worker": 6, "meddle": 1, "watch": 1, "guest": 1}
 FIRST_STOP = 3.0                    # seconds
 BETWEEN_STOPS = (2.5, 4.5)          # longer than the windows of rates: several crashes in one forget more, see README
 
@@ -162,6 +162,8 @@ class Chaos:
 
     def set_up(self):
         self.query(ARCHIVE)
+        self.query(f"CREATE ROLE {GUEST} LOGIN")
+        self.query(f"SELECT fanout.grant_usage('{GUEST}')")
         seconds = dict(self.query("SELECT name, setting::int FROM pg_settings WHERE name ~ '^pg_fanout' AND vartype = 'integer'"))
         self.retention = seconds["pg_fanout.retention"] * 1_000_000 if seconds["pg_fanout.retention"] >= 0 else float("inf")
         self.keep_failed = seconds["pg_fanout.keep_failed"] * 1_000_000
@@ -276,13 +278,27 @@ class Chaos:
         logs.check_debounced()
         logs.check_holds()
         logs.check_deadlines({row[0] for row in self.query("SELECT task FROM every.attempt WHERE event = 'n'")})
+        logs.check_privileges()
         used = logs.check_limits()
+        used["overtaken"] = self.look_at_order(logs)
         lost = [lease.lease for lease in logs.leases.values() if lease.kept and lease.queue == "synchronous" and lease.lease not in durable]
         self.look("synchronous claims are on disk", not lost, lost[:5])
         self.look("there was something to look at", len(logs.leases) > 2 * self.seconds and (self.counts["removed"] > 0 or self.seconds < 30),
                   f"{len(logs.leases)} claims in {self.seconds} s, {self.counts['removed']} tasks removed")
-        self.look("limits, rates, leases, steps, deadlines, debounce, backpressure and joins, by what the actors wrote down", not logs.wrong, f"{len(logs.wrong)}: {logs.wrong[:5]}")
+        self.look("limits, rates, leases, steps, deadlines, debounce, backpressure, joins and privileges, by what the actors wrote down", not logs.wrong, f"{len(logs.wrong)}: {logs.wrong[:5]}")
         return used
+
+    def look_at_order(self, logs):
+        """A partition that runs one at a time keeps its order over retries, where these do not let others pass."""
+        places = collections.defaultdict(dict)
+        for task, queue, key, priority in self.query(
+                "SELECT t.id, q.name, t.partition_key, coalesce(t.priority, 0) FROM every.task t JOIN fanout.queue q ON q.id = t.queue"
+                " WHERE q.name = ANY (%s) AND t.partition_key IS NOT NULL AND t.key IS NULL AND t.batch IS NULL AND t.run_at IS NULL"
+                " AND NOT EXISTS (SELECT FROM every.attempt a WHERE a.task = t.id AND a.event = 'n')", ORDERED):
+            places[queue, key][task] = priority
+        overtakes = logs.overtakes(places, {row[0] for row in self.query("SELECT DISTINCT lease FROM every.attempt")})
+        self.look("partitions that run one at a time keep their order over retries", not (wrong := overtakes["in order"]), f"{len(wrong)}: {wrong[:5]}")
+        return len(overtakes["overtaking"])
 
     def removed(self):
         gone = self.query("SELECT g.task, q.name, t.batch, o.status, (extract(epoch FROM o.finished_at) * 1000000)::bigint,"

@@ -56,6 +56,7 @@ class Logs:
         self.changes, self.settings = [], collections.defaultdict(lambda: History(None))
         self.settings["limits"] = History((QUEUES["changing"]["concurrency"], QUEUES["changing"]["partition_concurrency"]))
         self.bounces = collections.defaultdict(list)    # calls of debounce that are known to be committed, by task
+        self.touched, self.calls = set(), []    # tasks that somebody was about to cancel or change; what the guest did
         self.errors = collections.Counter()
         self.counts = collections.Counter()
         self.steps_given = []       # by claims: (when it began, task, checkpoints)
@@ -109,6 +110,10 @@ class Logs:
                 self.bounces[line["bounced"]["task"]].append({**line["bounced"], "at": line["at"]})
         elif event == "never":
             self.never.update(line["tasks"])
+        elif event == "touched":
+            self.touched.update(line["tasks"])
+        elif event == "privilege":
+            self.calls.append(line)
         elif event in ("changing", "changed"):
             self.changes.append((line["t"], event, line))
         elif event == "violation":
@@ -206,6 +211,38 @@ class Logs:
                 until = min(value or 0 for value in self.settings[setting].values(lease.at, lease.at))
                 if lease.at < until - 1:
                     self.wrong.append(f"task {lease.task} of {lease.queue}, {lease.key} has started at {lease.at}, and was held until {until}")
+
+    def check_privileges(self):
+        """The guest was let in if it had the privilege, and only then."""
+        for call in self.calls:
+            granted = {bool(value) for value in self.settings[call["setting"]].values(call["begin"], call["end"])}
+            if call["allowed"] not in granted:
+                self.wrong.append(f"{call['setting']}: the guest was {'' if call['allowed'] else 'not '}let in from {call['begin']} to {call['end']}")
+
+    # -- order
+
+    def overtakes(self, places, journaled):
+        """
+        Where a later task of the partition has started between two attempts of one; places: priorities by queue, partition
+        and task. Leases are numbered as they are given. Of a task that starts anew, as a crash made its lease unknown, or
+        that somebody takes out of its place, nothing is said.
+        """
+        groups = collections.defaultdict(list)
+        for lease in self.leases.values():
+            if lease.kept and lease.task not in self.touched and lease.task in places.get((lease.queue, lease.key), {}):
+                groups[lease.queue, lease.key].append(lease)
+        overtakes = collections.defaultdict(list)
+        for (queue, key), leases in groups.items():
+            leases.sort(key=lambda lease: lease.lease)
+            priorities, last = places[queue, key], {}
+            for n, lease in enumerate(leases):
+                if lease.task in last and leases[last[lease.task]].lease in journaled:
+                    place = priorities[lease.task], lease.task
+                    overtakes[queue] += [f"task {other.task} has started with lease {other.lease}, between {leases[last[lease.task]].lease} and {lease.lease}"
+                                         f" of task {lease.task}, which comes first in {key} of {queue}"
+                                         for other in leases[last[lease.task]:n] if (priorities[other.task], other.task) > place]
+                last[lease.task] = n
+        return overtakes
 
     # -- retention
 
