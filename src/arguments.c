@@ -38,6 +38,15 @@ arg_duration(FunctionCallInfo fcinfo, int arg, const char *name, int64 missing)
 }
 
 void
+check_max_attempts(int32 max_attempts)
+{
+	if (max_attempts < 1 || max_attempts > PG_INT16_MAX)
+		ereport(ERROR,
+				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
+				 errmsg("max_attempts must be from 1 to %d", PG_INT16_MAX)));
+}
+
+void
 require_arg(FunctionCallInfo fcinfo, int arg, const char *name)
 {
 	if (PG_ARGISNULL(arg))

@@ -17,6 +17,9 @@ extern int64 duration_of(Interval *interval, const char *name);
 /* The same of an argument; "missing" if it is NULL. */
 extern int64 arg_duration(FunctionCallInfo fcinfo, int arg, const char *name, int64 missing);
 
+/* Throws 22023 for a number of attempts that a task cannot have. */
+extern void check_max_attempts(int32 max_attempts);
+
 /* Throws 22004 if the argument is NULL. */
 extern void require_arg(FunctionCallInfo fcinfo, int arg, const char *name);
 
