@@ -4,6 +4,7 @@
  */
 #include "postgres.h"
 
+#include "catalog/pg_type.h"
 #include "funcapi.h"
 #include "miscadmin.h"
 #include "utils/builtins.h"
@@ -95,6 +96,15 @@ array_elements(ArrayType *array, Oid type, const char *name, Datum **values, boo
 	get_typlenbyvalalign(type, &length, &by_value, &alignment);
 	deconstruct_array(array, type, length, by_value, alignment, values, nulls, &count);
 	return count;
+}
+
+int
+arg_ids(FunctionCallInfo fcinfo, const char *name, Datum **ids)
+{
+	bool	   *nulls;
+
+	require_arg(fcinfo, 0, name);
+	return array_elements(PG_GETARG_ARRAYTYPE_P(0), INT8OID, name, ids, &nulls, false);
 }
 
 ResultSet

@@ -30,6 +30,9 @@ extern void arg_worker(FunctionCallInfo fcinfo, int arg, char *buffer);
 extern int	array_elements(ArrayType *array, Oid type, const char *name, Datum **values, bool **nulls,
 						   bool allow_nulls);
 
+/* The ids that argument 0 has to be an array of; throws 22004 if it is NULL, or has NULL. */
+extern int	arg_ids(FunctionCallInfo fcinfo, const char *name, Datum **ids);
+
 /* Begin a materialized result; each row goes in by tuplestore_putvalues(). */
 typedef struct ResultSet
 {
