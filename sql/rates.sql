@@ -112,6 +112,8 @@ SELECT statement, test.sqlstate_of(statement) FROM (VALUES
 	($$SELECT fanout.alter_queue('q', rate_limit => 1, rate_period => '1 s', unset => '{rate_limit}')$$),
 	($$SELECT fanout.set_rate_limit('q', 1, NULL)$$),
 	($$SELECT fanout.set_rate_limit('q', 0, '1 s')$$),
+	($$SELECT fanout.set_rate_limit('q', NULL, '0')$$),
+	($$SELECT fanout.set_rate_limit('q', NULL, '-1 s')$$),
 	($$SELECT fanout.set_rate_limit('unknown', 1, '1 s')$$),
 	($$SELECT fanout.set_rate_limit('q', 1, n * '1 s'::interval) FROM generate_series(1, 5) n$$),
 	($$SELECT fanout.set_partition('q', 'a', rate_limit => 1)$$),

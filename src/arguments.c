@@ -4,6 +4,7 @@
  */
 #include "postgres.h"
 
+#include "catalog/pg_type.h"
 #include "funcapi.h"
 #include "miscadmin.h"
 #include "utils/builtins.h"
@@ -35,6 +36,15 @@ int64
 arg_duration(FunctionCallInfo fcinfo, int arg, const char *name, int64 missing)
 {
 	return PG_ARGISNULL(arg) ? missing : duration_of(PG_GETARG_INTERVAL_P(arg), name);
+}
+
+void
+check_max_attempts(int32 max_attempts)
+{
+	if (max_attempts < 1 || max_attempts > PG_INT16_MAX)
+		ereport(ERROR,
+				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
+				 errmsg("max_attempts must be from 1 to %d", PG_INT16_MAX)));
 }
 
 void
@@ -86,6 +96,15 @@ array_elements(ArrayType *array, Oid type, const char *name, Datum **values, boo
 	get_typlenbyvalalign(type, &length, &by_value, &alignment);
 	deconstruct_array(array, type, length, by_value, alignment, values, nulls, &count);
 	return count;
+}
+
+int
+arg_ids(FunctionCallInfo fcinfo, const char *name, Datum **ids)
+{
+	bool	   *nulls;
+
+	require_arg(fcinfo, 0, name);
+	return array_elements(PG_GETARG_ARRAYTYPE_P(0), INT8OID, name, ids, &nulls, false);
 }
 
 ResultSet

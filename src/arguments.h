@@ -17,6 +17,9 @@ extern int64 duration_of(Interval *interval, const char *name);
 /* The same of an argument; "missing" if it is NULL. */
 extern int64 arg_duration(FunctionCallInfo fcinfo, int arg, const char *name, int64 missing);
 
+/* Throws 22023 for a number of attempts that a task cannot have. */
+extern void check_max_attempts(int32 max_attempts);
+
 /* Throws 22004 if the argument is NULL. */
 extern void require_arg(FunctionCallInfo fcinfo, int arg, const char *name);
 
@@ -26,6 +29,9 @@ extern void arg_worker(FunctionCallInfo fcinfo, int arg, char *buffer);
 /* The elements of a one-dimensional array; throws 22004 on a NULL element unless allowed. */
 extern int	array_elements(ArrayType *array, Oid type, const char *name, Datum **values, bool **nulls,
 						   bool allow_nulls);
+
+/* The ids that argument 0 has to be an array of; throws 22004 if it is NULL, or has NULL. */
+extern int	arg_ids(FunctionCallInfo fcinfo, const char *name, Datum **ids);
 
 /* Begin a materialized result; each row goes in by tuplestore_putvalues(). */
 typedef struct ResultSet

@@ -281,16 +281,14 @@ Datum
 fanout_cancel_many(PG_FUNCTION_ARGS)
 {
 	Datum	   *tasks;
-	bool	   *nulls;
 	char	   *reason = reason_of(fcinfo);
 	int			count;
 	ResultSet	set;
 	bool		isnull = false;
 
 	require_writable("fanout.cancel()");
-	require_arg(fcinfo, 0, "tasks");
 	(void) require_database();
-	count = array_elements(PG_GETARG_ARRAYTYPE_P(0), INT8OID, "tasks", &tasks, &nulls, false);
+	count = arg_ids(fcinfo, "tasks", &tasks);
 	set = result_set_begin(fcinfo);
 	for (int i = 0; i < count; i++)
 	{
@@ -525,15 +523,13 @@ Datum
 fanout_retry_many(PG_FUNCTION_ARGS)
 {
 	Datum	   *tasks;
-	bool	   *nulls;
 	int			count;
 	ResultSet	set;
 	bool		isnull = false;
 
 	require_writable("fanout.retry()");
-	require_arg(fcinfo, 0, "tasks");
 	(void) require_database();
-	count = array_elements(PG_GETARG_ARRAYTYPE_P(0), INT8OID, "tasks", &tasks, &nulls, false);
+	count = arg_ids(fcinfo, "tasks", &tasks);
 	set = result_set_begin(fcinfo);
 	for (int i = 0; i < count; i++)
 	{

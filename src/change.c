@@ -321,13 +321,11 @@ static Datum
 change_many(FunctionCallInfo fcinfo, const TaskChange *change)
 {
 	Datum	   *tasks;
-	bool	   *nulls;
 	int			count;
 	ResultSet	set;
 	bool		isnull = false;
 
-	require_arg(fcinfo, 0, "tasks");
-	count = array_elements(PG_GETARG_ARRAYTYPE_P(0), INT8OID, "tasks", &tasks, &nulls, false);
+	count = arg_ids(fcinfo, "tasks", &tasks);
 	set = result_set_begin(fcinfo);
 	for (int i = 0; i < count; i++)
 	{

@@ -172,13 +172,11 @@ complete_leases(FunctionCallInfo fcinfo, Datum **leases, bool **done)
 {
 	Datum	   *results = NULL;
 	bool	   *nulls = NULL;
-	bool	   *ignored;
 	int			count;
 	int			result_count = 0;
 	HeldLease  *held;
 
-	require_arg(fcinfo, 0, "leases");
-	count = array_elements(PG_GETARG_ARRAYTYPE_P(0), INT8OID, "leases", leases, &ignored, false);
+	count = arg_ids(fcinfo, "leases", leases);
 	if (!PG_ARGISNULL(1))
 	{
 		result_count = array_elements(PG_GETARG_ARRAYTYPE_P(1), JSONBOID, "results", &results, &nulls, true);
@@ -354,14 +352,12 @@ fanout_fail_many(PG_FUNCTION_ARGS)
 {
 	FailOptions options;
 	Datum	   *leases;
-	bool	   *nulls;
 	bool	   *done;
 	int			count;
 
 	require_writable("fanout.fail()");
-	require_arg(fcinfo, 0, "leases");
 	options = fail_options(fcinfo);
-	count = array_elements(PG_GETARG_ARRAYTYPE_P(0), INT8OID, "leases", &leases, &nulls, false);
+	count = arg_ids(fcinfo, "leases", &leases);
 	done = palloc0(Max(count, 1) * sizeof(bool));
 	for (int i = 0; i < count; i++)
 	{
@@ -412,15 +408,13 @@ Datum
 fanout_release_many(PG_FUNCTION_ARGS)
 {
 	Datum	   *leases;
-	bool	   *nulls;
 	bool	   *done;
 	int			count;
 	int64		delay;
 
 	require_writable("fanout.release()");
-	require_arg(fcinfo, 0, "leases");
 	delay = arg_duration(fcinfo, 1, "delay", 0);
-	count = array_elements(PG_GETARG_ARRAYTYPE_P(0), INT8OID, "leases", &leases, &nulls, false);
+	count = arg_ids(fcinfo, "leases", &leases);
 	done = palloc0(Max(count, 1) * sizeof(bool));
 	for (int i = 0; i < count; i++)
 		done[i] = release_one(DatumGetInt64(leases[i]), delay);

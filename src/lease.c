@@ -241,7 +241,6 @@ Datum
 fanout_extend_many(PG_FUNCTION_ARGS)
 {
 	Datum	   *leases;
-	bool	   *nulls;
 	int			count;
 	int64		by;
 	TimestampTz until;
@@ -249,8 +248,7 @@ fanout_extend_many(PG_FUNCTION_ARGS)
 	ResultSet	set;
 
 	require_writable("fanout.extend()");
-	require_arg(fcinfo, 0, "leases");
-	count = array_elements(PG_GETARG_ARRAYTYPE_P(0), INT8OID, "leases", &leases, &nulls, false);
+	count = arg_ids(fcinfo, "leases", &leases);
 	by = extension_of(fcinfo);
 	set = result_set_begin(fcinfo);
 	for (int i = 0; i < count; i++)

@@ -188,6 +188,7 @@ fanout_set_rate_limit(PG_FUNCTION_ARGS)
 	require_writable("fanout.set_rate_limit()");
 	require_arg(fcinfo, 0, "queue");
 	require_arg(fcinfo, 2, "rate_period");
+	check_period(fcinfo, 2, "rate_period");
 	if (!PG_ARGISNULL(1))
 		check_rate(fcinfo, 1, "rate_limit", "rate_period");
 	ref = registry_queue(PG_GETARG_TEXT_PP(0), PRIVILEGE_MANAGE);

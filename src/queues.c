@@ -147,6 +147,15 @@ check_at_least_one(FunctionCallInfo fcinfo, int arg, int64 value, const char *na
 }
 
 void
+check_period(FunctionCallInfo fcinfo, int arg, const char *name)
+{
+	if (arg_duration(fcinfo, arg, name, 0) < 1)
+		ereport(ERROR,
+				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
+				 errmsg("%s must be longer than 0", name)));
+}
+
+void
 check_rate(FunctionCallInfo fcinfo, int arg, const char *limit_name, const char *period_name)
 {
 	if (PG_ARGISNULL(arg) != PG_ARGISNULL(arg + 1))
@@ -160,10 +169,7 @@ check_rate(FunctionCallInfo fcinfo, int arg, const char *limit_name, const char 
 				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
 				 errmsg("%s must be at least 1", limit_name),
 				 errhint("Leave it out, or unset it, for no limit; pause the queue to stop it.")));
-	if (arg_duration(fcinfo, arg + 1, period_name, 0) < 1)
-		ereport(ERROR,
-				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
-				 errmsg("%s must be longer than 0", period_name)));
+	check_period(fcinfo, arg + 1, period_name);
 }
 
 static void
@@ -197,7 +203,8 @@ check_settings(FunctionCallInfo fcinfo)
 					   "partition_concurrency", PG_INT32_MAX);
 	check_at_least_one(fcinfo, SETTING_PARTITION_BACKLOG, PG_GETARG_INT32(SETTING_PARTITION_BACKLOG),
 					   "partition_max_backlog", PG_INT32_MAX);
-	check_at_least_one(fcinfo, 4, PG_GETARG_INT32(4), "max_attempts", PG_INT16_MAX);
+	if (!PG_ARGISNULL(4))
+		check_max_attempts(PG_GETARG_INT32(4));
 	check_rate(fcinfo, SETTING_PARTITION_RATE, "partition_rate_limit", "partition_rate_period");
 	check_rate(fcinfo, SETTING_RATE, "rate_limit", "rate_period");
 	check_partition_retries(fcinfo);

@@ -13,6 +13,9 @@
 /* Have memory follow what the catalogue says of the queue now, when this transaction commits; in an SpiScope. */
 extern void queue_follow_catalogue(const QueueRef *ref);
 
+/* Throws 22023 for a period that is not longer than 0. */
+extern void check_period(FunctionCallInfo fcinfo, int arg, const char *name);
+
 /* Throws 22023 for a rate limit (an argument, and its period the next) that is none. */
 extern void check_rate(FunctionCallInfo fcinfo, int arg, const char *limit_name, const char *period_name);
 

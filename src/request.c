@@ -107,16 +107,10 @@ take_deadline(FunctionCallInfo fcinfo, int arg, Request *request)
 static void
 take_max_attempts(FunctionCallInfo fcinfo, int arg, Request *request)
 {
-	int32		max_attempts;
-
 	if (!arg_given(fcinfo, arg))
 		return;
-	max_attempts = PG_GETARG_INT32(arg);
-	if (max_attempts < 1 || max_attempts > PG_INT16_MAX)
-		ereport(ERROR,
-				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
-				 errmsg("max_attempts must be from 1 to %d", PG_INT16_MAX)));
-	request->seed.max_attempts = max_attempts;
+	check_max_attempts(PG_GETARG_INT32(arg));
+	request->seed.max_attempts = PG_GETARG_INT32(arg);
 }
 
 static void

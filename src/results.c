@@ -490,13 +490,11 @@ fanout_wait_tasks(PG_FUNCTION_ARGS)
 	TaskList	tasks;
 	int64		deadline;
 	Datum	   *ids;
-	bool	   *nulls;
 	int			count;
 
 	require_readable();
-	require_arg(fcinfo, 0, "tasks");
 	deadline = arg_deadline(fcinfo, 1);
-	count = array_elements(PG_GETARG_ARRAYTYPE_P(0), INT8OID, "tasks", &ids, &nulls, false);
+	count = arg_ids(fcinfo, "tasks", &ids);
 	if (count == 0)
 		PG_RETURN_BOOL(true);
 	open_tasks(ids, count, &tasks);

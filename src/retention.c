@@ -426,20 +426,39 @@ run_part_if_unlocked(Database *database, TimestampTz now)
 	return next;
 }
 
+/* Are things to be kept for another time than when this was last asked? */
+static bool
+settings_have_changed(void)
+{
+	static int	seen_retention;
+	static int	seen_keep_failed;
+	bool		changed = seen_retention != fanout_retention || seen_keep_failed != fanout_keep_failed;
+
+	seen_retention = fanout_retention;
+	seen_keep_failed = fanout_keep_failed;
+	return changed;
+}
+
 TimestampTz
 retention_run(Database *database, TimestampTz now)
 {
+	bool		settings_changed = settings_have_changed();
+
 	/* the clock may have been set back, the retention may be shorter; and other segments are something else to do */
 	if (next_tick > now + tick() || seen_version != database->segments_version)
 		next_tick = now;
 	seen_version = database->segments_version;
-	if (database->retention_changed)
+
+	/* what has begun goes by what was read before, which may be less than it is to be now */
+	if (settings_changed || database->retention_changed)
 	{
 		database->retention_changed = false;	/* before it is read */
 		trim_at = 0;
 		if (job == JOB_TRIM)
-			end_trim();			/* it goes by what was read before */
+			end_trim();
 	}
+	if (settings_changed && job == JOB_LOOK)
+		job = JOB_NONE;
 
 	if (job == JOB_NONE && now < next_tick && now < trim_at)
 		return Min(next_tick, trim_at);

@@ -22,6 +22,7 @@
 #include "miscadmin.h"
 #include "storage/lmgr.h"
 #include "utils/array.h"
+#include "utils/datum.h"
 #include "utils/memutils.h"
 #include "utils/snapmgr.h"
 #include "utils/timestamp.h"
@@ -34,6 +35,7 @@
 #include "trim.h"
 
 #define TRIM_CHUNK		2000	/* tasks that are looked at in one go */
+#define TRIM_BATCHES	64		/* of which it is remembered whether they have ended */
 #define TRIM_ANEW		16		/* every so many walks begin anew */
 #define TRIM_IDLE		(60 * USECS_PER_SEC)
 #define TRIM_LEAST		(100 * INT64CONST(1000))	/* microseconds */
@@ -44,9 +46,11 @@ static SpiStatement select_queues = {
 
 /*
  * What of the next tasks has ended long enough ago, with the rest of its batch,
- * is deleted.  The result tells how far that got, how many these were, and a
- * batch that need not be asked about again.  Of the journal one range of tasks
- * is read: its index is not to be asked for each of them.
+ * is deleted.  The result tells how far that got and how many these were.  To
+ * ask whether a batch has ended may be to read all of it, so it also tells what
+ * is known of those that have most of these tasks, and may have more.  Of the
+ * journal one range of tasks is read: its index is not to be asked for each of
+ * them.
  */
 #define TRIM(segment) { \
 	"WITH chunk AS MATERIALIZED (SELECT t.id, t.enqueued_at, t.queue, t.batch, t.key_until, o.finished_at, o.status" \
@@ -55,21 +59,26 @@ static SpiStatement select_queues = {
 	" old AS MATERIALIZED (SELECT c.id, c.batch, q.cut FROM chunk c, unnest($3, $4, $5) AS q (queue, cut, failed_cut)" \
 	"  WHERE q.queue = c.queue AND c.finished_at <= CASE c.status WHEN 'f' THEN q.failed_cut ELSE q.cut END" \
 	"   AND (c.key_until IS NULL OR c.key_until <= $6))," \
-	" alive AS MATERIALIZED (SELECT b.batch FROM (SELECT batch, max(cut) AS cut FROM old WHERE batch <> $7 GROUP BY batch) b" \
-	"  WHERE EXISTS (SELECT FROM fanout.batch_part p, LATERAL (SELECT FROM fanout.task t" \
+	" seen AS MATERIALIZED (SELECT b.batch, b.cut, b.tasks, CASE WHEN b.batch = ANY ($7) THEN false" \
+	"   WHEN EXISTS (SELECT FROM unnest($8, $9) AS k (batch, cut) WHERE k.batch = b.batch AND k.cut >= b.cut) THEN true" \
+	"   ELSE EXISTS (SELECT FROM fanout.batch_part p, LATERAL (SELECT FROM fanout.task t" \
 	"     WHERE t.id >= p.first_task AND t.id < p.first_task + p.tasks" \
 	"       AND NOT EXISTS (SELECT FROM fanout.outcome o WHERE o.task = t.id AND o.finished_at <= b.cut) LIMIT 1) AS t" \
-	"   WHERE p.batch = b.batch))," \
+	"   WHERE p.batch = b.batch) END AS alive" \
+	"  FROM (SELECT batch, max(cut) AS cut, count(*) AS tasks FROM old WHERE batch IS NOT NULL GROUP BY batch) b)," \
+	" known AS (SELECT batch, cut, alive FROM seen ORDER BY tasks DESC LIMIT " CppAsString2(TRIM_BATCHES) ")," \
 	" gone AS MATERIALIZED (SELECT o.task FROM fanout.outcome" segment " o JOIN old ON old.id = o.task" \
-	"  WHERE NOT EXISTS (SELECT FROM alive WHERE alive.batch = old.batch) FOR UPDATE OF o SKIP LOCKED)," \
+	"  WHERE NOT EXISTS (SELECT FROM seen WHERE seen.alive AND seen.batch = old.batch) FOR UPDATE OF o SKIP LOCKED)," \
 	" outcomes AS (DELETE FROM fanout.outcome" segment " o USING gone WHERE o.task = gone.task)," \
 	" checkpoints AS (DELETE FROM fanout.checkpoint" segment " c USING gone WHERE c.task = gone.task)," \
 	" attempts AS (DELETE FROM fanout.attempt" segment " a USING gone WHERE a.task + 0 = gone.task" \
 	"  AND a.task >= $1 AND a.task <= (SELECT max(id) FROM chunk) AND EXISTS (SELECT FROM gone))," \
 	" tasks AS (DELETE FROM fanout.task" segment " t USING gone WHERE t.id = gone.task)" \
-	" SELECT max(id), max(enqueued_at), (SELECT count(*) FROM gone)," \
-	"  coalesce((SELECT max(batch) FROM old WHERE NOT EXISTS (SELECT FROM alive WHERE alive.batch = old.batch)), 0) FROM chunk", \
-	7, {INT8OID, INT8OID, INT4ARRAYOID, TIMESTAMPTZARRAYOID, TIMESTAMPTZARRAYOID, TIMESTAMPTZOID, INT8OID} \
+	" SELECT max(id), max(enqueued_at), (SELECT count(*) FROM gone), ARRAY(SELECT batch FROM known WHERE NOT alive)," \
+	"  ARRAY(SELECT batch FROM known WHERE alive ORDER BY batch), ARRAY(SELECT cut FROM known WHERE alive ORDER BY batch)" \
+	"  FROM chunk", \
+	9, {INT8OID, INT8OID, INT4ARRAYOID, TIMESTAMPTZARRAYOID, TIMESTAMPTZARRAYOID, TIMESTAMPTZOID, \
+		INT8ARRAYOID, INT8ARRAYOID, TIMESTAMPTZARRAYOID} \
 }
 static SpiStatement trim_segment[FANOUT_SEGMENTS] = FOR_EACH_SEGMENT(TRIM);
 
@@ -135,6 +144,18 @@ read_queues(Database *database, TrimWalk *walk, TimestampTz now)
 	return shortest;
 }
 
+/* Of batches. */
+static void
+know_nothing(TrimWalk *walk)
+{
+	MemoryContext caller = MemoryContextSwitchTo(walk->context);
+
+	walk->ended = PointerGetDatum(construct_empty_array(INT8OID));
+	walk->alive = PointerGetDatum(construct_empty_array(INT8OID));
+	walk->alive_cuts = PointerGetDatum(construct_empty_array(TIMESTAMPTZOID));
+	MemoryContextSwitchTo(caller);
+}
+
 int64
 trim_begin(Database *database, TrimWalk *walk, TimestampTz now)
 {
@@ -149,6 +170,7 @@ trim_begin(Database *database, TrimWalk *walk, TimestampTz now)
 	shortest = read_queues(database, walk, now);
 	if (walk->queue_count == 0)
 		return TRIM_IDLE;
+	know_nothing(walk);
 	walk->segment_count = segments_in_use(database, walk->segments);
 	walk->from = walks++ % TRIM_ANEW == 0 ? 0 : passed;
 	return Max(TRIM_LEAST, Min(shortest / 4, TRIM_IDLE));
@@ -175,12 +197,24 @@ make_array(Datum *elements, int count, Oid type)
 										   type == INT4OID ? TYPALIGN_INT : TYPALIGN_DOUBLE));
 }
 
+/* Keep an array of the result for the next part. */
+static void
+remember(TrimWalk *walk, Datum *array, int column)
+{
+	MemoryContext caller = MemoryContextSwitchTo(walk->context);
+	bool		isnull;
+
+	pfree(DatumGetPointer(*array));
+	*array = datumCopy(spi_value(0, column, &isnull), false, -1);
+	MemoryContextSwitchTo(caller);
+}
+
 /* Remove what can be of the next tasks of the segment; false if it has no more that may be old. */
 static bool
 trim_chunk(TrimWalk *walk, int segment)
 {
 	SpiScope	scope;
-	Datum		values[7];
+	Datum		values[9];
 	Datum		last;
 	bool		done;
 	bool		isnull;
@@ -193,7 +227,9 @@ trim_chunk(TrimWalk *walk, int segment)
 	values[3] = make_array(walk->cuts, walk->queue_count, TIMESTAMPTZOID);
 	values[4] = make_array(walk->failed_cuts, walk->queue_count, TIMESTAMPTZOID);
 	values[5] = TimestampTzGetDatum(GetCurrentTimestamp());
-	values[6] = Int64GetDatum(walk->ended_batch);
+	values[6] = walk->ended;
+	values[7] = walk->alive;
+	values[8] = walk->alive_cuts;
 	(void) spi_run(&trim_segment[segment], values, NULL);
 	last = spi_value(0, 1, &done);
 	if (!done)
@@ -201,7 +237,9 @@ trim_chunk(TrimWalk *walk, int segment)
 		done = DatumGetTimestampTz(spi_value(0, 2, &isnull)) > walk->latest_cut;
 		removed = spi_int64(0, 3);
 		walk->removed += removed;
-		walk->ended_batch = spi_int64(0, 4);
+		remember(walk, &walk->ended, 4);
+		remember(walk, &walk->alive, 5);
+		remember(walk, &walk->alive_cuts, 6);
 		walk->from = done ? walk->from : DatumGetInt64(last) + 1;
 		if (removed > 0)
 			segments_note_removed(DatumGetInt64(last) + 1);

@@ -20,7 +20,9 @@ typedef struct TrimWalk
 	int			segment_count;
 	int			at;				/* of which this one is next, */
 	int64		from;			/* from this task on */
-	int64		ended_batch;	/* the last one that was found to have ended long enough ago */
+	Datum		ended;			/* batches of the last part that have ended long enough ago, */
+	Datum		alive;			/* and those that have not, */
+	Datum		alive_cuts;		/* by this time */
 	int64		removed;
 } TrimWalk;
 

@@ -45,7 +45,7 @@ my @calls = split /\n/, <<'EOS';
 INSERT INTO told (what, task) SELECT 'enqueued', fanout.enqueue('jobs', 'x', '{"n": ROUND}', priority => ROUND % 3, partition_key => 'k' || ROUND % 25)
 INSERT INTO told (what, task) SELECT 'enqueued', fanout.enqueue('rated', 'x', delay => '20 ms')
 INSERT INTO told (what, task) SELECT 'enqueued', task FROM fanout.enqueue_many('jobs', 'many', array_fill('1'::jsonb, '{40}'))
-INSERT INTO told (what, task) SELECT 'enqueued', t.id FROM fanout.task t WHERE t.batch = fanout.fan_out('jobs', 'fan', array_fill('1'::jsonb, '{20}'), "join" => 'any')
+SELECT fanout.fan_out('jobs', 'fan', array_fill('1'::jsonb, '{20}'), "join" => 'any')
 INSERT INTO told (what, task) SELECT 'keyed', fanout.enqueue('rated', 'keyed', key => 'k' || ROUND % 5, on_conflict => (ARRAY['return', 'replace', 'supersede'])[ROUND % 3 + 1])
 SELECT fanout.debounce('rated', 'typed', 'd' || ROUND % 3, '1', '30 ms')
 SELECT count(*) FROM fanout.dequeue('jobs', 'wROUND', max_tasks => 5)
@@ -114,28 +114,41 @@ foreach my $client (1 .. 4)
 {
 	append_to_file("$dir/$client.$_.sql", story(120)) foreach 1 .. 6;
 	my $psql = $node->installed_command('psql') . " -XAtq -d \"" . $node->connstr('postgres') . '"';
-	my $script = "for n in 1 2 3 4 5 6; do PGAPPNAME=victim $psql -f $dir/$client.\$n.sql; done";
+	my $script = "until [ -e $dir/enough ]; do for n in 1 2 3 4 5 6; do PGAPPNAME=victim $psql -f $dir/$client.\$n.sql; done; done; touch $dir/$client.done";
 
 	push @runs, IPC::Run::start([ 'sh', '-c', $script ], '<', \undef, '>', "$dir/$client.out", '2>&1', IPC::Run::timeout(280));
 }
-my $killer = start_client($node, <<'EOS');
+
+sub count_errors
+{
+	my ($error) = @_;
+	my $output = join '', map { slurp_file("$dir/$_.out") } 1 .. 4;
+
+	return scalar(() = $output =~ /$error/g);
+}
+
+# On a machine that is busy many a cancel comes when there is nothing to be cancelled: the clients go on until enough were.
+my $ended = wait_until
+{
+	query(<<'EOS');
 DO $$
 BEGIN
-	FOR i IN 1 .. 400 LOOP
+	FOR i IN 1 .. 100 LOOP
 		PERFORM pg_sleep(random() * 0.06), pg_stat_clear_snapshot();
 		PERFORM CASE WHEN random() < 0.06 THEN pg_terminate_backend(pid) ELSE pg_cancel_backend(pid) END
 		   FROM (SELECT pid FROM pg_stat_activity WHERE application_name = 'victim' OR (backend_type = 'pg_fanout keeper' AND random() < 0.1) ORDER BY random() LIMIT 1) v;
 	END LOOP;
 END $$;
 EOS
+	append_to_file("$dir/enough", '')
+	  if count_errors('due to statement timeout') > 50 && count_errors('due to user request') > 20 && count_errors('terminating connection') > 2;
+	return 4 == grep { -e "$dir/$_.done" } 1 .. 4;
+}
+'the clients', 4;
 $_->finish foreach @runs;
-ok(finish_clients($killer), 'who cancels and terminates');
+ok($ended, 'many were cut off by a timeout or cancelled, and some sessions terminated');
 
-my $output = join '', map { slurp_file("$dir/$_.out") } 1 .. 4;
 my $log = slurp_file($node->logfile);
-cmp_ok(scalar(() = $output =~ /canceling statement due to statement timeout/g), '>', 50, 'many were cut off by a timeout');
-cmp_ok(scalar(() = $output =~ /canceling statement due to user request/g), '>', 20, 'many were cancelled');
-cmp_ok(scalar(() = $output =~ /terminating connection due to administrator command/g), '>', 2, 'some sessions were terminated');
 unlike($log, qr/PANIC:|TRAP:|pg_fanout violation|was terminated by signal|duplicate key value violates unique constraint "outcome/, 'the server has no complaint');
 unlike($log, qr/lost synchronization|cache lookup|XX000|could not find|unexpected|task \d+ has no row/, 'no error that cannot happen');
 
