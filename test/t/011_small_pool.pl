@@ -230,7 +230,8 @@ foreach my $terms ('', ', priority => 1', ", partition_key => 'k'", ", delay => 
 	my $batch = $node->safe_psql('postgres', "SELECT fanout.fan_out('joins', 'x'::text, '{1,2}', 'any'$terms)");
 	$node->safe_psql('postgres', "SELECT fanout.complete(lease) FROM fanout.dequeue('joins', 'w', max_tasks => 16)");
 	$node->safe_psql('postgres', "SELECT fanout.complete(lease) FROM fanout.dequeue('joins', 'w', wait => '20 s')");
-	is($node->safe_psql('postgres', "SELECT fanout.wait($batch, '20 s')"), 't', "the first of two ends the batch$terms");
+	is($node->safe_psql('postgres', "SELECT r.status FROM fanout.collect($batch, '0') c, fanout.result(c.task, '20 s') r WHERE c.ordinal = 2"), 'cancelled',
+		"the first of two ends the batch, and so the second$terms");
 	$node->safe_psql('postgres', "SELECT fanout.drop_queue('joins', force => true)");
 }
 
