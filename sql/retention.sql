@@ -47,6 +47,15 @@ SELECT status FROM fanout.collect(:growing, '10 s');
 SELECT test.becomes('(SELECT NOT EXISTS (SELECT FROM fanout.tasks WHERE name = ''of a batch''))') AS removed;
 -- So does the one that was sealed when its tasks were gone, with the next that are removed.
 SELECT test.becomes(format('(SELECT NOT EXISTS (SELECT FROM fanout.batch WHERE id = %s))', :abandoned)) AS removed;
+-- A partition of which only a task runs that had a time is known by that
+SELECT fanout.create_queue('named', retention => '1 ms');
+SELECT fanout.enqueue('named', 'timed', partition_key => 'k', delay => '1 ms') > 0 AS enqueued;
+SELECT name FROM fanout.dequeue('named', 'w', wait => '10 s');
+SELECT fanout.enqueue('named', 'removed', partition_key => 'k') AS removed \gset
+SELECT name, fanout.complete(lease) FROM fanout.dequeue('named', 'w');
+SELECT test.becomes(format('(SELECT NOT EXISTS (SELECT FROM fanout.task WHERE id = %s))', :removed)) AS removed;
+SELECT partition_key, running FROM fanout.partitions WHERE queue = 'named';
+SELECT fanout.drop_queue('named', force => true);
 -- Segments
 SELECT count(*) FILTER (WHERE state = 'current') AS current, bool_and(bytes > 0) AS have_bytes, count(kept_because) AS kept FROM fanout.segments;
 SELECT fanout.purge_queue('short');

@@ -73,7 +73,9 @@ COMMENT ON VIEW fanout.queues IS 'queues with their settings and live counts; co
 
 CREATE VIEW fanout.partitions WITH (security_barrier) AS
     SELECT q.name AS queue, coalesce(p.key, (SELECT t.partition_key FROM fanout.task t WHERE t.id = l.sample_task AND t.lane = l.lane AND t.queue = l.queue_id),
-           (SELECT t.partition_key FROM fanout.task t WHERE t.queue = l.queue_id AND t.lane = l.lane AND t.run_at IS NULL LIMIT 1)) AS partition_key,
+           (SELECT t.partition_key FROM fanout.task t WHERE t.queue = l.queue_id AND t.lane = l.lane AND t.run_at IS NULL LIMIT 1),
+           -- what the lane knows of is removed, and the others had a time
+           (SELECT t.partition_key FROM fanout._live_leases() h JOIN fanout.task t ON t.id = h.task WHERE h.queue_id = l.queue_id AND t.queue = l.queue_id AND t.lane = l.lane LIMIT 1)) AS partition_key,
            (SELECT t.fair_group FROM fanout.task t WHERE t.id = l.group_task) AS fair_group,
            l.ready, l.more_on_disk, l.running, coalesce(l.concurrency, p.concurrency, q.partition_concurrency) AS concurrency,
            coalesce(p.rate_limit, q.partition_rate_limit) AS rate_limit, CASE WHEN p.rate_limit IS NULL THEN q.partition_rate_period ELSE p.rate_period END AS rate_period,

@@ -159,7 +159,7 @@ class Worker(Actor):
         return given
 
     def take(self):
-        queues = self.random.sample([*QUEUES, DROPPED], self.random.choice([1, 1, 2, 3]))
+        queues = [*dict.fromkeys(self.random.choices([*QUEUES, *ORDERED, DROPPED], k=self.random.choice([1, 1, 2, 3])))]
         bound = self.chance(0.05)
         return self.claim("dequeue(%s::text[], %s, max_tasks => %s, wait => %s, bind_to_session => %s)", queues, self.name,
                           self.random.choice([1, 1, 2, 5]), self.random.choice([None, "50 ms", "200 ms"]), bound, bound=bound)

@@ -291,11 +291,12 @@ class Chaos:
     def look_at_order(self, logs):
         """A partition that runs one at a time keeps its order over retries, where these do not let others pass."""
         places = collections.defaultdict(dict)
-        for task, queue, key, priority in self.query(
-                "SELECT t.id, q.name, t.partition_key, coalesce(t.priority, 0) FROM every.task t JOIN fanout.queue q ON q.id = t.queue"
-                " WHERE q.name = ANY (%s) AND t.partition_key IS NOT NULL AND t.key IS NULL AND t.batch IS NULL AND t.run_at IS NULL"
+        for task, queue, key, priority, stays in self.query(
+                "SELECT t.id, q.name, t.partition_key, coalesce(t.priority, 0), t.run_at IS NULL AND t.batch IS NULL"
+                " FROM every.task t JOIN fanout.queue q ON q.id = t.queue"
+                " WHERE q.name = ANY (%s) AND t.partition_key IS NOT NULL AND coalesce(t.key, '') !~ '^(other|bounce)'"
                 " AND NOT EXISTS (SELECT FROM every.attempt a WHERE a.task = t.id AND a.event = 'n')", ORDERED):
-            places[queue, key][task] = priority
+            places[queue, key][task] = priority, stays
         overtakes = logs.overtakes(places, {row[0] for row in self.query("SELECT DISTINCT lease FROM every.attempt")})
         self.look("partitions that run one at a time keep their order over retries", not (wrong := overtakes["in order"]), f"{len(wrong)}: {wrong[:5]}")
         return len(overtakes["overtaking"])

@@ -223,9 +223,9 @@ class Logs:
 
     def overtakes(self, places, journaled):
         """
-        Where a later task of the partition has started between two attempts of one; places: priorities by queue, partition
-        and task. Leases are numbered as they are given. Of a task that starts anew, as a crash made its lease unknown, or
-        that somebody takes out of its place, nothing is said.
+        Where a later task of the partition has started between two attempts of one. Leases are numbered as they are given.
+        places: by queue, partition and task, the priority, and whether the task keeps its place while it waits. Nothing is
+        said of one that starts anew as a crash made its lease unknown, or that somebody takes out of its place.
         """
         groups = collections.defaultdict(list)
         for lease in self.leases.values():
@@ -234,13 +234,14 @@ class Logs:
         overtakes = collections.defaultdict(list)
         for (queue, key), leases in groups.items():
             leases.sort(key=lambda lease: lease.lease)
-            priorities, last = places[queue, key], {}
+            places_here, last = places[queue, key], {}
             for n, lease in enumerate(leases):
-                if lease.task in last and leases[last[lease.task]].lease in journaled:
-                    place = priorities[lease.task], lease.task
-                    overtakes[queue] += [f"task {other.task} has started with lease {other.lease}, between {leases[last[lease.task]].lease} and {lease.lease}"
+                before = last.get(lease.task)
+                priority, stays = places_here[lease.task]
+                if before is not None and stays and leases[before].lease in journaled:
+                    overtakes[queue] += [f"task {other.task} has started with lease {other.lease}, between {leases[before].lease} and {lease.lease}"
                                          f" of task {lease.task}, which comes first in {key} of {queue}"
-                                         for other in leases[last[lease.task]:n] if (priorities[other.task], other.task) > place]
+                                         for other in leases[before:n] if (places_here[other.task][0], other.task) > (priority, lease.task)]
                 last[lease.task] = n
         return overtakes
 

@@ -220,6 +220,21 @@ SELECT count(*) FROM fanout.enqueue_many('purged', 'x', array_fill('{}'::jsonb, 
 EOS
 is($node->safe_psql('postgres', "SELECT scheduled, ready FROM fanout.queues WHERE queue = 'purged'"), '0|10', 'counts after a purge');
 
+# What was read back from disk ends its batch early, whatever the order that it was read in
+foreach my $terms ('', ', priority => 1', ", partition_key => 'k'", ", delay => '1 ms'")
+{
+	my $first = $terms =~ /delay/ ? '' : $terms;
+
+	$node->safe_psql('postgres', "SELECT fanout.create_queue('joins')");
+	$node->safe_psql('postgres', "SELECT fanout.enqueue_many('joins', 'fills', array_fill('{}'::jsonb, ARRAY[16])$first)");
+	my $batch = $node->safe_psql('postgres', "SELECT fanout.fan_out('joins', 'x'::text, '{1,2}', 'any'$terms)");
+	$node->safe_psql('postgres', "SELECT fanout.complete(lease) FROM fanout.dequeue('joins', 'w', max_tasks => 16)");
+	$node->safe_psql('postgres', "SELECT fanout.complete(lease) FROM fanout.dequeue('joins', 'w', wait => '20 s')");
+	is($node->safe_psql('postgres', "SELECT r.status FROM fanout.collect($batch, '0') c, fanout.result(c.task, '20 s') r WHERE c.ordinal = 2"), 'cancelled',
+		"the first of two ends the batch, and so the second$terms");
+	$node->safe_psql('postgres', "SELECT fanout.drop_queue('joins', force => true)");
+}
+
 # While a queue has all that it may have in memory, and something to give out, the keeper reads nothing
 $node->safe_psql('postgres', <<'EOS');
 SELECT fanout.drop_queue(queue, force => true) FROM fanout.queues;
