@@ -31,10 +31,11 @@ sub state_of
 my $batch = $node->safe_psql('postgres', "SELECT fanout.fan_out('jobs', '{poison,healthy}'::text[], '{1, 2}'::jsonb[])");
 my ($poison, $healthy) = split /\n/, $node->safe_psql('postgres',
 	"SELECT task FROM fanout.tasks WHERE batch = $batch ORDER BY 1");
-my @leases = $node->safe_psql('postgres', "SELECT lease FROM fanout.dequeue('jobs', 'w1')");
+my @leases = $node->safe_psql('postgres', "SELECT lease FROM fanout.dequeue('jobs', 'w1', lease => '10 min')");
 $node->safe_psql('postgres', "SELECT fanout.checkpoint($leases[0], 'first', '1')");
 is($node->safe_psql('postgres', "SELECT fanout.complete(lease) FROM fanout.dequeue('jobs', 'healthy')"),
 	't', 'the healthy task is done meanwhile');
+$node->safe_psql('postgres', "SELECT fanout.extend($leases[0], '400 ms')");
 foreach my $attempt (2, 3)
 {
 	my ($lease, $task, $number) = split /\|/, $node->safe_psql('postgres',
