@@ -137,7 +137,7 @@ table() {
 	echo
 	fan_out_bar
 	echo
-	echo "pg_fanout and SKIP LOCKED take up to 100 jobs in a call, one loop a process; \"one at a time\" is ten loops a" \
+	echo "pg_fanout and SKIP LOCKED take up to 250 jobs in a call, one loop a process; \"one at a time\" is ten loops a" \
 		"process. graphile-worker: local queue of 500, completions in batches, 24 jobs at a time; pg-boss: batches of 500," \
 		"notify; DBOS: bulk enqueue, polled every 100 ms (default: 1 s), 200 workflows at a time in a process. A workflow of" \
 		"DBOS keeps its result, as a task of pg_fanout does; the others keep none."

@@ -1,8 +1,8 @@
-// pg_fanout through node-postgres. A worker process has one loop that takes up to 100 tasks in each call, or, as
+// pg_fanout through node-postgres. A worker process has one loop that takes up to 250 tasks in each call, or, as
 // pg_fanout_single, ten loops of one task each: every loop is one connection and one statement, again and again.
 import { connect } from '../common.mjs';
 
-export const batch = 100;
+export const batch = 250;
 export const concurrency = { pg_fanout: 1, pg_fanout_single: 10 };
 export const backlog = 25000;
 

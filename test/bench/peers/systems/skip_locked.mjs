@@ -1,8 +1,8 @@
 // The careful SKIP LOCKED queue of ../schema.sql, with NOTIFY once for each transaction that enqueues. A worker process
-// has one loop that completes up to 100 and claims up to 100 in one statement, and listens when there is nothing.
+// has one loop that completes up to 250 and claims up to 250 in one statement, and listens when there is nothing.
 import { connect } from '../common.mjs';
 
-export const batch = 100;
+export const batch = 250;
 export const concurrency = { skip_locked: 1 };
 export const backlog = 25000;
 
