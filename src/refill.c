@@ -10,8 +10,8 @@
  * what was read is thrown away).  A database has one refill at a time.
  *
  * That reads for one window, or for some partitions of one queue: there may be
- * many that have a task or two on disk, and a transaction and a query for each
- * would be most of what they cost.
+ * many that have a task or two on disk, and a transaction for each would be
+ * most of what they cost.
  *
  * Each segment of the log is read on its own: the usual order is that of ids,
  * and so one segment after the other; other orders are merged.
@@ -19,7 +19,6 @@
 #include "postgres.h"
 
 #include "access/xact.h"
-#include "catalog/pg_type.h"
 #include "miscadmin.h"
 #include "utils/snapmgr.h"
 #include "utils/timestamp.h"
@@ -46,34 +45,6 @@
 #define REFILL_LOOK		32768	/* rows of all queues, in the order of ids: some milliseconds */
 #endif
 #define REFILL_TURN		(10 * INT64CONST(1000)) /* for partitions of one queue, then others have their turn */
-
-/*
- * The order of the main lane is that of three scans: ranks below, at and above
- * the usual one, which is 0 and on no row.  In a queue with aging the second
- * one finds only tasks that are older than the aging, for which it may have to
- * look far; it is done only if the bound is below 0, or at it.
- */
-#define RANK "coalesce(t.rank, t.priority)"
-
-#define READ_BELOW(segment) { \
-	"SELECT" SEED_COLUMNS "FROM fanout.task" segment " t WHERE t.queue = $1 AND t.lane IS NULL AND " RANK " < 0" \
-	" AND (" RANK ", t.id) >= ($2, $3) AND t.run_at IS NULL AND" UNFINISHED_ONE(segment) \
-	"ORDER BY " RANK ", t.id LIMIT $4", 4, {INT4OID, INT8OID, INT8OID, INT8OID} \
-}
-#define READ_ABOVE(segment) { \
-	"SELECT" SEED_COLUMNS "FROM fanout.task" segment " t WHERE t.queue = $1 AND t.lane IS NULL AND " RANK " > 0" \
-	" AND (" RANK ", t.id) >= ($2, $3) AND t.run_at IS NULL AND" UNFINISHED_ONE(segment) \
-	"ORDER BY " RANK ", t.id LIMIT $4", 4, {INT4OID, INT8OID, INT8OID, INT8OID} \
-}
-#define READ_TIMED(segment) { \
-	"SELECT" SEED_COLUMNS "FROM fanout.task" segment " t WHERE t.queue = $1" \
-	" AND t.run_at IS NOT NULL AND (t.run_at, t.id) >= ($2, $3) AND" UNFINISHED_ONE(segment) \
-	"ORDER BY t.run_at, t.id LIMIT $4", 4, {INT4OID, TIMESTAMPTZOID, INT8OID, INT8OID} \
-}
-
-static SpiStatement refill_below[FANOUT_SEGMENTS] = FOR_EACH_SEGMENT(READ_BELOW);
-static SpiStatement refill_above[FANOUT_SEGMENTS] = FOR_EACH_SEGMENT(READ_ABOVE);
-static SpiStatement refill_timed[FANOUT_SEGMENTS] = FOR_EACH_SEGMENT(READ_TIMED);
 
 /* One row that a refill has read. */
 typedef struct RefillRow
@@ -135,32 +106,6 @@ is_of_partitions(const Refill *refill)
 	return refill->kind == REFILL_LANES && refill->parts[0].lane->partition != 0;
 }
 
-static void
-add_rows(Refill *refill, uint64 count)
-{
-	for (uint64 i = 0; i < count; i++)
-	{
-		RefillRow  *row = &refill->rows[refill->row_count++];
-
-		seed_read(i, &row->seed, &row->tid);
-		row->part = 0;
-	}
-	SPI_freetuptable(SPI_tuptable);
-}
-
-/* Read so many rows of one segment. */
-static void
-read_rows(Refill *refill, SpiStatement *statement, int64 key, int64 id, int64 limit)
-{
-	Datum		values[4];
-
-	values[0] = Int32GetDatum(refill->queue_id);
-	values[1] = refill->kind == REFILL_SCHEDULED ? TimestampTzGetDatum(key) : Int64GetDatum(key);
-	values[2] = Int64GetDatum(id);
-	values[3] = Int64GetDatum(limit);
-	add_rows(refill, spi_read_latest(statement, values, NULL));
-}
-
 /* Read on in the order of ids, which is that of the segments, as far as there is time for. */
 static void
 read_by_id(Refill *refill, TaskScanKind kind, int64 id)
@@ -169,9 +114,10 @@ read_by_id(Refill *refill, TaskScanKind kind, int64 id)
 
 	for (int i = 0; i < refill->segment_count && refill->row_count < refill->limit && rows_left > 0; i++)
 	{
-		TaskScan   *scan = task_scan_begin(refill->segments[i], refill->queue_id, kind, id);
+		TaskScan   *scan = task_scan_begin(refill->segments[i], refill->queue_id, kind);
 		RefillRow	row = {.part = 0};
 
+		task_scan_start(scan, 0, 0, id);
 		while (refill->row_count < refill->limit && task_scan_next(scan, &rows_left, &row.seed, &row.tid))
 			refill->rows[refill->row_count++] = row;
 		if (rows_left == 0)
@@ -199,31 +145,50 @@ compare_rows(const void *a, const void *b, void *arg)
 	return order_less(place_of(arg, &left->seed), left->seed.task, place_of(arg, &right->seed), right->seed.task) ? -1 : 1;
 }
 
+/* Sort what was read of several segments; each has given its first rows. */
+static void
+merge_rows(Refill *refill, int64 begin)
+{
+	if (refill->segment_count > 1)
+		qsort_arg(&refill->rows[begin], refill->row_count - begin, sizeof(RefillRow), compare_rows, refill);
+}
+
 /* Read on in another order: what comes first of all is among the first of each segment. */
 static void
-read_merged(Refill *refill, SpiStatement *statements, int64 key, int64 id)
+read_by_key(Refill *refill, TaskScanKind kind, int64 key, int64 id)
 {
 	int64		begin = refill->row_count;
 
-	if (begin == refill->limit)
-		return;
-	for (int i = 0; i < refill->segment_count; i++)
-		read_rows(refill, &statements[refill->segments[i]], key, id, refill->limit - begin);
-	if (refill->segment_count > 1)
-		qsort_arg(&refill->rows[begin], refill->row_count - begin, sizeof(RefillRow), compare_rows, refill);
+	for (int i = 0; i < refill->segment_count && begin < refill->limit; i++)
+	{
+		TaskScan   *scan = task_scan_begin(refill->segments[i], refill->queue_id, kind);
+		int64		end = refill->row_count + refill->limit - begin;
+		RefillRow	row = {.part = 0};
+
+		task_scan_start(scan, 0, key, id);
+		while (refill->row_count < end && task_scan_next(scan, NULL, &row.seed, &row.tid))
+			refill->rows[refill->row_count++] = row;
+		task_scan_end(scan);
+	}
+	merge_rows(refill, begin);
 	refill->row_count = Min(refill->row_count, refill->limit);
 }
 
-/* Read the main lane from the bound on. */
+/*
+ * Read the main lane from the bound on, in three scans: of ranks below, at and
+ * above the usual one, which is 0 and on no row.  In a queue with aging the
+ * second one finds only tasks that are older than the aging, for which it may
+ * have to look far; it is done only if the bound is below 0, or at it.
+ */
 static void
 read_main_lane(Refill *refill, int64 key, int64 id)
 {
 	if (key < 0)
-		read_merged(refill, refill_below, key, id);
+		read_by_key(refill, TASKS_OF_LOWER_RANK, key, id);
 	if (key <= 0)
 		read_by_id(refill, TASKS_OF_MAIN_LANE, key == 0 ? id : 0);
 	if (refill->seen == 0)
-		read_merged(refill, refill_above, Max(key, 1), key > 0 ? id : 0);
+		read_by_key(refill, TASKS_OF_HIGHER_RANK, Max(key, 1), key > 0 ? id : 0);
 }
 
 /* Read the partition from its bound on, up to the limit. */
@@ -234,7 +199,7 @@ read_partition(Refill *refill, TaskScan *scan, int number)
 	int64		end = refill->row_count + refill->limit;
 	RefillRow	row = {.part = number};
 
-	task_scan_partition(scan, part->lane->partition, part->key, part->id);
+	task_scan_start(scan, part->lane->partition, part->key, part->id);
 	while (refill->row_count < end && task_scan_next(scan, NULL, &row.seed, &row.tid))
 		refill->rows[refill->row_count++] = row;
 }
@@ -245,14 +210,13 @@ read_partitions(Refill *refill)
 {
 	for (int i = 0; i < refill->segment_count; i++)
 	{
-		TaskScan   *scan = task_scan_begin_partitions(refill->segments[i], refill->queue_id);
+		TaskScan   *scan = task_scan_begin(refill->segments[i], refill->queue_id, TASKS_OF_ONE_PARTITION);
 
 		for (int part = 0; part < refill->part_count; part++)
 			read_partition(refill, scan, part);
 		task_scan_end(scan);
 	}
-	if (refill->segment_count > 1)
-		qsort_arg(refill->rows, refill->row_count, sizeof(RefillRow), compare_rows, refill);
+	merge_rows(refill, 0);
 }
 
 /* Read from the bounds on, in the order of the windows. */
@@ -265,10 +229,8 @@ read_from_bounds(Refill *refill)
 	StartTransactionCommand();
 	PushActiveSnapshot(GetTransactionSnapshot());
 	spi_begin(&scope);
-	spi_follow_order();
-	spi_plan_once();
 	if (refill->kind == REFILL_SCHEDULED)
-		read_merged(refill, refill_timed, first->key, first->id);
+		read_by_key(refill, TASKS_WITH_TIME, first->key, first->id);
 	else if (refill->kind == REFILL_STRAYS)
 		read_by_id(refill, TASKS_OF_PARTITIONS, first->id);
 	else if (is_of_partitions(refill))

@@ -78,12 +78,6 @@ spi_follow_order(void)
 		set_here(off[i], "off");
 }
 
-void
-spi_plan_once(void)
-{
-	set_here("plan_cache_mode", "force_generic_plan");
-}
-
 static void
 prepare(SpiStatement *statement)
 {

@@ -34,12 +34,6 @@ extern void spi_end(SpiScope *scope);
  */
 extern void spi_follow_order(void);
 
-/*
- * Have each statement use one plan whatever its parameters: for what is run so
- * often that planning costs more than reading.  Lasts as long.
- */
-extern void spi_plan_once(void);
-
 /* Run it; NULLs where "nulls" has 'n'.  The result is in SPI_tuptable. */
 extern uint64 spi_run(SpiStatement *statement, Datum *values, const char *nulls);
 

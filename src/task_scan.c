@@ -1,17 +1,17 @@
 /*
  * task_scan.c
- *		The unfinished tasks of a queue in the order of their ids, and those of
- *		a partition in its order.
+ *		The unfinished tasks of a queue, in the order of an index.
  *
  * Most tasks are in no index but that of the primary key, which has those of
  * all queues, so as to be cheap to enqueue: to find them is to look at all
- * rows from some id on.  There may be millions that are none of them, so this
- * does without the executor, which would take most of the time, and its caller
- * says how many rows to look at.
+ * rows from some id on.  There may be millions that are none of them, so the
+ * caller says how many rows to look at.
  *
- * The tasks of partitions are in an index of their own as well.  There may be
- * a million partitions that have one task each, so this is no place for the
- * executor either: with it a refill of such partitions cost two thirds more.
+ * Those of partitions, of an unusual rank or with a time are in an index of
+ * their own as well, whose last column is the id, so that a scan of it can
+ * begin at any place of the order.
+ *
+ * All of it does without the executor, which would take most of the time.
  */
 #include "postgres.h"
 
@@ -31,7 +31,7 @@
 #include "storage.h"
 #include "task_scan.h"
 
-#define PLACE_KEYS	2			/* of a task in its partition: the rank, and the id */
+#define PLACE_KEYS	2			/* what the order is by, and the id */
 
 /* A scan of a table by one of its indexes. */
 typedef struct KeyScan
@@ -42,7 +42,8 @@ typedef struct KeyScan
 	TupleTableSlot *slot;
 	ScanKeyData keys[3];
 	int			key_count;
-	ScanKeyData place[PLACE_KEYS];	/* members of a key that is a row */
+	ScanKey		lane;			/* one of them, or NULL */
+	ScanKeyData place[PLACE_KEYS];	/* members of one that is a row, if the order is not by id */
 } KeyScan;
 
 struct TaskScan
@@ -66,18 +67,17 @@ static SpiStatement select_early = {
 	"SELECT FROM fanout.batch b WHERE b.id = $1 AND b.join_policy <> 'all'", 1, {INT8OID}
 };
 
-/* To be started by a rescan, when its keys are set. */
+/* Its keys are there; it is started by a rescan, when their arguments are. */
 static void
-open_scan(KeyScan *scan, Relation relation, Oid index, Snapshot snapshot, int key_count)
+open_scan(KeyScan *scan, Relation relation, Oid index, Snapshot snapshot)
 {
 	scan->relation = relation;
 	scan->index = index_open(index, AccessShareLock);
 	scan->slot = table_slot_create(relation, NULL);
-	scan->key_count = key_count;
 #if PG_VERSION_NUM >= 180000
-	scan->scan = index_beginscan(relation, scan->index, snapshot, NULL, key_count, 0);
+	scan->scan = index_beginscan(relation, scan->index, snapshot, NULL, scan->key_count, 0);
 #else
-	scan->scan = index_beginscan(relation, scan->index, snapshot, key_count, 0);
+	scan->scan = index_beginscan(relation, scan->index, snapshot, scan->key_count, 0);
 #endif
 }
 
@@ -93,8 +93,8 @@ open_scan_by_id(KeyScan *scan, LogKind kind, int segment, Snapshot snapshot)
 {
 	Relation	relation = table_open(registry_relation(kind, segment), AccessShareLock);
 
-	open_scan(scan, relation, primary_key_of(relation), snapshot, 1);
-	ScanKeyInit(&scan->keys[0], 1, BTGreaterEqualStrategyNumber, F_INT8GE, Int64GetDatum(0));
+	ScanKeyInit(&scan->keys[scan->key_count++], 1, BTGreaterEqualStrategyNumber, F_INT8GE, Int64GetDatum(0));
+	open_scan(scan, relation, primary_key_of(relation), snapshot);
 }
 
 static void
@@ -104,9 +104,9 @@ start_scan_by_id(KeyScan *scan, int64 id)
 	start_scan(scan);
 }
 
-/* The index of the tasks of partitions: by queue, lane, rank and id. */
+/* The index of tasks by their queue, and then by this column; 0: by rank, which is an expression. */
 static Oid
-index_of_partitions(Relation relation)
+index_by_queue(Relation relation, AttrNumber column)
 {
 	List	   *indexes = RelationGetIndexList(relation);
 	Oid			found = InvalidOid;
@@ -118,8 +118,8 @@ index_of_partitions(Relation relation)
 		Form_pg_index form = index->rd_index;
 
 		/* one that an interrupted REINDEX CONCURRENTLY left behind is not valid */
-		if (form->indisvalid && form->indnkeyatts == 4 &&
-			form->indkey.values[0] == TASK_QUEUE + 1 && form->indkey.values[1] == TASK_LANE + 1)
+		if (form->indisvalid && form->indnkeyatts > 1 &&
+			form->indkey.values[0] == TASK_QUEUE + 1 && form->indkey.values[1] == column)
 			found = lfirst_oid(cell);
 		index_close(index, AccessShareLock);
 	}
@@ -127,33 +127,69 @@ index_of_partitions(Relation relation)
 	if (!OidIsValid(found))
 		ereport(ERROR,
 				(errcode(ERRCODE_UNDEFINED_OBJECT),
-				 errmsg("table \"%s\" has no index of the tasks of partitions", RelationGetRelationName(relation)),
-				 errhint("CREATE INDEX ON fanout.%s (queue, lane, (coalesce(rank, priority, 0)), id) WHERE lane IS NOT NULL AND run_at IS NULL",
-						 RelationGetRelationName(relation))));
+				 errmsg("an index of table \"%s\" is missing", RelationGetRelationName(relation)),
+				 errhint("Create it as table \"fanout.task\" has it.")));
 	return found;
 }
 
-/* A scan by queue and lane, from a place on: (rank, id) >= (rank, id), which the index does in one step. */
+/* (key, id) >= (key, id) for two columns of the index, which a scan of it does in one step. */
 static void
-open_scan_by_place(KeyScan *scan, int segment, Snapshot snapshot, int32 queue)
+init_place(KeyScan *scan, AttrNumber column, RegProcedure compare)
 {
-	Relation	relation = table_open(registry_relation(LOG_TASK, segment), AccessShareLock);
-	ScanKey		row = &scan->keys[2];
+	ScanKey		row = &scan->keys[scan->key_count++];
 
-	open_scan(scan, relation, index_of_partitions(relation), snapshot, 3);
-	ScanKeyInit(&scan->keys[0], 1, BTEqualStrategyNumber, F_INT4EQ, Int32GetDatum(queue));
-	ScanKeyInit(&scan->keys[1], 2, BTEqualStrategyNumber, F_INT8EQ, Int64GetDatum(0));
-	for (int i = 0; i < PLACE_KEYS; i++)
-	{
-		ScanKeyInit(&scan->place[i], 3 + i, BTGreaterEqualStrategyNumber, F_BTINT8CMP, Int64GetDatum(0));
-		scan->place[i].sk_flags = SK_ROW_MEMBER;
-	}
-	scan->place[PLACE_KEYS - 1].sk_flags |= SK_ROW_END;
+	ScanKeyInit(&scan->place[0], column, BTGreaterEqualStrategyNumber, compare, Int64GetDatum(0));
+	ScanKeyInit(&scan->place[1], column + 1, BTGreaterEqualStrategyNumber, F_BTINT8CMP, Int64GetDatum(0));
+	scan->place[0].sk_flags = SK_ROW_MEMBER;
+	scan->place[1].sk_flags = SK_ROW_MEMBER | SK_ROW_END;
 	memset(row, 0, sizeof(ScanKeyData));
 	row->sk_flags = SK_ROW_HEADER;
-	row->sk_attno = scan->place[0].sk_attno;
+	row->sk_attno = column;
 	row->sk_strategy = BTGreaterEqualStrategyNumber;
 	row->sk_argument = PointerGetDatum(scan->place);
+}
+
+/* A scan by queue and place. */
+static void
+open_scan_by_place(KeyScan *scan, TaskScanKind kind, int segment, Snapshot snapshot, int32 queue)
+{
+	Relation	relation = table_open(registry_relation(LOG_TASK, segment), AccessShareLock);
+	AttrNumber	column = 0;
+
+	ScanKeyInit(&scan->keys[scan->key_count++], 1, BTEqualStrategyNumber, F_INT4EQ, Int32GetDatum(queue));
+	switch (kind)
+	{
+		case TASKS_OF_ONE_PARTITION:
+			column = TASK_LANE + 1;
+			scan->lane = &scan->keys[scan->key_count++];
+			ScanKeyInit(scan->lane, 2, BTEqualStrategyNumber, F_INT8EQ, Int64GetDatum(0));
+			init_place(scan, 3, F_BTINT8CMP);
+			break;
+		case TASKS_WITH_TIME:
+			column = TASK_RUN_AT + 1;
+			init_place(scan, 2, F_TIMESTAMPTZ_CMP);
+			break;
+		case TASKS_OF_LOWER_RANK:
+			ScanKeyInit(&scan->keys[scan->key_count++], 2, BTLessStrategyNumber, F_INT8LT, Int64GetDatum(0));
+			init_place(scan, 2, F_BTINT8CMP);
+			break;
+		default:
+			Assert(kind == TASKS_OF_HIGHER_RANK);
+			init_place(scan, 2, F_BTINT8CMP);
+			break;
+	}
+	open_scan(scan, relation, index_by_queue(relation, column), snapshot);
+}
+
+/* A time is an int64 as well. */
+static void
+start_scan_by_place(KeyScan *scan, int64 partition, int64 key, int64 id)
+{
+	if (scan->lane != NULL)
+		scan->lane->sk_argument = Int64GetDatum(partition);
+	scan->place[0].sk_argument = Int64GetDatum(key);
+	scan->place[1].sk_argument = Int64GetDatum(id);
+	start_scan(scan);
 }
 
 /* The locks stay until the transaction ends. */
@@ -166,8 +202,14 @@ close_scan(KeyScan *scan)
 	table_close(scan->relation, NoLock);
 }
 
-static TaskScan *
-make_scan(int32 queue, TaskScanKind kind)
+static bool
+is_by_id(TaskScanKind kind)
+{
+	return kind == TASKS_OF_MAIN_LANE || kind == TASKS_OF_PARTITIONS;
+}
+
+TaskScan *
+task_scan_begin(int segment, int32 queue, TaskScanKind kind)
 {
 	TaskScan   *scan = palloc0(sizeof(TaskScan));
 
@@ -176,40 +218,22 @@ make_scan(int32 queue, TaskScanKind kind)
 	scan->kind = kind;
 	scan->gap_begin = NO_OUTCOME;	/* nothing is known yet */
 	scan->gap_end = NO_OUTCOME;
-	return scan;
-}
-
-TaskScan *
-task_scan_begin(int segment, int32 queue, TaskScanKind kind, int64 id)
-{
-	TaskScan   *scan = make_scan(queue, kind);
-
-	scan->seen = id;
-	open_scan_by_id(&scan->tasks, LOG_TASK, segment, scan->snapshot);
-	open_scan_by_id(&scan->outcomes, LOG_OUTCOME, segment, scan->snapshot);
-	start_scan_by_id(&scan->tasks, id);
-	return scan;
-}
-
-TaskScan *
-task_scan_begin_partitions(int segment, int32 queue)
-{
-	TaskScan   *scan = make_scan(queue, TASKS_OF_ONE_PARTITION);
-
-	open_scan_by_place(&scan->tasks, segment, scan->snapshot, queue);
+	if (is_by_id(kind))
+		open_scan_by_id(&scan->tasks, LOG_TASK, segment, scan->snapshot);
+	else
+		open_scan_by_place(&scan->tasks, kind, segment, scan->snapshot, queue);
 	open_scan_by_id(&scan->outcomes, LOG_OUTCOME, segment, scan->snapshot);
 	return scan;
 }
 
 void
-task_scan_partition(TaskScan *scan, int64 partition, int64 rank, int64 id)
+task_scan_start(TaskScan *scan, int64 partition, int64 key, int64 id)
 {
-	KeyScan    *tasks = &scan->tasks;
-
-	tasks->keys[1].sk_argument = Int64GetDatum(partition);
-	tasks->place[0].sk_argument = Int64GetDatum(rank);
-	tasks->place[1].sk_argument = Int64GetDatum(id);
-	start_scan(tasks);
+	scan->seen = id;
+	if (is_by_id(scan->kind))
+		start_scan_by_id(&scan->tasks, id);
+	else
+		start_scan_by_place(&scan->tasks, partition, key, id);
 }
 
 /* The next outcome ends the gap. */
@@ -253,8 +277,10 @@ is_wanted(const TaskScan *scan, TupleTableSlot *row)
 {
 	bool		isnull;
 
-	if (scan->kind == TASKS_OF_ONE_PARTITION)
-		return true;			/* its index has no others */
+	if (scan->kind == TASKS_OF_ONE_PARTITION || scan->kind == TASKS_WITH_TIME)
+		return true;			/* their indexes have no others */
+	if (scan->kind == TASKS_OF_LOWER_RANK || scan->kind == TASKS_OF_HIGHER_RANK)
+		return slot_attisnull(row, TASK_RUN_AT + 1);
 	if (DatumGetInt32(slot_getattr(row, TASK_QUEUE + 1, &isnull)) != scan->queue)
 		return false;
 	if (!slot_attisnull(row, TASK_RUN_AT + 1))
