@@ -54,14 +54,15 @@ struct TaskScan
 	int32		queue;
 	TaskScanKind kind;
 	int64		seen;
-	int64		gap_begin;		/* from this task on, up to the next one, none has an outcome; */
-	int64		gap_end;		/* this has one, unless it is NO_OUTCOME */
+	int64		gap_begin;		/* from this task on, and before the next one, none has an outcome; */
+	int64		gap_end;
+	bool		gap_ended;		/* that one has, or else it is where the search stopped */
 	int64		batch;			/* the last one that was looked up, */
 	bool		early_join;		/* and whether it may end before its tasks */
 };
 
-#define NO_OUTCOME		PG_INT64_MAX
 #define OUTCOME_STEPS	8		/* to take one is a quarter of a search, or less */
+#define OUTCOME_GAP		1024	/* ids to search: a snapshot may keep any number of outcomes that were deleted */
 
 static SpiStatement select_early = {
 	"SELECT FROM fanout.batch b WHERE b.id = $1 AND b.join_policy <> 'all'", 1, {INT8OID}
@@ -87,13 +88,15 @@ start_scan(KeyScan *scan)
 	index_rescan(scan->scan, scan->keys, scan->key_count, NULL, 0);
 }
 
-/* A scan by the primary key, which is the table's first column, from a task on. */
+/* A scan by the primary key, which is the table's first column, from a task on; of outcomes up to another one. */
 static void
 open_scan_by_id(KeyScan *scan, LogKind kind, int segment, Snapshot snapshot)
 {
 	Relation	relation = table_open(registry_relation(kind, segment), AccessShareLock);
 
 	ScanKeyInit(&scan->keys[scan->key_count++], 1, BTGreaterEqualStrategyNumber, F_INT8GE, Int64GetDatum(0));
+	if (kind == LOG_OUTCOME)
+		ScanKeyInit(&scan->keys[scan->key_count++], 1, BTLessStrategyNumber, F_INT8LT, Int64GetDatum(0));
 	open_scan(scan, relation, primary_key_of(relation), snapshot);
 }
 
@@ -216,8 +219,6 @@ task_scan_begin(int segment, int32 queue, TaskScanKind kind)
 	scan->snapshot = RegisterSnapshot(GetLatestSnapshot());
 	scan->queue = queue;
 	scan->kind = kind;
-	scan->gap_begin = NO_OUTCOME;	/* nothing is known yet */
-	scan->gap_end = NO_OUTCOME;
 	if (is_by_id(kind))
 		open_scan_by_id(&scan->tasks, LOG_TASK, segment, scan->snapshot);
 	else
@@ -236,17 +237,18 @@ task_scan_start(TaskScan *scan, int64 partition, int64 key, int64 id)
 		start_scan_by_place(&scan->tasks, partition, key, id);
 }
 
-/* The next outcome ends the gap. */
+/* Go on to the next outcome, which ends the gap, or to the end of the search. */
 static void
 take_outcome(TaskScan *scan)
 {
 	KeyScan    *outcomes = &scan->outcomes;
 	bool		isnull;
 
-	if (!index_getnext_slot(outcomes->scan, ForwardScanDirection, outcomes->slot))
-		scan->gap_end = NO_OUTCOME;
-	else
+	scan->gap_ended = index_getnext_slot(outcomes->scan, ForwardScanDirection, outcomes->slot);
+	if (scan->gap_ended)
 		scan->gap_end = DatumGetInt64(slot_getattr(outcomes->slot, OUTCOME_TASK + 1, &isnull));
+	else
+		scan->gap_end = DatumGetInt64(outcomes->keys[1].sk_argument);
 }
 
 /*
@@ -257,13 +259,16 @@ take_outcome(TaskScan *scan)
 static bool
 has_outcome(TaskScan *scan, int64 task)
 {
-	for (int i = 0; i < OUTCOME_STEPS && task > scan->gap_end; i++)
+	for (int i = 0; i < OUTCOME_STEPS && scan->gap_ended && task > scan->gap_end; i++)
 	{
 		scan->gap_begin = scan->gap_end + 1;
 		take_outcome(scan);
 	}
-	if (task < scan->gap_begin || task > scan->gap_end)
+	if (task == scan->gap_end && scan->gap_ended)
+		return true;
+	if (task < scan->gap_begin || task >= scan->gap_end)
 	{
+		scan->outcomes.keys[1].sk_argument = Int64GetDatum(task + OUTCOME_GAP);
 		start_scan_by_id(&scan->outcomes, task);
 		scan->gap_begin = task;
 		take_outcome(scan);
