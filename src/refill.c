@@ -112,7 +112,7 @@ read_by_id(Refill *refill, TaskScanKind kind, int64 id)
 {
 	int64		rows_left = REFILL_LOOK;
 
-	for (int i = 0; i < refill->segment_count && refill->row_count < refill->limit && rows_left > 0; i++)
+	for (int i = 0; i < refill->segment_count && refill->row_count < refill->limit && refill->seen == 0; i++)
 	{
 		TaskScan   *scan = task_scan_begin(refill->segments[i], refill->queue_id, kind);
 		RefillRow	row = {.part = 0};
@@ -120,8 +120,7 @@ read_by_id(Refill *refill, TaskScanKind kind, int64 id)
 		task_scan_start(scan, 0, 0, id);
 		while (refill->row_count < refill->limit && task_scan_next(scan, &rows_left, &row.seed, &row.tid))
 			refill->rows[refill->row_count++] = row;
-		if (rows_left == 0)
-			refill->seen = task_scan_seen(scan);
+		refill->seen = task_scan_stopped_at(scan);
 		task_scan_end(scan);
 	}
 }

@@ -53,7 +53,8 @@ struct TaskScan
 	KeyScan		outcomes;
 	int32		queue;
 	TaskScanKind kind;
-	int64		seen;
+	int64		last;			/* the last one that was met, whatever it was */
+	int64		stopped_at;		/* 0: it has not stopped */
 	int64		gap_begin;		/* from this task on, and before the next one, none has an outcome; */
 	int64		gap_end;
 	bool		gap_ended;		/* that one has, or else it is where the search stopped */
@@ -220,7 +221,10 @@ task_scan_begin(int segment, int32 queue, TaskScanKind kind)
 	scan->queue = queue;
 	scan->kind = kind;
 	if (is_by_id(kind))
+	{
 		open_scan_by_id(&scan->tasks, LOG_TASK, segment, scan->snapshot);
+		scan->tasks.scan->xs_want_itup = true;	/* for next_in_index() */
+	}
 	else
 		open_scan_by_place(&scan->tasks, kind, segment, scan->snapshot, queue);
 	open_scan_by_id(&scan->outcomes, LOG_OUTCOME, segment, scan->snapshot);
@@ -230,7 +234,6 @@ task_scan_begin(int segment, int32 queue, TaskScanKind kind)
 void
 task_scan_start(TaskScan *scan, int64 partition, int64 key, int64 id)
 {
-	scan->seen = id;
 	if (is_by_id(scan->kind))
 		start_scan_by_id(&scan->tasks, id);
 	else
@@ -312,21 +315,46 @@ ends_early(TaskScan *scan, int64 batch)
 	return scan->early_join;
 }
 
+/*
+ * Go to the next entry of the index, unless the rows are used up: those that
+ * were deleted and are kept for some snapshot count, too.  A task may have
+ * several of them, and the one that counts may be the last.
+ */
+static bool
+next_in_index(TaskScan *scan, int64 *rows)
+{
+	IndexScanDesc tasks = scan->tasks.scan;
+	int64		task;
+	bool		isnull;
+
+	if (index_getnext_tid(tasks, ForwardScanDirection) == NULL)
+		return false;
+	if (rows == NULL)
+		return true;
+	task = DatumGetInt64(index_getattr(tasks->xs_itup, 1, tasks->xs_itupdesc, &isnull));
+	if (*rows <= 0 && task != scan->last)
+	{
+		scan->stopped_at = task;
+		return false;
+	}
+	scan->last = task;
+	(*rows)--;
+	return true;
+}
+
 bool
 task_scan_next(TaskScan *scan, int64 *rows, TaskSeed *seed, ItemPointer tid)
 {
 	TupleTableSlot *row = scan->tasks.slot;
 
-	while ((rows == NULL || *rows > 0) && index_getnext_slot(scan->tasks.scan, ForwardScanDirection, row))
+	while (next_in_index(scan, rows))
 	{
 		bool		isnull;
-		int64		task = DatumGetInt64(slot_getattr(row, TASK_ID + 1, &isnull));
 
 		CHECK_FOR_INTERRUPTS();
-		if (rows != NULL)
-			(*rows)--;
-		scan->seen = task + 1;
-		if (!is_wanted(scan, row) || has_outcome(scan, task))
+		if (!index_fetch_heap(scan->tasks.scan, row) || !is_wanted(scan, row))
+			continue;
+		if (has_outcome(scan, DatumGetInt64(slot_getattr(row, TASK_ID + 1, &isnull))))
 			continue;
 		seed_of_row(row, seed);
 		seed->early_join = ends_early(scan, seed->batch);
@@ -337,9 +365,9 @@ task_scan_next(TaskScan *scan, int64 *rows, TaskSeed *seed, ItemPointer tid)
 }
 
 int64
-task_scan_seen(const TaskScan *scan)
+task_scan_stopped_at(const TaskScan *scan)
 {
-	return scan->seen;
+	return scan->stopped_at;
 }
 
 void

@@ -32,11 +32,14 @@ extern TaskScan *task_scan_begin(int segment, int32 queue, TaskScanKind kind);
 /* Start, or start anew, at that place, which is an id if that is the order; the partition is that of TASKS_OF_ONE_PARTITION. */
 extern void task_scan_start(TaskScan *scan, int64 partition, int64 key, int64 id);
 
-/* The next one; false if there is none, or none among so many rows (not NULL), which are counted down: 0 is left then. */
+/*
+ * The next one; false if there is none.  In the order of ids so many rows
+ * (NULL otherwise) are looked at, which are counted down, and it stops.
+ */
 extern bool task_scan_next(TaskScan *scan, int64 *rows, TaskSeed *seed, ItemPointer tid);
 
-/* In the order of ids: all tasks before that one have been seen, be it that they are none of those. */
-extern int64 task_scan_seen(const TaskScan *scan);
+/* The task that it stopped before; 0 if it did not. */
+extern int64 task_scan_stopped_at(const TaskScan *scan);
 
 extern void task_scan_end(TaskScan *scan);
 
