@@ -97,18 +97,17 @@ foreach my $shape (@shapes)
 	cmp_ok($node->safe_psql('postgres', "SELECT count(*) FROM started WHERE queue = '$name'"), '>', 20, "$name: something has started");
 }
 
-# How much is made of a limit depends on how soon somebody asks: a busy machine gets some tries. A sixteenth of a window,
-# the part that may be unjournaled, would be missed if it were held back.
+# How much is made of a limit depends on how soon somebody asks: a busy machine gets some tries
 my $part = 0;
-for my $try (1 .. 3)
+for my $try (1 .. 8)
 {
 	$node->safe_psql('postgres', "CALL set_up('busy$try', 1000, 1, '{10,50}', '{100 ms,1 s}')");
 	ok(finish_clients(start_client($node, "CALL saturate('busy$try', 1, 4.3)")), 'a saturated queue');
 	my $this = $node->safe_psql('postgres', "SELECT used_part('busy$try')");
 	$part = $this if $this > $part;
-	last if $part >= 0.95;
+	last if $part >= 0.99;
 }
-cmp_ok($part, '>=', 0.95, 'starts what its limits allow');
+cmp_ok($part, '>=', 0.99, 'starts what its limits allow');
 
 # Fair shares
 $node->safe_psql('postgres', <<'EOS');

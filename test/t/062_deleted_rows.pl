@@ -40,7 +40,7 @@ sub read_by_keepers
 	my ($keeper) = processes($node, 'keeper');
 
 	query("SELECT pg_terminate_backend($keeper)");
-	wait_until { my @now = processes($node, 'keeper'); @now && $now[0] != $keeper } 'another keeper';
+	wait_until { my @now = processes($node, 'keeper'); @now && $now[0] != $keeper } 'another keeper' or die 'there is no other keeper';
 	wait_for_memory($node);
 	return query("SELECT idx_tup_read FROM pg_stat_all_indexes WHERE indexrelname = 'outcome_1_pkey'");
 }
