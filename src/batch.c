@@ -188,6 +188,26 @@ lock_batch(int64 batch, LOCKMODE mode)
 	LockDatabaseObject(relation, (Oid) (batch & 0xffffffff), (uint16) (batch >> 32), mode);
 }
 
+void
+throw_missing_batch(int64 batch)
+{
+	ereport(ERROR,
+			(errcode(ERRCODE_UNDEFINED_OBJECT),
+			 errmsg("batch " INT64_FORMAT " does not exist", batch)));
+}
+
+void
+check_batch_owner(int64 batch, Oid owner)
+{
+	if (!OidIsValid(owner))
+		throw_missing_batch(batch);
+	if (!role_is_mine(owner))
+		ereport(ERROR,
+				(errcode(ERRCODE_INSUFFICIENT_PRIVILEGE),
+				 errmsg("permission denied for batch " INT64_FORMAT, batch),
+				 errdetail("A batch belongs to the role that made it.")));
+}
+
 /* Check that the batch is there and ours; was it sealed? */
 static bool
 read_batch(int64 batch, bool *early_join)
@@ -207,15 +227,7 @@ read_batch(int64 batch, bool *early_join)
 	}
 	spi_end(&scope);
 
-	if (!OidIsValid(owner))
-		ereport(ERROR,
-				(errcode(ERRCODE_UNDEFINED_OBJECT),
-				 errmsg("batch " INT64_FORMAT " does not exist", batch)));
-	if (!role_is_mine(owner))
-		ereport(ERROR,
-				(errcode(ERRCODE_INSUFFICIENT_PRIVILEGE),
-				 errmsg("permission denied for batch " INT64_FORMAT, batch),
-				 errdetail("A batch belongs to the role that made it.")));
+	check_batch_owner(batch, owner);
 	return sealed;
 }
 

@@ -34,6 +34,12 @@ extern void spawn_end(const Spawn *spawn);
 /* A new batch of the current role; throws 22023 for a join that is none. */
 extern int64 batch_create(text *join, int64 join_count, bool sealed, bool *early_join);
 
+/* 42704 */
+extern void throw_missing_batch(int64 batch) pg_attribute_noreturn();
+
+/* Throw unless the batch, of this owner as was read, is there (42704) and the current role's (42501). */
+extern void check_batch_owner(int64 batch, Oid owner);
+
 /*
  * Make sure that the batch can take tasks: 42704, 42501, FO005 if not.  It
  * cannot be sealed before this transaction ends.

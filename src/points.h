@@ -65,6 +65,7 @@
 	POINT(JOIN_DECIDED, "join-decided", true) \
 	POINT(JOIN_CANCELLED, "join-cancelled", true) \
 	POINT(JOIN_NOTED, "join-noted", true) \
+	POINT(COLLECT_AWAITED, "collect-awaited", true) \
 	POINT(REFILL_BEGUN, "refill-begun", true) \
 	POINT(REFILL_READ, "refill-read", true) \
 	POINT(REFILL_CHUNK, "refill-chunk", true) \

@@ -16,6 +16,7 @@
 #include "utils/timestamp.h"
 
 #include "arguments.h"
+#include "batch.h"
 #include "registry.h"
 #include "results.h"
 #include "seed.h"
@@ -49,20 +50,21 @@ static SpiStatement count_progress = {
 	"       coalesce(sum(c.failed), 0)::bigint, coalesce(sum(c.cancelled), 0)::bigint,"
 	"       coalesce(sum(c.recent), 0)::bigint, min(c.first_finish), max(c.last_finish),"
 	"       coalesce(sum(d.scheduled), 0)::bigint"
-	"  FROM fanout.batch_part p CROSS JOIN LATERAL (SELECT count(*) AS ended,"
+	"  FROM fanout.batch b LEFT JOIN fanout.batch_part p ON p.batch = b.id LEFT JOIN LATERAL (SELECT count(*) AS ended,"
 	"              count(*) FILTER (WHERE o.status = 's') AS succeeded, count(*) FILTER (WHERE o.status = 'f') AS failed,"
 	"              count(*) FILTER (WHERE o.status = 'c') AS cancelled, count(*) FILTER (WHERE o.finished_at > $3) AS recent,"
 	"              min(o.finished_at) AS first_finish, max(o.finished_at) AS last_finish FROM fanout.outcome o"
-	"       WHERE o.task >= p.first_task AND o.task < p.first_task + p.tasks) c"
-	"  CROSS JOIN LATERAL (SELECT count(*) AS scheduled FROM fanout.task t"
+	"       WHERE o.task >= p.first_task AND o.task < p.first_task + p.tasks) c ON true"
+	"  LEFT JOIN LATERAL (SELECT count(*) AS scheduled FROM fanout.task t"
 	"       WHERE t.id >= p.first_task AND t.id < p.first_task + p.tasks AND t.run_at > $2 AND t.id <> ALL ($4)"
-	"       AND" UNFINISHED_ONE("") ") d WHERE p.batch = $1", 4, {INT8OID, TIMESTAMPTZOID, TIMESTAMPTZOID, INT8ARRAYOID}
+	"       AND" UNFINISHED_ONE("") ") d ON true WHERE b.id = $1 GROUP BY b.id", 4, {INT8OID, TIMESTAMPTZOID, TIMESTAMPTZOID, INT8ARRAYOID}
 };
 
+/* NULL if the batch, which had tasks, is removed by now. */
 static SpiStatement count_gone = {
-	"SELECT coalesce(sum(p.tasks - c.tasks), 0)::bigint FROM fanout.removed r"
-	"  JOIN fanout.batch_part p ON p.first_task < r.below, LATERAL (SELECT count(*) AS tasks FROM fanout.task t"
-	"       WHERE t.id >= p.first_task AND t.id < p.first_task + p.tasks) c WHERE p.batch = $1", 1, {INT8OID}
+	"SELECT sum(CASE WHEN p.first_task < r.below THEN p.tasks - c.tasks ELSE 0 END)::bigint"
+	"  FROM fanout.batch_part p LEFT JOIN fanout.removed r ON true, LATERAL (SELECT count(*) AS tasks FROM fanout.task t"
+	"       WHERE p.first_task < r.below AND t.id >= p.first_task AND t.id < p.first_task + p.tasks) c WHERE p.batch = $1", 1, {INT8OID}
 };
 
 static void
@@ -143,13 +145,15 @@ read_progress(Batch *batch, TimestampTz now, const LiveCounts *live, Pace *pace,
 {
 	SpiScope	scope;
 	Datum		values[4];
+	bool		isnull;
 
 	values[0] = Int64GetDatum(batch->target.batch);
 	values[1] = TimestampTzGetDatum(now);
 	values[2] = TimestampTzGetDatum(now - RATE_WINDOW);
 	values[3] = array_of(live->timed, live->timed_count);
 	spi_begin(&scope);
-	(void) spi_read_latest(&count_progress, values, NULL);
+	if (spi_read_latest(&count_progress, values, NULL) != 1)
+		throw_missing_batch(batch->target.batch);
 	batch->total = spi_int64(0, 1);
 	batch->succeeded = spi_int64(0, 2);
 	batch->failed = spi_int64(0, 3);
@@ -163,7 +167,9 @@ read_progress(Batch *batch, TimestampTz now, const LiveCounts *live, Pace *pace,
 	if (batch->ended < batch->total)
 	{
 		(void) spi_read_latest(&count_gone, values, NULL);
-		*gone = Min(spi_int64(0, 1), batch->total - batch->ended);
+		*gone = Min(DatumGetInt64(spi_value(0, 1, &isnull)), batch->total - batch->ended);
+		if (isnull)
+			throw_missing_batch(batch->target.batch);
 		batch->ended += *gone;
 	}
 	spi_end(&scope);

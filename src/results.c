@@ -31,6 +31,8 @@
 #include "utils/wait_event.h"
 
 #include "arguments.h"
+#include "batch.h"
+#include "points.h"
 #include "registry.h"
 #include "results.h"
 #include "snapshot.h"
@@ -64,8 +66,11 @@ static SpiStatement select_batch = {
 	"SELECT owner::oid, join_policy, coalesce(join_count, 1), sealed, ended_at IS NOT NULL FROM fanout.batch WHERE id = $1",
 	1, {INT8OID}
 };
+
+/* At least a row, without a part if the batch has none. */
 static SpiStatement select_parts = {
-	"SELECT first_task, tasks FROM fanout.batch_part WHERE batch = $1 ORDER BY first_task", 1, {INT8OID}
+	"SELECT p.first_task, p.tasks FROM fanout.batch b LEFT JOIN fanout.batch_part p ON p.batch = b.id"
+	" WHERE b.id = $1 ORDER BY p.first_task", 1, {INT8OID}
 };
 
 /* A range is counted by a subquery of its own, so that it is always a scan of the index from here to there. */
@@ -90,10 +95,10 @@ static SpiStatement count_outcomes = {
 
 /*
  * The same where tasks may have been removed, which had ended: those are counted
- * that have not, by their rows.
+ * that have not, by their rows.  NULL if the batch itself is removed by now.
  */
 static SpiStatement count_unfinished = {
-	"SELECT coalesce(sum(p.tasks - u.unfinished), 0)::bigint FROM fanout.batch_part p, LATERAL (SELECT count(*) AS unfinished"
+	"SELECT sum(p.tasks - u.unfinished)::bigint FROM fanout.batch_part p, LATERAL (SELECT count(*) AS unfinished"
 	"  FROM fanout.task t WHERE t.id >= p.first_task AND t.id < p.first_task + p.tasks"
 	"   AND NOT EXISTS (SELECT FROM fanout.outcome o WHERE o.task = t.id)) u WHERE p.batch = $1", 1, {INT8OID}
 };
@@ -262,9 +267,7 @@ look_at_batch(Target *target)
 
 	spi_begin(&scope);
 	if (spi_read_latest(by_all ? &count_ended : &count_outcomes, values, NULL) != 1)
-		ereport(ERROR,
-				(errcode(ERRCODE_UNDEFINED_OBJECT),
-				 errmsg("batch " INT64_FORMAT " does not exist", target->batch)));
+		throw_missing_batch(target->batch);
 	batch->sealed = DatumGetBool(spi_value(0, 1, &isnull));
 	batch->ended_early = DatumGetBool(spi_value(0, 2, &isnull));
 	batch->total = spi_int64(0, 3);
@@ -277,7 +280,9 @@ look_at_batch(Target *target)
 	if (batch->ended < batch->total && DatumGetBool(spi_value(0, 5, &isnull)))
 	{
 		(void) spi_read_latest(&count_unfinished, values, NULL);
-		batch->ended = spi_int64(0, 1);
+		batch->ended = DatumGetInt64(spi_value(0, 1, &isnull));
+		if (isnull)
+			throw_missing_batch(target->batch);
 	}
 	spi_end(&scope);
 
@@ -309,15 +314,7 @@ open_batch(int64 id, Batch *batch)
 	}
 	spi_end(&scope);
 
-	if (!OidIsValid(owner))
-		ereport(ERROR,
-				(errcode(ERRCODE_UNDEFINED_OBJECT),
-				 errmsg("batch " INT64_FORMAT " does not exist", id)));
-	if (!role_is_mine(owner))
-		ereport(ERROR,
-				(errcode(ERRCODE_INSUFFICIENT_PRIVILEGE),
-				 errmsg("permission denied for batch " INT64_FORMAT, id),
-				 errdetail("A batch belongs to the role that made it.")));
+	check_batch_owner(id, owner);
 }
 
 /* When a wait ends by its argument; without one, at the cap. */
@@ -628,7 +625,11 @@ collect_range(Collector *collector, const TaskRange *range)
 	}
 }
 
-/* The ranges of the batch's tasks in order, those that follow on joined into one; their number. */
+/*
+ * The ranges of the batch's tasks in order, those that follow on joined into
+ * one; their number.  A batch that has been removed since it was opened is not
+ * taken for an empty one.
+ */
 int64
 read_ranges(const Batch *batch, TaskRange **ranges)
 {
@@ -637,16 +638,21 @@ read_ranges(const Batch *batch, TaskRange **ranges)
 	Datum		values[1] = {Int64GetDatum(batch->target.batch)};
 	uint64		rows;
 	int64		count = 0;
+	bool		isnull;
 
 	spi_begin(&scope);
 	rows = spi_read_latest(&select_parts, values, NULL);
-	*ranges = MemoryContextAllocHuge(caller, Max(rows, 1) * sizeof(TaskRange));
+	if (rows == 0)
+		throw_missing_batch(batch->target.batch);
+	*ranges = MemoryContextAllocHuge(caller, rows * sizeof(TaskRange));
 	for (uint64 i = 0; i < rows; i++)
 	{
 		TaskRange  *last = count > 0 ? &(*ranges)[count - 1] : NULL;
-		int64		first = spi_int64(i, 1);
-		int64		tasks = spi_int64(i, 2);
+		int64		first = DatumGetInt64(spi_value(i, 1, &isnull));
+		int64		tasks = DatumGetInt64(spi_value(i, 2, &isnull));
 
+		if (isnull)
+			break;
 		if (last != NULL && last->first + last->count == first)
 			last->count += tasks;
 		else
@@ -676,6 +682,7 @@ fanout_collect(PG_FUNCTION_ARGS)
 	deadline = arg_deadline(fcinfo, 1);
 	open_batch(PG_GETARG_INT64(0), &batch);
 	(void) await(&batch.target, deadline);
+	FANOUT_POINT(COLLECT_AWAITED);
 	range_count = read_ranges(&batch, &ranges);
 
 	collector = palloc0(sizeof(Collector));

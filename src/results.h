@@ -57,7 +57,7 @@ extern void open_batch(int64 id, Batch *batch);
 /* Has the batch ended, by what was last read of it? */
 extern bool batch_has_ended(const Batch *batch);
 
-/* The ranges of the batch's tasks in order, those that follow on joined into one; their number. */
+/* The ranges of the batch's tasks in order, those that follow on joined into one; their number.  Throws if it has been removed. */
 extern int64 read_ranges(const Batch *batch, TaskRange **ranges);
 
 /* The row type that the function returns. */

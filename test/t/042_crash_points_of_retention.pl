@@ -121,6 +121,20 @@ cross($_, 'CALL again()', $finished)
 cross('trim-deleted', "SELECT fanout.enqueue('brief', 'TAG'); SELECT fanout.complete(lease) FROM fanout.dequeue('brief', 'w')");
 ok(becomes("SELECT count(*) = 0 FROM fanout.tasks WHERE queue = 'brief'"), 'trim-deleted: they are gone in the end');
 
+# Who collects a batch that is removed when he has found that it has ended.
+{
+	my $batch = ask("SELECT fanout.fan_out('brief', 'TAG', ARRAY['1', '2']::jsonb[])");
+
+	ask("SELECT fanout._set_point('collect-awaited', 'wait')");
+	my $client = start_client($node, "SELECT count(*) FROM fanout.collect($batch)");
+	ok(becomes("SELECT EXISTS (SELECT FROM pg_stat_activity WHERE query ~ 'collect.$batch' AND wait_event_type = 'Extension' AND pid <> pg_backend_pid())"), 'somebody waits for a batch');
+	ask("SELECT count(*) FROM fanout.complete(ARRAY(SELECT lease FROM fanout.dequeue('brief', 'w', 2)))");
+	ok(becomes("SELECT NOT EXISTS (SELECT FROM fanout.batch WHERE id = $batch)"), 'it ends, and is removed before he collects it');
+	stop_at('collect-awaited', 'go on');
+	finish_clients($client);
+	like(client_output($client), qr/ERROR: .*batch $batch does not exist/, 'it is not taken for an empty one');
+}
+
 # Segments come and go, as all are kept for a second.
 set_retention('1s');
 cross($_, 'CALL add_work()')
