@@ -98,7 +98,7 @@ server_cpu() { # POSTMASTER
 # --- queues ------------------------------------------------------------------------------------------------------
 
 fill_floor() {
-	query -c "TRUNCATE bench.floor, bench.copied" -c "CHECKPOINT"
+	query -c "TRUNCATE bench.floor, bench.floor_outcome, bench.copied" -c "CHECKPOINT"
 }
 
 fill_skip_locked() {

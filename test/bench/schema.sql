@@ -16,6 +16,13 @@ CREATE TABLE bench.floor (
     args         jsonb
 );
 
+CREATE TABLE bench.floor_outcome (
+    task         bigint PRIMARY KEY,
+    status       "char" NOT NULL DEFAULT 's',
+    finished_at  timestamptz NOT NULL DEFAULT now(),
+    value        jsonb
+);
+
 -- The same table for COPY of 100,000 rows: one index, the primary key.
 CREATE TABLE bench.copied (LIKE bench.floor INCLUDING ALL);
 

@@ -26,6 +26,8 @@ one_at_a_time() {
 	for n in $clients; do
 		fill_floor
 		measure floor floor "$n"
+		fill_floor
+		measure floor_three_calls floor_three_calls "$n"
 		fill_skip_locked $head_tasks
 		measure skip_locked_cycle skip_locked_cycle "$n"
 		fill_fanout cycle $head_tasks
@@ -78,7 +80,9 @@ table_single_calls() {
 		at_32=
 		[ "$n" != 32 ] || at_32=yes
 		row "enqueue, dequeue, complete" "$n" fanout_cycle floor "floor" ${at_32:+0.37}
+		row "enqueue, dequeue, complete" "$n" fanout_cycle floor_three_calls "INSERT, SELECT by key, INSERT"
 		row "enqueue, dequeue, complete" "$n" fanout_cycle skip_locked_cycle "SKIP LOCKED, 3 statements" ${at_32:+1.75}
+		row "INSERT, SELECT by key, INSERT" "$n" floor_three_calls floor "floor"
 		row "enqueue, complete_and_dequeue" "$n" fanout_two_calls floor "floor" ${at_32:+0.40}
 		row "enqueue, complete_and_dequeue" "$n" fanout_two_calls skip_locked_cycle \
 			"SKIP LOCKED, 3 statements" ${at_32:+2}
@@ -91,10 +95,12 @@ table_single_calls() {
 	row "fan_out of $wide_tasks, args as text" 1 fan_out_text copy "COPY"
 	row "fan_out of $wide_tasks, args at hand" 1 fan_out insert_select "INSERT ... SELECT"
 	echo
-	echo "The floor is an INSERT of one row and its commit. The bars hold at 32 clients; those of SKIP LOCKED are" \
-		"for a queue that works in three statements. COPY reads (and so parses) a file on the server, into a table" \
-		"with one index; fan_out takes an array that is in a table: at hand as jsonb[], or as text that has to be" \
-		"parsed as well, which the server does before fan_out is called. No array is built while the clock runs."
+	echo "The floor is an INSERT of one row and its commit. INSERT, SELECT by key, INSERT is what is left of three calls" \
+		"without a queue: a row for the task, a look at it, a row for its outcome, each in a transaction of its own. The" \
+		"bars hold at 32 clients; those of SKIP LOCKED are for a queue that works in three statements. COPY reads (and" \
+		"so parses) a file on the server, into a table with one index; fan_out takes an array that is in a table: at hand" \
+		"as jsonb[], or as text that has to be parsed as well, which the server does before fan_out is called. No array" \
+		"is built while the clock runs."
 	echo
 	table_cpu
 }
@@ -117,6 +123,7 @@ table_cpu() {
 	echo "| CPU of the server a task | clients | CPU | beside | its CPU | ratio |"
 	echo "|---|--:|--:|---|--:|--:|"
 	cpu_row "enqueue, dequeue, complete" "$n" fanout_cycle floor "floor"
+	cpu_row "enqueue, dequeue, complete" "$n" fanout_cycle floor_three_calls "INSERT, SELECT by key, INSERT"
 	cpu_row "enqueue, dequeue, complete" "$n" fanout_cycle skip_locked_cycle "SKIP LOCKED, 3 statements"
 	cpu_row "enqueue, complete_and_dequeue" "$n" fanout_two_calls skip_locked_cycle "SKIP LOCKED, 3 statements"
 	cpu_row "enqueue, complete_and_dequeue" "$n" fanout_two_calls skip_locked_two_calls "SKIP LOCKED, 2 with a CTE"
