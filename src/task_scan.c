@@ -21,7 +21,9 @@
 #include "access/tableam.h"
 #include "catalog/pg_type.h"
 #include "miscadmin.h"
+#include "nodes/nodes.h"
 #include "utils/fmgroids.h"
+#include "utils/lsyscache.h"
 #include "utils/rel.h"
 #include "utils/snapmgr.h"
 
@@ -108,30 +110,50 @@ start_scan_by_id(KeyScan *scan, int64 id)
 	start_scan(scan);
 }
 
-/* The index of tasks by their queue, and then by this column; 0: by rank, which is an expression. */
-static Oid
-index_by_queue(Relation relation, AttrNumber column)
+/* Do both have the same rows of their tables, in the same order? */
+static bool
+is_like(Relation index, Relation model)
 {
-	List	   *indexes = RelationGetIndexList(relation);
+	int			count = model->rd_index->indnkeyatts;
+
+	return index->rd_index->indnkeyatts == count &&
+		memcmp(index->rd_index->indkey.values, model->rd_index->indkey.values, count * sizeof(int16)) == 0 &&
+		memcmp(index->rd_indoption, model->rd_indoption, count * sizeof(int16)) == 0 &&
+		memcmp(index->rd_opfamily, model->rd_opfamily, count * sizeof(Oid)) == 0 &&
+		equal(RelationGetIndexExpressions(index), RelationGetIndexExpressions(model)) &&
+		equal(RelationGetIndexPredicate(index), RelationGetIndexPredicate(model));
+}
+
+/*
+ * The index of a segment that is as this one of table fanout.task.  Operators
+ * may have made others that begin as it does, and its own name may be another
+ * one than it was given.
+ */
+static Oid
+index_like(Relation relation, const char *name)
+{
+	Oid			model_id = get_relname_relid(name, RelationGetNamespace(relation));
+	Relation	model = OidIsValid(model_id) ? index_open(model_id, AccessShareLock) : NULL;
+	List	   *indexes = model != NULL ? RelationGetIndexList(relation) : NIL;
 	Oid			found = InvalidOid;
 	ListCell   *cell;
 
 	foreach(cell, indexes)
 	{
 		Relation	index = index_open(lfirst_oid(cell), AccessShareLock);
-		Form_pg_index form = index->rd_index;
 
 		/* one that an interrupted REINDEX CONCURRENTLY left behind is not valid */
-		if (form->indisvalid && form->indnkeyatts > 1 &&
-			form->indkey.values[0] == TASK_QUEUE + 1 && form->indkey.values[1] == column)
+		if (index->rd_index->indisvalid && is_like(index, model))
 			found = lfirst_oid(cell);
 		index_close(index, AccessShareLock);
 	}
 	list_free(indexes);
+	if (model != NULL)
+		index_close(model, AccessShareLock);
 	if (!OidIsValid(found))
 		ereport(ERROR,
 				(errcode(ERRCODE_UNDEFINED_OBJECT),
-				 errmsg("an index of table \"%s\" is missing", RelationGetRelationName(relation)),
+				 errmsg("table \"%s\" has no index like \"%s\"", RelationGetRelationName(relation), name),
 				 errhint("Create it as table \"fanout.task\" has it.")));
 	return found;
 }
@@ -158,19 +180,19 @@ static void
 open_scan_by_place(KeyScan *scan, TaskScanKind kind, int segment, Snapshot snapshot, int32 queue)
 {
 	Relation	relation = table_open(registry_relation(LOG_TASK, segment), AccessShareLock);
-	AttrNumber	column = 0;
+	const char *index = "task_rank";
 
 	ScanKeyInit(&scan->keys[scan->key_count++], 1, BTEqualStrategyNumber, F_INT4EQ, Int32GetDatum(queue));
 	switch (kind)
 	{
 		case TASKS_OF_ONE_PARTITION:
-			column = TASK_LANE + 1;
+			index = "task_lane";
 			scan->lane = &scan->keys[scan->key_count++];
 			ScanKeyInit(scan->lane, 2, BTEqualStrategyNumber, F_INT8EQ, Int64GetDatum(0));
 			init_place(scan, 3, F_BTINT8CMP);
 			break;
 		case TASKS_WITH_TIME:
-			column = TASK_RUN_AT + 1;
+			index = "task_run_at";
 			init_place(scan, 2, F_TIMESTAMPTZ_CMP);
 			break;
 		case TASKS_OF_LOWER_RANK:
@@ -182,7 +204,7 @@ open_scan_by_place(KeyScan *scan, TaskScanKind kind, int segment, Snapshot snaps
 			init_place(scan, 2, F_BTINT8CMP);
 			break;
 	}
-	open_scan(scan, relation, index_by_queue(relation, column), snapshot);
+	open_scan(scan, relation, index_like(relation, index), snapshot);
 }
 
 /* A time is an int64 as well. */
