@@ -4,12 +4,14 @@
  *
  * Most tasks are in no index but that of the primary key, which has those of
  * all queues, so as to be cheap to enqueue: to find them is to look at all
- * rows from some id on.  There may be millions that are none of them, so the
- * caller says how many rows to look at.
+ * rows from some id on.
  *
  * Those of partitions, of an unusual rank or with a time are in an index of
  * their own as well, whose last column is the id, so that a scan of it can
  * begin at any place of the order.
+ *
+ * There may be millions that are of another queue, or have ended, before the
+ * next one that is wanted, so the caller says how many rows to look at.
  *
  * All of it does without the executor, which would take most of the time.
  */
@@ -46,6 +48,8 @@ typedef struct KeyScan
 	int			key_count;
 	ScanKey		lane;			/* one of them, or NULL */
 	ScanKeyData place[PLACE_KEYS];	/* members of one that is a row, if the order is not by id */
+	AttrNumber	key_column;		/* of the index: what the order is by, 0 if that is the id, */
+	AttrNumber	id_column;		/* and the id */
 } KeyScan;
 
 struct TaskScan
@@ -55,8 +59,11 @@ struct TaskScan
 	KeyScan		outcomes;
 	int32		queue;
 	TaskScanKind kind;
-	int64		last;			/* the last one that was met, whatever it was */
-	int64		stopped_at;		/* 0: it has not stopped */
+	int64		last_key;		/* the place of the last one that was met, whatever it was */
+	int64		last_id;
+	bool		stopped;		/* before the place that comes next: */
+	int64		next_key;
+	int64		next_id;
 	int64		gap_begin;		/* from this task on, and before the next one, none has an outcome; */
 	int64		gap_end;
 	bool		gap_ended;		/* that one has, or else it is where the search stopped */
@@ -97,6 +104,7 @@ open_scan_by_id(KeyScan *scan, LogKind kind, int segment, Snapshot snapshot)
 {
 	Relation	relation = table_open(registry_relation(kind, segment), AccessShareLock);
 
+	scan->id_column = 1;
 	ScanKeyInit(&scan->keys[scan->key_count++], 1, BTGreaterEqualStrategyNumber, F_INT8GE, Int64GetDatum(0));
 	if (kind == LOG_OUTCOME)
 		ScanKeyInit(&scan->keys[scan->key_count++], 1, BTLessStrategyNumber, F_INT8LT, Int64GetDatum(0));
@@ -164,6 +172,8 @@ init_place(KeyScan *scan, AttrNumber column, RegProcedure compare)
 {
 	ScanKey		row = &scan->keys[scan->key_count++];
 
+	scan->key_column = column;
+	scan->id_column = column + 1;
 	ScanKeyInit(&scan->place[0], column, BTGreaterEqualStrategyNumber, compare, Int64GetDatum(0));
 	ScanKeyInit(&scan->place[1], column + 1, BTGreaterEqualStrategyNumber, F_BTINT8CMP, Int64GetDatum(0));
 	scan->place[0].sk_flags = SK_ROW_MEMBER;
@@ -243,12 +253,10 @@ task_scan_begin(int segment, int32 queue, TaskScanKind kind)
 	scan->queue = queue;
 	scan->kind = kind;
 	if (is_by_id(kind))
-	{
 		open_scan_by_id(&scan->tasks, LOG_TASK, segment, scan->snapshot);
-		scan->tasks.scan->xs_want_itup = true;	/* for next_in_index() */
-	}
 	else
 		open_scan_by_place(&scan->tasks, kind, segment, scan->snapshot, queue);
+	scan->tasks.scan->xs_want_itup = true;	/* for next_in_index() */
 	open_scan_by_id(&scan->outcomes, LOG_OUTCOME, segment, scan->snapshot);
 	return scan;
 }
@@ -256,6 +264,8 @@ task_scan_begin(int segment, int32 queue, TaskScanKind kind)
 void
 task_scan_start(TaskScan *scan, int64 partition, int64 key, int64 id)
 {
+	scan->stopped = false;
+	scan->last_id = 0;
 	if (is_by_id(scan->kind))
 		start_scan_by_id(&scan->tasks, id);
 	else
@@ -337,29 +347,34 @@ ends_early(TaskScan *scan, int64 batch)
 	return scan->early_join;
 }
 
+/* A column of the entry of the index that the scan is at. */
+static int64
+column_of_entry(const KeyScan *tasks, AttrNumber column)
+{
+	bool		isnull;
+
+	return DatumGetInt64(index_getattr(tasks->scan->xs_itup, column, tasks->scan->xs_itupdesc, &isnull));
+}
+
 /*
  * Go to the next entry of the index, unless the rows are used up: those that
  * were deleted and are kept for some snapshot count, too.  A task may have
- * several of them, and the one that counts may be the last.
+ * several of them in one place, and the one that counts may be the last.
  */
 static bool
 next_in_index(TaskScan *scan, int64 *rows)
 {
-	IndexScanDesc tasks = scan->tasks.scan;
-	int64		task;
-	bool		isnull;
+	const KeyScan *tasks = &scan->tasks;
 
-	if (index_getnext_tid(tasks, ForwardScanDirection) == NULL)
+	if (index_getnext_tid(tasks->scan, ForwardScanDirection) == NULL)
 		return false;
-	if (rows == NULL)
-		return true;
-	task = DatumGetInt64(index_getattr(tasks->xs_itup, 1, tasks->xs_itupdesc, &isnull));
-	if (*rows <= 0 && task != scan->last)
-	{
-		scan->stopped_at = task;
+	scan->next_key = tasks->key_column != 0 ? column_of_entry(tasks, tasks->key_column) : 0;
+	scan->next_id = column_of_entry(tasks, tasks->id_column);
+	scan->stopped = *rows <= 0 && (scan->next_key != scan->last_key || scan->next_id != scan->last_id);
+	if (scan->stopped)
 		return false;
-	}
-	scan->last = task;
+	scan->last_key = scan->next_key;
+	scan->last_id = scan->next_id;
 	(*rows)--;
 	return true;
 }
@@ -386,10 +401,12 @@ task_scan_next(TaskScan *scan, int64 *rows, TaskSeed *seed, ItemPointer tid)
 	return false;
 }
 
-int64
-task_scan_stopped_at(const TaskScan *scan)
+bool
+task_scan_stopped(const TaskScan *scan, int64 *key, int64 *id)
 {
-	return scan->stopped_at;
+	*key = scan->next_key;
+	*id = scan->next_id;
+	return scan->stopped;
 }
 
 void
