@@ -247,5 +247,11 @@ SELECT fanout.enqueue('named', 'x', partition_key => 'a') IS NOT NULL AS enqueue
 ROLLBACK;
 SELECT partition_key, ready FROM fanout.partitions WHERE queue = 'named';
 
+-- Nor does one that is moved away, though all that is left has a time.
+SELECT fanout.enqueue('named', 'x', partition_key => 'b', delay => '1 day') IS NOT NULL AS enqueued;
+SELECT fanout.enqueue('named', 'x', partition_key => 'b') AS moved \gset
+SELECT fanout.move(:moved, partition_key => 'a');
+SELECT partition_key, backlog FROM fanout.partitions WHERE queue = 'named' ORDER BY 1;
+
 DROP FUNCTION test.put, test.take, test.lanes;
 SELECT count(fanout.drop_queue(queue, force => true)) FROM fanout.queues;

@@ -173,7 +173,6 @@ static void
 enter_lane(Task *task, Lane *lane)
 {
 	Lane	   *old = lane_of(task);
-	OrderNode  *first = order_first(&old->ready.set);
 
 	if (old == lane)
 		return;
@@ -181,8 +180,7 @@ enter_lane(Task *task, Lane *lane)
 	task->queue = lane->turn.queue;
 	lane->tasks++;
 	lane_set_sample(lane, task->node.id);
-	if (lane_sample(old) == task->node.id)
-		lane_set_sample(old, first != NULL ? first->id : 0);
+	lane_forget_sample(old, task->node.id);
 	old->tasks--;
 	lane_release(old);
 }

@@ -72,9 +72,16 @@ lane_set_sample(Lane *lane, int64 task)
 	lane->sample_task = (uint32) task;
 }
 
-/* It was given out within the last 2^32 ids, or it is not found. */
-int64
-lane_sample(const Lane *lane)
+void
+lane_forget_sample(Lane *lane, int64 task)
+{
+	if (lane->sample_task == (uint32) task)
+		lane->sample_task = 0;
+}
+
+/* What is noted was given out within the last 2^32 ids, or it is not found. */
+static int64
+noted_sample(const Lane *lane)
 {
 	int64		next = database_of(queue_of_lane(lane))->next_task;
 	int64		task = (next & ~INT64CONST(0xffffffff)) + lane->sample_task;
@@ -82,6 +89,18 @@ lane_sample(const Lane *lane)
 	if (lane->sample_task == 0)
 		return 0;
 	return task < next ? task : task - (INT64CONST(1) << 32);
+}
+
+/* One that waits in memory is sure to be there; what is noted may have gone. */
+int64
+lane_sample(const Lane *lane)
+{
+	OrderNode  *ready = order_first(&lane->ready.set);
+	ShortNode  *scheduled = short_list_first(&lane->scheduled);
+
+	if (ready != NULL)
+		return ready->id;
+	return scheduled != NULL ? link_container(Task, link, scheduled)->node.id : noted_sample(lane);
 }
 
 /* Give back the pool entry of a task that stands in no set. */

@@ -32,6 +32,7 @@ lane_throttled_until(const Lane *lane)
 
 /* One of its tasks, by which others may find the partition's key; 0: none. */
 extern void lane_set_sample(Lane *lane, int64 task);
+extern void lane_forget_sample(Lane *lane, int64 task);
 extern int64 lane_sample(const Lane *lane);
 
 /* A lane of a partition that has fewer tasks in memory than this asks for a refill, if there are more on disk. */

@@ -42,7 +42,7 @@
 #ifdef FANOUT_CHECKED
 #define REFILL_LOOK		(FANOUT_WORK_CHUNK + 64)
 #else
-#define REFILL_LOOK		32768	/* rows of all queues, in the order of ids: some milliseconds */
+#define REFILL_LOOK		32768	/* rows, whatever they are: some milliseconds */
 #endif
 #define REFILL_TURN		(10 * INT64CONST(1000)) /* for partitions of one queue, then others have their turn */
 
@@ -69,6 +69,8 @@ typedef struct RefillPart
 	int64		key;			/* the bound it starts from */
 	int64		id;
 	bool		urgent;			/* nothing can be given out before it is done */
+	int64		seen_key;		/* the place before which all were read; WINDOW_UNBOUNDED: all there are */
+	int64		seen_id;
 	int64		begin;			/* its rows, up to "end" */
 	int64		end;
 	int64		loaded;
@@ -84,7 +86,6 @@ typedef struct Refill
 	int64		limit;			/* of rows for each part */
 	int64		urgent_limit;	/* of those beyond the queue's share */
 	int64		row_count;
-	int64		seen;			/* of those in the order of ids, all before that one were read; 0: all there are */
 	int64		work;			/* rows and parts that are done */
 	bool		headway;		/* of each part */
 	const Lane *first_failed;	/* the first that made none */
@@ -106,13 +107,40 @@ is_of_partitions(const Refill *refill)
 	return refill->kind == REFILL_LANES && refill->parts[0].lane->partition != 0;
 }
 
+/* One scan of what a part is read by is done: where has it stopped? */
+static void
+note_seen(RefillPart *part, const TaskScan *scan)
+{
+	int64		key;
+	int64		id;
+
+	if (!task_scan_stopped(scan, &key, &id) || !order_less(key, id, part->seen_key, part->seen_id))
+		return;
+	part->seen_key = key;
+	part->seen_id = id;
+}
+
+static bool
+all_was_seen(const RefillPart *part)
+{
+	return part->seen_id == WINDOW_UNBOUNDED;
+}
+
+/* How many rows each scan may look at, of all that a refill does in an order in which each segment is read. */
+static int64
+look_of_scan(const Refill *refill)
+{
+	return Max(REFILL_LOOK / (refill->part_count * refill->segment_count), 1);
+}
+
 /* Read on in the order of ids, which is that of the segments, as far as there is time for. */
 static void
 read_by_id(Refill *refill, TaskScanKind kind, int64 id)
 {
+	RefillPart *part = &refill->parts[0];
 	int64		rows_left = REFILL_LOOK;
 
-	for (int i = 0; i < refill->segment_count && refill->row_count < refill->limit && refill->seen == 0; i++)
+	for (int i = 0; i < refill->segment_count && refill->row_count < refill->limit && all_was_seen(part); i++)
 	{
 		TaskScan   *scan = task_scan_begin(refill->segments[i], refill->queue_id, kind);
 		RefillRow	row = {.part = 0};
@@ -120,7 +148,7 @@ read_by_id(Refill *refill, TaskScanKind kind, int64 id)
 		task_scan_start(scan, 0, 0, id);
 		while (refill->row_count < refill->limit && task_scan_next(scan, &rows_left, &row.seed, &row.tid))
 			refill->rows[refill->row_count++] = row;
-		refill->seen = task_scan_stopped_at(scan);
+		note_seen(part, scan);
 		task_scan_end(scan);
 	}
 }
@@ -152,7 +180,10 @@ merge_rows(Refill *refill, int64 begin)
 		qsort_arg(&refill->rows[begin], refill->row_count - begin, sizeof(RefillRow), compare_rows, refill);
 }
 
-/* Read on in another order: what comes first of all is among the first of each segment. */
+/*
+ * Read on in another order: what comes first of all is among the first of each
+ * segment, as far as all of them were looked at.
+ */
 static void
 read_by_key(Refill *refill, TaskScanKind kind, int64 key, int64 id)
 {
@@ -162,11 +193,13 @@ read_by_key(Refill *refill, TaskScanKind kind, int64 key, int64 id)
 	{
 		TaskScan   *scan = task_scan_begin(refill->segments[i], refill->queue_id, kind);
 		int64		end = refill->row_count + refill->limit - begin;
+		int64		rows_left = look_of_scan(refill);
 		RefillRow	row = {.part = 0};
 
 		task_scan_start(scan, 0, key, id);
-		while (refill->row_count < end && task_scan_next(scan, NULL, &row.seed, &row.tid))
+		while (refill->row_count < end && task_scan_next(scan, &rows_left, &row.seed, &row.tid))
 			refill->rows[refill->row_count++] = row;
+		note_seen(&refill->parts[0], scan);
 		task_scan_end(scan);
 	}
 	merge_rows(refill, begin);
@@ -186,21 +219,22 @@ read_main_lane(Refill *refill, int64 key, int64 id)
 		read_by_key(refill, TASKS_OF_LOWER_RANK, key, id);
 	if (key <= 0)
 		read_by_id(refill, TASKS_OF_MAIN_LANE, key == 0 ? id : 0);
-	if (refill->seen == 0)
+	if (all_was_seen(&refill->parts[0]))
 		read_by_key(refill, TASKS_OF_HIGHER_RANK, Max(key, 1), key > 0 ? id : 0);
 }
 
-/* Read the partition from its bound on, up to the limit. */
+/* Read the partition from its bound on, up to the limit; so many rows are looked at. */
 static void
-read_partition(Refill *refill, TaskScan *scan, int number)
+read_partition(Refill *refill, TaskScan *scan, int number, int64 *rows)
 {
-	const RefillPart *part = &refill->parts[number];
+	RefillPart *part = &refill->parts[number];
 	int64		end = refill->row_count + refill->limit;
 	RefillRow	row = {.part = number};
 
 	task_scan_start(scan, part->lane->partition, part->key, part->id);
-	while (refill->row_count < end && task_scan_next(scan, NULL, &row.seed, &row.tid))
+	while (refill->row_count < end && task_scan_next(scan, rows, &row.seed, &row.tid))
 		refill->rows[refill->row_count++] = row;
+	note_seen(part, scan);
 }
 
 /* Read each of the partitions: the first of each segment, sorted by partition and place. */
@@ -210,9 +244,14 @@ read_partitions(Refill *refill)
 	for (int i = 0; i < refill->segment_count; i++)
 	{
 		TaskScan   *scan = task_scan_begin(refill->segments[i], refill->queue_id, TASKS_OF_ONE_PARTITION);
+		int64		rows_left = 0;
 
+		/* what one does not look at is for the next ones */
 		for (int part = 0; part < refill->part_count; part++)
-			read_partition(refill, scan, part);
+		{
+			rows_left = Max(rows_left, 0) + look_of_scan(refill);
+			read_partition(refill, scan, part, &rows_left);
+		}
 		task_scan_end(scan);
 	}
 	merge_rows(refill, 0);
@@ -241,7 +280,25 @@ read_from_bounds(Refill *refill)
 	CommitTransactionCommand();
 }
 
-/* Which rows are whose: of each part the first ones, up to the limit, are all that come first. */
+/* How many of the part's rows, so many, are all that come first? */
+static int64
+rows_in_order(const Refill *refill, const RefillPart *part, int64 count)
+{
+	int64		most = Min(count, refill->limit);
+	int64		in_order = 0;
+
+	while (in_order < most)
+	{
+		const TaskSeed *seed = &refill->rows[part->begin + in_order].seed;
+
+		if (!order_less(place_of(refill, seed), seed->task, part->seen_key, part->seen_id))
+			break;
+		in_order++;
+	}
+	return in_order;
+}
+
+/* Which rows are whose. */
 static void
 divide_rows(Refill *refill)
 {
@@ -254,7 +311,7 @@ divide_rows(Refill *refill)
 		part->begin = next;
 		while (next < refill->row_count && refill->rows[next].part == i)
 			next++;
-		part->end = Min(next, part->begin + refill->limit);
+		part->end = part->begin + rows_in_order(refill, part, next - part->begin);
 	}
 	Assert(next == refill->row_count);
 }
@@ -352,10 +409,8 @@ end_part(Refill *refill, RefillPart *part, int64 next)
 	else if (part->end - part->begin == refill->limit)
 		end_window_refill(queue, part->lane, window, place_of(refill, &refill->rows[next - 1].seed),
 						  refill->rows[next - 1].seed.task + 1);
-	else if (refill->seen != 0)
-		end_window_refill(queue, part->lane, window, 0, refill->seen);
 	else
-		end_window_refill(queue, part->lane, window, WINDOW_UNBOUNDED, WINDOW_UNBOUNDED);
+		end_window_refill(queue, part->lane, window, part->seen_key, part->seen_id);
 	if (refill->kind == REFILL_STRAYS)
 	{
 		bool		more = window_is_bounded(window) && (!full || queue_may_have_lane(queue));
@@ -459,7 +514,8 @@ look_for_room(Refill *refill)
 static void
 begin_part(Refill *refill, Lane *lane, Window *window)
 {
-	RefillPart	part = {.window = window, .lane = lane, .key = window->bound_key, .id = window->bound_id};
+	RefillPart	part = {.window = window, .lane = lane, .key = window->bound_key, .id = window->bound_id,
+	.seen_key = WINDOW_UNBOUNDED, .seen_id = WINDOW_UNBOUNDED};
 
 	part.urgent = window_first(window) == NULL && (lane == NULL || !lane_is_blocked(lane));
 	if (refill->kind != REFILL_STRAYS && !part.urgent && !refill->room)

@@ -4,12 +4,14 @@
  *
  * Most tasks are in no index but that of the primary key, which has those of
  * all queues, so as to be cheap to enqueue: to find them is to look at all
- * rows from some id on.  There may be millions that are none of them, so the
- * caller says how many rows to look at.
+ * rows from some id on.
  *
  * Those of partitions, of an unusual rank or with a time are in an index of
  * their own as well, whose last column is the id, so that a scan of it can
  * begin at any place of the order.
+ *
+ * There may be millions that are of another queue, or have ended, before the
+ * next one that is wanted, so the caller says how many rows to look at.
  *
  * All of it does without the executor, which would take most of the time.
  */
@@ -21,7 +23,9 @@
 #include "access/tableam.h"
 #include "catalog/pg_type.h"
 #include "miscadmin.h"
+#include "nodes/nodes.h"
 #include "utils/fmgroids.h"
+#include "utils/lsyscache.h"
 #include "utils/rel.h"
 #include "utils/snapmgr.h"
 
@@ -44,6 +48,8 @@ typedef struct KeyScan
 	int			key_count;
 	ScanKey		lane;			/* one of them, or NULL */
 	ScanKeyData place[PLACE_KEYS];	/* members of one that is a row, if the order is not by id */
+	AttrNumber	key_column;		/* of the index: what the order is by, 0 if that is the id, */
+	AttrNumber	id_column;		/* and the id */
 } KeyScan;
 
 struct TaskScan
@@ -53,8 +59,11 @@ struct TaskScan
 	KeyScan		outcomes;
 	int32		queue;
 	TaskScanKind kind;
-	int64		last;			/* the last one that was met, whatever it was */
-	int64		stopped_at;		/* 0: it has not stopped */
+	int64		last_key;		/* the place of the last one that was met, whatever it was */
+	int64		last_id;
+	bool		stopped;		/* before the place that comes next: */
+	int64		next_key;
+	int64		next_id;
 	int64		gap_begin;		/* from this task on, and before the next one, none has an outcome; */
 	int64		gap_end;
 	bool		gap_ended;		/* that one has, or else it is where the search stopped */
@@ -95,6 +104,7 @@ open_scan_by_id(KeyScan *scan, LogKind kind, int segment, Snapshot snapshot)
 {
 	Relation	relation = table_open(registry_relation(kind, segment), AccessShareLock);
 
+	scan->id_column = 1;
 	ScanKeyInit(&scan->keys[scan->key_count++], 1, BTGreaterEqualStrategyNumber, F_INT8GE, Int64GetDatum(0));
 	if (kind == LOG_OUTCOME)
 		ScanKeyInit(&scan->keys[scan->key_count++], 1, BTLessStrategyNumber, F_INT8LT, Int64GetDatum(0));
@@ -108,30 +118,50 @@ start_scan_by_id(KeyScan *scan, int64 id)
 	start_scan(scan);
 }
 
-/* The index of tasks by their queue, and then by this column; 0: by rank, which is an expression. */
-static Oid
-index_by_queue(Relation relation, AttrNumber column)
+/* Do both have the same rows of their tables, in the same order? */
+static bool
+is_like(Relation index, Relation model)
 {
-	List	   *indexes = RelationGetIndexList(relation);
+	int			count = model->rd_index->indnkeyatts;
+
+	return index->rd_index->indnkeyatts == count &&
+		memcmp(index->rd_index->indkey.values, model->rd_index->indkey.values, count * sizeof(int16)) == 0 &&
+		memcmp(index->rd_indoption, model->rd_indoption, count * sizeof(int16)) == 0 &&
+		memcmp(index->rd_opfamily, model->rd_opfamily, count * sizeof(Oid)) == 0 &&
+		equal(RelationGetIndexExpressions(index), RelationGetIndexExpressions(model)) &&
+		equal(RelationGetIndexPredicate(index), RelationGetIndexPredicate(model));
+}
+
+/*
+ * The index of a segment that is as this one of table fanout.task.  Operators
+ * may have made others that begin as it does, and its own name may be another
+ * one than it was given.
+ */
+static Oid
+index_like(Relation relation, const char *name)
+{
+	Oid			model_id = get_relname_relid(name, RelationGetNamespace(relation));
+	Relation	model = OidIsValid(model_id) ? index_open(model_id, AccessShareLock) : NULL;
+	List	   *indexes = model != NULL ? RelationGetIndexList(relation) : NIL;
 	Oid			found = InvalidOid;
 	ListCell   *cell;
 
 	foreach(cell, indexes)
 	{
 		Relation	index = index_open(lfirst_oid(cell), AccessShareLock);
-		Form_pg_index form = index->rd_index;
 
 		/* one that an interrupted REINDEX CONCURRENTLY left behind is not valid */
-		if (form->indisvalid && form->indnkeyatts > 1 &&
-			form->indkey.values[0] == TASK_QUEUE + 1 && form->indkey.values[1] == column)
+		if (index->rd_index->indisvalid && is_like(index, model))
 			found = lfirst_oid(cell);
 		index_close(index, AccessShareLock);
 	}
 	list_free(indexes);
+	if (model != NULL)
+		index_close(model, AccessShareLock);
 	if (!OidIsValid(found))
 		ereport(ERROR,
 				(errcode(ERRCODE_UNDEFINED_OBJECT),
-				 errmsg("an index of table \"%s\" is missing", RelationGetRelationName(relation)),
+				 errmsg("table \"%s\" has no index like \"%s\"", RelationGetRelationName(relation), name),
 				 errhint("Create it as table \"fanout.task\" has it.")));
 	return found;
 }
@@ -142,6 +172,8 @@ init_place(KeyScan *scan, AttrNumber column, RegProcedure compare)
 {
 	ScanKey		row = &scan->keys[scan->key_count++];
 
+	scan->key_column = column;
+	scan->id_column = column + 1;
 	ScanKeyInit(&scan->place[0], column, BTGreaterEqualStrategyNumber, compare, Int64GetDatum(0));
 	ScanKeyInit(&scan->place[1], column + 1, BTGreaterEqualStrategyNumber, F_BTINT8CMP, Int64GetDatum(0));
 	scan->place[0].sk_flags = SK_ROW_MEMBER;
@@ -158,19 +190,19 @@ static void
 open_scan_by_place(KeyScan *scan, TaskScanKind kind, int segment, Snapshot snapshot, int32 queue)
 {
 	Relation	relation = table_open(registry_relation(LOG_TASK, segment), AccessShareLock);
-	AttrNumber	column = 0;
+	const char *index = "task_rank";
 
 	ScanKeyInit(&scan->keys[scan->key_count++], 1, BTEqualStrategyNumber, F_INT4EQ, Int32GetDatum(queue));
 	switch (kind)
 	{
 		case TASKS_OF_ONE_PARTITION:
-			column = TASK_LANE + 1;
+			index = "task_lane";
 			scan->lane = &scan->keys[scan->key_count++];
 			ScanKeyInit(scan->lane, 2, BTEqualStrategyNumber, F_INT8EQ, Int64GetDatum(0));
 			init_place(scan, 3, F_BTINT8CMP);
 			break;
 		case TASKS_WITH_TIME:
-			column = TASK_RUN_AT + 1;
+			index = "task_run_at";
 			init_place(scan, 2, F_TIMESTAMPTZ_CMP);
 			break;
 		case TASKS_OF_LOWER_RANK:
@@ -182,7 +214,7 @@ open_scan_by_place(KeyScan *scan, TaskScanKind kind, int segment, Snapshot snaps
 			init_place(scan, 2, F_BTINT8CMP);
 			break;
 	}
-	open_scan(scan, relation, index_by_queue(relation, column), snapshot);
+	open_scan(scan, relation, index_like(relation, index), snapshot);
 }
 
 /* A time is an int64 as well. */
@@ -221,12 +253,10 @@ task_scan_begin(int segment, int32 queue, TaskScanKind kind)
 	scan->queue = queue;
 	scan->kind = kind;
 	if (is_by_id(kind))
-	{
 		open_scan_by_id(&scan->tasks, LOG_TASK, segment, scan->snapshot);
-		scan->tasks.scan->xs_want_itup = true;	/* for next_in_index() */
-	}
 	else
 		open_scan_by_place(&scan->tasks, kind, segment, scan->snapshot, queue);
+	scan->tasks.scan->xs_want_itup = true;	/* for next_in_index() */
 	open_scan_by_id(&scan->outcomes, LOG_OUTCOME, segment, scan->snapshot);
 	return scan;
 }
@@ -234,6 +264,8 @@ task_scan_begin(int segment, int32 queue, TaskScanKind kind)
 void
 task_scan_start(TaskScan *scan, int64 partition, int64 key, int64 id)
 {
+	scan->stopped = false;
+	scan->last_id = 0;
 	if (is_by_id(scan->kind))
 		start_scan_by_id(&scan->tasks, id);
 	else
@@ -315,29 +347,34 @@ ends_early(TaskScan *scan, int64 batch)
 	return scan->early_join;
 }
 
+/* A column of the entry of the index that the scan is at. */
+static int64
+column_of_entry(const KeyScan *tasks, AttrNumber column)
+{
+	bool		isnull;
+
+	return DatumGetInt64(index_getattr(tasks->scan->xs_itup, column, tasks->scan->xs_itupdesc, &isnull));
+}
+
 /*
  * Go to the next entry of the index, unless the rows are used up: those that
  * were deleted and are kept for some snapshot count, too.  A task may have
- * several of them, and the one that counts may be the last.
+ * several of them in one place, and the one that counts may be the last.
  */
 static bool
 next_in_index(TaskScan *scan, int64 *rows)
 {
-	IndexScanDesc tasks = scan->tasks.scan;
-	int64		task;
-	bool		isnull;
+	const KeyScan *tasks = &scan->tasks;
 
-	if (index_getnext_tid(tasks, ForwardScanDirection) == NULL)
+	if (index_getnext_tid(tasks->scan, ForwardScanDirection) == NULL)
 		return false;
-	if (rows == NULL)
-		return true;
-	task = DatumGetInt64(index_getattr(tasks->xs_itup, 1, tasks->xs_itupdesc, &isnull));
-	if (*rows <= 0 && task != scan->last)
-	{
-		scan->stopped_at = task;
+	scan->next_key = tasks->key_column != 0 ? column_of_entry(tasks, tasks->key_column) : 0;
+	scan->next_id = column_of_entry(tasks, tasks->id_column);
+	scan->stopped = *rows <= 0 && (scan->next_key != scan->last_key || scan->next_id != scan->last_id);
+	if (scan->stopped)
 		return false;
-	}
-	scan->last = task;
+	scan->last_key = scan->next_key;
+	scan->last_id = scan->next_id;
 	(*rows)--;
 	return true;
 }
@@ -364,10 +401,12 @@ task_scan_next(TaskScan *scan, int64 *rows, TaskSeed *seed, ItemPointer tid)
 	return false;
 }
 
-int64
-task_scan_stopped_at(const TaskScan *scan)
+bool
+task_scan_stopped(const TaskScan *scan, int64 *key, int64 *id)
 {
-	return scan->stopped_at;
+	*key = scan->next_key;
+	*id = scan->next_id;
+	return scan->stopped;
 }
 
 void

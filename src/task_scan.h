@@ -29,17 +29,17 @@ typedef struct TaskScan TaskScan;
  */
 extern TaskScan *task_scan_begin(int segment, int32 queue, TaskScanKind kind);
 
-/* Start, or start anew, at that place, which is an id if that is the order; the partition is that of TASKS_OF_ONE_PARTITION. */
+/* Start, or start anew, at that place, whose key is 0 in the order of ids; the partition is that of TASKS_OF_ONE_PARTITION. */
 extern void task_scan_start(TaskScan *scan, int64 partition, int64 key, int64 id);
 
 /*
- * The next one; false if there is none.  In the order of ids so many rows
- * (NULL otherwise) are looked at, which are counted down, and it stops.
+ * The next one; false if there is none.  So many rows are looked at, which are
+ * counted down, and it stops.
  */
 extern bool task_scan_next(TaskScan *scan, int64 *rows, TaskSeed *seed, ItemPointer tid);
 
-/* The task that it stopped before; 0 if it did not. */
-extern int64 task_scan_stopped_at(const TaskScan *scan);
+/* Has it stopped, and before which place? */
+extern bool task_scan_stopped(const TaskScan *scan, int64 *key, int64 *id);
 
 extern void task_scan_end(TaskScan *scan);
 

@@ -156,18 +156,21 @@ class Logs:
         for task, leases in self.of_task.items():
             leases.sort(key=lambda lease: lease.lease)
             for first, second in zip(leases, leases[1:]):
-                if first.at < second.at < first.end and (first.kept or first.open_end):
+                if first.at < second.at < first.end and (first.kept or first.open_end) and not self.is_forgotten(second, first.end, durable):
                     self.wrong.append(f"task {task} has lease {second.lease} at {second.at}, and {first.lease} until {first.end}")
             for i, stale in enumerate(leases):
                 for before, what in stale.done:
                     self.check_stale(task, stale, before, what, leases[i + 1:], durable)
 
+    def is_forgotten(self, lease, by, durable):
+        """A crash forgets a lease that no row tells of, and the one before it may live again."""
+        return lease.lease not in durable and any(begin <= by and end >= lease.at for begin, end in self.stops)
+
     def check_stale(self, task, stale, before, what, later, durable):
         for lease in later:
             if lease.at >= before:
                 continue
-            # a crash forgets a lease that no row tells of, and the one before it may live again
-            if lease.lease not in durable and any(begin <= before and end >= lease.at for begin, end in self.stops):
+            if self.is_forgotten(lease, before, durable):
                 continue
             self.wrong.append(f"task {task}: {what} by lease {stale.lease} at {before}, after {lease.lease} at {lease.at}")
 
