@@ -138,7 +138,8 @@ queue_settings_read(uint64 row, int first_column)
  * waited.  All get older alike, so which of two comes first never changes, and
  * the time at which a task would count as priority 0 tells their order.  What
  * is beyond the times that there are is as urgent, or as little, as can be;
- * the order of such is that of ids.
+ * the order of such is that of ids.  0 is not among them: that is the rank of
+ * tasks which have none in their row (see read_main_lane() in refill.c).
  */
 int64
 rank_of(const QueueSettings *settings, int32 priority, TimestampTz since)
@@ -149,6 +150,8 @@ rank_of(const QueueSettings *settings, int32 priority, TimestampTz since)
 		return priority;
 	if (pg_mul_s64_overflow(priority, settings->aging, &rank) || pg_add_s64_overflow(rank, since, &rank))
 		rank = priority < 0 ? -RANK_MOST : RANK_MOST;
+	if (rank == 0)
+		return 1;
 	return Max(-RANK_MOST, Min(rank, RANK_MOST));
 }
 
