@@ -57,6 +57,7 @@ SELECT fanout.reprioritize(test.task('tried'), 3);
 SELECT name, state, attempt, priority FROM fanout.tasks WHERE name = 'tried';
 SELECT fanout.reschedule(test.task('tried'), delay => '0');
 SELECT name, attempt, priority, checkpoints FROM fanout.dequeue('q', 'w');
+SELECT test.becomes($$ (SELECT count(*) FROM fanout.attempts WHERE task = (SELECT test.task('tried'))) = 2 $$) AS journaled;
 SELECT state, error FROM fanout.attempts WHERE task = (SELECT test.task('tried')) ORDER BY lease;
 SELECT count(fanout.complete(lease)) FROM fanout.leases;
 -- One that has been given another life

@@ -438,6 +438,14 @@ apply_to_queue(const Pending *op, Queue *queue)
 		case PENDING_QUEUE_DROP:
 			queue_remove(queue);
 			break;
+		case PENDING_QUEUE_CLOSE:
+
+			/*
+			 * An error on the way would have reopened it.  Now the note of the purge does, when all that was
+			 * withdrawn is counted: a refill that came before would find nothing on disk, where some still count as
+			 * waiting.
+			 */
+			break;
 		default:
 			Assert(op->kind == PENDING_QUEUE_PURGE);
 			queue_purged_on_disk(queue, op->u.on_disk);
@@ -530,6 +538,7 @@ apply(const Pending *op, bool claims, TimestampTz now)
 		case PENDING_QUEUE_ALTER:
 		case PENDING_LANE_SET:
 		case PENDING_QUEUE_DROP:
+		case PENDING_QUEUE_CLOSE:
 		case PENDING_QUEUE_PURGE:
 			queue = queue_of_note(op);
 			if (queue != NULL)
@@ -586,6 +595,7 @@ undo(const Pending *op)
 				let_lane_go(op, queue);
 			break;
 		case PENDING_QUEUE_DROP:
+		case PENDING_QUEUE_CLOSE:
 		case PENDING_QUEUE_PURGE:
 			queue = queue_of_note(op);
 			if (queue != NULL)

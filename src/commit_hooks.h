@@ -39,6 +39,7 @@ extern const QueueSettings *pending_settings(Queue *queue);
 extern void pending_queue_alter(Queue *queue, const QueueSettings *settings);
 extern void pending_lane_set(Queue *queue, int64 partition, const LaneSettings *settings);
 extern void pending_queue_drop(Queue *queue);
+extern void pending_queue_close(Queue *queue);
 extern void pending_queue_purge(Queue *queue, int64 on_disk);
 extern void pending_register(Oid db);
 extern void pending_reload(void);

@@ -342,6 +342,12 @@ pending_queue_drop(Queue *queue)
 }
 
 void
+pending_queue_close(Queue *queue)
+{
+	note(PENDING_QUEUE_CLOSE, queue);
+}
+
+void
 pending_queue_purge(Queue *queue, int64 on_disk)
 {
 	note(PENDING_QUEUE_PURGE, queue)->u.on_disk = on_disk;

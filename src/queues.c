@@ -653,8 +653,7 @@ fanout_purge_queue(PG_FUNCTION_ARGS)
 
 	pending_prepare(1);
 	close_queue(&ref, false, false);
-	/* noted first, so that an error on the way reopens the queue; what was on disk is told below */
-	pending_queue_purge(ref.queue, 0);
+	pending_queue_close(ref.queue);
 	withdraw_all(&list);
 	cancelled = cancel_all(ref.id, "the queue was purged", list.running, list.running_count);
 	pending_queue_purge(ref.queue, cancelled - list.waiting_count);

@@ -446,12 +446,14 @@ database_end_refill(Database *database)
 	database_forget_ended(database);
 }
 
-/* Let others have the lock for a moment, now and then. */
+/* Let others have the lock for a moment, now and then, and who waits what is loaded so far. */
 static void
 make_pause(Refill *refill)
 {
 	if (++refill->work % FANOUT_WORK_CHUNK != 0)
 		return;
+	if (queue_is_there(refill))
+		queue_wake(refill->queue);
 	dispatcher_unlock();
 	FANOUT_POINT(REFILL_CHUNK);
 	dispatcher_lock();
