@@ -1,0 +1,57 @@
+# Refills that others overtake: what a refill has read is not what there is when it puts that into memory, and what was left
+# on disk is not what there is when the keeper comes to read it. Needs a checked build (test/harness/run_tests makes one).
+#
+# Promise 2: what has ended is not given out again. Promise 7: no task that is unfinished is lost.
+
+use strict;
+use warnings FATAL => 'all';
+
+use FindBin;
+use lib $FindBin::RealBin;
+
+use CrashPoints;
+use FanoutTest;
+use PostgreSQL::Test::Utils;
+use Test::More;
+
+my $node = crash_points_node() or exit;
+
+install_work_off($node);
+
+# A task that a refill has read moves to another queue, which is dropped: the task is nowhere
+ask("SELECT fanout.create_queue(q) FROM unnest('{many,dropped}'::text[]) q");
+my $moved = ask("SELECT min(task) + 300 FROM fanout.enqueue_many('many', 'x', array_fill('1'::jsonb, '{600}'))");
+ask("SELECT fanout._set_point('refill-read', 'wait')");
+ask("CALL work_off('many', 200)");
+ok(becomes("SELECT reached > 0 FROM fanout._points() WHERE point = 'refill-read'"), 'a refill has read');
+is(ask("SELECT fanout.move($moved, 'dropped')"), 't', 'one of its tasks moves to a queue that is dropped then');
+ask("SELECT fanout.drop_queue('dropped', force => true)");
+stop_at('refill-read', 'go on');
+is($node->psql('postgres', "CALL work_off('many', 399)"), 0, 'the others come');
+is(ask("SELECT ready + scheduled + running FROM fanout.queues WHERE queue = 'many'"), 0, 'and nothing else');
+is(ask("SELECT task FROM fanout.dequeue('many', 'w')"), '', 'not even that one');
+drain('moved and dropped');
+
+# Partitions leave memory, of which the task that is first in order and comes last by its id ends then: the others are found
+{
+	my $of_q = "FROM fanout.tasks WHERE queue = 'q'";
+
+	ask("SELECT fanout.create_queue(q) FROM unnest('{q,full}'::text[]) q; SELECT fanout.create_queue('e' || n) FROM generate_series(1, 15) n");
+	ask("SELECT fanout._set_point('journal-copied', 'wait')");
+	ask("SELECT fanout.enqueue('jobs', 'held'); SELECT lease FROM fanout.dequeue('jobs', 'w')");
+	ok(becomes("SELECT reached > 0 FROM fanout._points() WHERE point = 'journal-copied'"), 'the keeper reads nothing');
+	ask("SELECT fanout.enqueue('q', 'last', partition_key => 'p' || n, priority => 5) FROM generate_series(1, 16) n");
+	ask("SELECT fanout.enqueue('q', 'first', partition_key => 'p' || n, priority => 1) FROM generate_series(1, 16) n");
+	ask("SELECT fanout.enqueue('full', 'x', partition_key => 'p' || n) FROM generate_series(1, 5) n");
+	is(ask("SELECT count(fanout.complete(lease)) FROM fanout.dequeue('q', 'w', max_tasks => 100)"), 22, '5 of 16 partitions have left memory');
+	ask("SELECT fanout.complete(lease) FROM fanout.dequeue('full', 'w', max_tasks => 100)");
+	is(ask("SELECT count(fanout.cancel(task)) $of_q AND name = 'first' AND state = 'ready'"), 5, 'of each a task is cancelled');
+	ask("SELECT fanout.enqueue('e' || n, 'x', partition_key => 'p') FROM generate_series(1, 15) n");
+	is(ask("SELECT count(*) FROM fanout._live_lanes() l JOIN fanout.queue q ON q.id = l.queue_id AND q.name = 'q'"), 1, '4 of them leave memory again');
+	stop_at('journal-copied', 'go on');
+	is($node->psql('postgres', "CALL work_off('q', 5)"), 0, 'the other task of each comes');
+	ask("SELECT fanout.drop_queue('e' || n, force => true) FROM generate_series(1, 15) n");
+	drain('partitions that leave memory');
+}
+
+finish();
