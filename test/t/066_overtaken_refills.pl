@@ -18,19 +18,61 @@ my $node = crash_points_node() or exit;
 
 install_work_off($node);
 
-# A task that a refill has read moves to another queue, which is dropped: the task is nowhere
-ask("SELECT fanout.create_queue(q) FROM unnest('{many,dropped}'::text[]) q");
-my $moved = ask("SELECT min(task) + 300 FROM fanout.enqueue_many('many', 'x', array_fill('1'::jsonb, '{600}'))");
-ask("SELECT fanout._set_point('refill-read', 'wait')");
-ask("CALL work_off('many', 200)");
-ok(becomes("SELECT reached > 0 FROM fanout._points() WHERE point = 'refill-read'"), 'a refill has read');
-is(ask("SELECT fanout.move($moved, 'dropped')"), 't', 'one of its tasks moves to a queue that is dropped then');
+# A queue of which a refill has just read those tasks that are on disk, 44 or as many as there are beyond 256: the first one
+# of its tasks, of which 200 are done.
+sub refill_has_read
+{
+	my ($queue, $tasks) = @_;
+	my $first;
+
+	ask("SELECT fanout.create_queue('$queue')");
+	$first = ask("SELECT min(task) FROM fanout.enqueue_many('$queue', 'x', array_fill('1'::jsonb, '{$tasks}'))");
+	ask("SELECT fanout._set_point('refill-read', 'wait')");
+	ask("CALL work_off('$queue', 200)");
+	ok(becomes("SELECT reached > 0 FROM fanout._points() WHERE point = 'refill-read'"), "$queue: a refill has read");
+	return $first;
+}
+
+# It goes on, and so many tasks come, and no other
+sub come
+{
+	my ($queue, $tasks) = @_;
+
+	stop_at('refill-read', 'go on');
+	is($node->psql('postgres', "CALL work_off('$queue', $tasks)"), 0, "$queue: the others come");
+	is(ask("SELECT ready + scheduled + running FROM fanout.queues WHERE queue = '$queue'"), 0, "$queue: and nothing else");
+	is(ask("SELECT task FROM fanout.dequeue('$queue', 'w')"), '', "$queue: not even that");
+	drain($queue);
+	return;
+}
+
+# A task that was read moves to another queue, which is dropped: it is nowhere
+my $first = refill_has_read('moved', 600);
+ask("SELECT fanout.create_queue('dropped')");
+is(ask("SELECT fanout.move($first + 300, 'dropped')"), 't', 'a task moves to a queue that is dropped then');
 ask("SELECT fanout.drop_queue('dropped', force => true)");
+come('moved', 399);
+
+# One is cancelled, and one is to come later than others, of which there are more than memory has room for
+$first = refill_has_read('cancelled', 600);
+ask("SELECT fanout.enqueue_many('cancelled', 'later', array_fill('1'::jsonb, '{300}'), delay => '1 hour')");
+is(ask("SELECT fanout.cancel($first + 300), fanout.reschedule($first + 310, delay => '1 day')"), 't|t', 'a task is cancelled, and one delayed');
 stop_at('refill-read', 'go on');
-is($node->psql('postgres', "CALL work_off('many', 399)"), 0, 'the others come');
-is(ask("SELECT ready + scheduled + running FROM fanout.queues WHERE queue = 'many'"), 0, 'and nothing else');
-is(ask("SELECT task FROM fanout.dequeue('many', 'w')"), '', 'not even that one');
-drain('moved and dropped');
+is($node->psql('postgres', "CALL work_off('cancelled', 398)"), 0, 'the others come');
+is(ask("SELECT task FROM fanout.dequeue('cancelled', 'w')"), '', 'neither of the two does');
+is(ask("SELECT state FROM fanout.tasks WHERE task = $first + 310"), 'scheduled', 'the delayed one waits');
+drain('cancelled');
+
+# All are cancelled, and others come
+refill_has_read('purged', 600);
+is(ask("SELECT fanout.purge_queue('purged')"), 400, 'a queue is purged');
+ask("SELECT fanout.enqueue_many('purged', 'x', '{1,2}')");
+come('purged', 2);
+
+# Others come while it reads all there are
+refill_has_read('grown', 300);
+ask("SELECT fanout.enqueue_many('grown', 'x', array_fill('1'::jsonb, '{5}'))");
+come('grown', 105);
 
 # Partitions leave memory, of which the task that is first in order and comes last by its id ends then: the others are found
 {
