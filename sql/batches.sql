@@ -177,11 +177,14 @@ SELECT fanout.wait(:batch, '30 s');
 SELECT fanout.wait(ARRAY[test.task('b')], '30 s');
 SELECT ordinal, status FROM fanout.collect(:batch);
 
--- One whose tasks have all ended when it is sealed is decided then.
+-- One whose tasks have all ended when it is sealed is decided then: not by their ends, which are looked at before that of "d".
 SELECT fanout.create_batch('fail_fast') AS batch \gset
+SELECT fanout.fan_out('q', '{d}'::text[], '{1}', 'any') AS other \gset
 SELECT fanout.enqueue('q', 'c', batch => :batch) > 0;
-SELECT count(*) FROM fanout.dequeue('q');
+SELECT count(*) FROM fanout.dequeue('q', max_tasks => 2);
 SELECT test.succeed('c');
+SELECT test.succeed('d');
+SELECT test.becomes(format($$ (SELECT ended_at IS NOT NULL FROM fanout.batches WHERE batch = %s) $$, :other));
 SELECT fanout.wait(:batch, '0'), fanout.seal_batch(:batch), fanout.wait(:batch, '30 s');
 SELECT test.becomes(format($$ (SELECT ended_at IS NOT NULL FROM fanout.batches WHERE batch = %s) $$, :batch));
 

@@ -85,6 +85,17 @@ SELECT name FROM fanout.complete_and_dequeue(test.lease('a3'), NULL, 'chain', 'w
 SELECT test.put('chain', 'a', 'a6');
 SELECT name FROM fanout.complete_and_dequeue(test.lease('a4'), NULL, 'chain', 'w', 10);
 SELECT fanout.drop_queue('chain', force => true);
+-- To a task of no partition goes that of the queue alone: the partition's is given back once, and not before the commit.
+SELECT fanout.create_queue('chain', concurrency => 2, partition_concurrency => 1);
+SELECT test.put('chain', 'a', 'a1'), test.put('chain', NULL, 'n1', 'n2'), test.put('chain', 'a', 'a2', 'a3');
+SELECT test.take('chain');
+BEGIN;
+SELECT name FROM fanout.complete_and_dequeue(ARRAY[test.lease('a1'), test.lease('n1')], NULL, 'chain', 'w', 10);
+SELECT test.lanes('chain');
+COMMIT;
+SELECT test.take('chain'), test.lanes('chain');
+SELECT name FROM fanout.complete_and_dequeue(test.lease('a2'), NULL, 'chain', 'w', 10);
+SELECT fanout.drop_queue('chain', force => true);
 
 --
 -- all limits together: a task starts only if the queue, the worker and the partition admit it

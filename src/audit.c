@@ -95,9 +95,11 @@ audit_claim(const Lease *lease)
 void
 audit_start(const RateView *rate, int32 cost, TimestampTz at)
 {
+	if (!rate_is_consistent(rate))
+		found(AUDIT_COUNT, "a window of a rate limit does not count what its log has");
 	fanout_shared->audit.entries_moved |= fanout_shared->free_rate_entry == 0;
 	if (fanout_shared->audit.entries_moved)
-		return;
+		return;					/* a window may have what had left it */
 	fanout_shared->audit.looked[AUDIT_RATE]++;
 	for (int i = 0; i < rate->count; i++)
 	{
@@ -107,8 +109,6 @@ audit_start(const RateView *rate, int32 cost, TimestampTz at)
 			found(AUDIT_RATE, INT64_FORMAT " of " INT64_FORMAT " units in " INT64_FORMAT " us", units,
 				  rate->limits[i].units, rate->limits[i].period);
 	}
-	if (!rate_is_consistent(rate))
-		found(AUDIT_COUNT, "a window of a rate limit does not count what its log has");
 }
 
 /* -- counting anew -- */

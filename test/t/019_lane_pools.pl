@@ -180,9 +180,13 @@ my $starts = "SELECT count(*) FROM fanout.dequeue('two', max_tasks => 1)";
 $node->safe_psql('postgres', $starts) for 1 .. 4;
 $node->safe_psql('postgres', "SELECT count(*) FROM fanout.dequeue('fill', max_tasks => 2000)");
 $node->safe_psql('postgres', 'SELECT pg_sleep(1.1)');
-$node->safe_psql('postgres', "SELECT count(*) FROM fanout.dequeue('two', max_tasks => 1)") for 1 .. 4;
-$node->safe_psql('postgres', 'SELECT pg_sleep(1.1)');
-$node->safe_psql('postgres', "SELECT count(*) FROM fanout.dequeue('two', max_tasks => 1)") for 1 .. 12;
+$node->safe_psql('postgres', $starts) for 1 .. 4;
+# what that one brings back into a window leaves it again
+foreach my $round (1 .. 2)
+{
+	$node->safe_psql('postgres', 'SELECT pg_sleep(1.1)');
+	$node->safe_psql('postgres', $starts) for 1 .. 12;
+}
 cmp_ok($node->safe_psql('postgres', "SELECT max(n) FROM (SELECT count(*) OVER (ORDER BY claimed_at RANGE '1 s' PRECEDING) AS n FROM fanout.leases WHERE queue = 'two') w"),
 	'<=', 4, 'promise 5: of several windows');
 

@@ -49,6 +49,21 @@ is(query("SELECT count(*) FROM (SELECT task < lag(task) OVER (ORDER BY n) AS wro
 	0, 'in their order');
 cmp_ok(refills() - $before, '>', 400000 / 32768, 'in some steps');
 
+# One in 64, so that some are as far from each other as the keeper searches for outcomes at a time, where there are none
+query("SELECT fanout.create_queue('some')");
+query(<<'EOS');
+DO $$
+BEGIN
+	FOR i IN 1 .. 100 LOOP
+		PERFORM fanout.enqueue('some', 'x');
+		PERFORM count(*) FROM fanout.enqueue_many('many', 'x', array_fill('1'::jsonb, '{63}'));
+	END LOOP;
+END $$;
+EOS
+is(query("SELECT count(*) FROM fanout.tasks t WHERE queue = 'some' AND task % 64 = (SELECT min(task) FROM fanout.tasks WHERE queue = 'some') % 64"), 100, 'one in 64');
+install_work_off($node);
+is($node->psql('postgres', "CALL work_off('some', 100)"), 0, 'all of them are found');
+
 $session->quit;
 $node->stop;
 done_testing();
