@@ -96,4 +96,13 @@ come('grown', 105);
 	drain('partitions that leave memory');
 }
 
+# Nobody overtakes one that reads the first tasks of each of two segments: of the second one there are more, also when it has
+# room for all that it has read
+ask("SELECT fanout.create_queue('segments')");
+ask("SELECT fanout.enqueue_many('segments', 'x', array_fill('1'::jsonb, '{300}'), partition_key => 'p')");
+ask('SELECT fanout._next_segment()');
+ask("SELECT fanout.enqueue_many('segments', 'x', array_fill('1'::jsonb, '{300}'), partition_key => 'p')");
+is($node->psql('postgres', "CALL work_off('segments', 600)"), 0, 'all tasks of a partition in two segments come');
+drain('segments');
+
 finish();
