@@ -9,7 +9,7 @@
 #     OUT=FILE                 write the table there as well
 #     RESULTS=1                and make it the part of test/bench/RESULTS.md that is of make bench-peers
 #
-# All of it takes some 10 minutes. Node and the packages come from the npm registry, as package-lock.json says; only npm
+# All of it takes some 12 minutes. Node and the packages come from the npm registry, as package-lock.json says; only npm
 # has to be there, and is installed if it is not. Each system has a file in systems/, a database of its own in the same
 # private server, and two worker processes. The handler does nothing, so this measures the queues.
 set -euo pipefail
@@ -112,7 +112,7 @@ table() {
 		"graphile-worker $(version graphile-worker), pg-boss $(version pg-boss), pg $(version pg); $(date -u +%F)."
 	echo "$(nproc) processors ($(sed -n 's/^model name[^:]*: //p' /proc/cpuinfo | head -n 1))," \
 		"$(awk '/^MemTotal/ { printf "%.0f", $2 / 1024 / 1024 }' /proc/meminfo) GB, clients on the same machine," \
-		"synchronous_commit on. Two worker processes; one run."
+		"synchronous_commit on. Two worker processes; the first two rows are medians of five, after three that do not count."
 	echo
 	worse=$(slower)
 	if [ -n "$worse" ]; then
@@ -138,8 +138,8 @@ table() {
 	fan_out_bar
 	echo
 	echo "pg_fanout and SKIP LOCKED take up to 250 jobs in a call, one loop a process; \"one at a time\" is ten loops a" \
-		"process. graphile-worker: local queue of 500, completions in batches, 24 jobs at a time; pg-boss: batches of 500," \
-		"notify; DBOS: bulk enqueue, polled every 100 ms (default: 1 s), 200 workflows at a time in a process. A workflow of" \
+		"process. A fan-out of pg_fanout is enqueued 2000 at a time, one of DBOS 1000. graphile-worker: local queue of" \
+		"500, completions in batches, 24 jobs at a time; pg-boss: batches of 500, notify; DBOS: bulk enqueue, polled every 100 ms (default: 1 s), 200 workflows at a time in a process. A workflow of" \
 		"DBOS keeps its result, as a task of pg_fanout does; the others keep none."
 }
 

@@ -6,6 +6,8 @@ export const batch = 250;
 export const concurrency = { pg_fanout: 1, pg_fanout_single: 10 };
 export const backlog = 25000;
 
+const part = 2000;                      // of a fan-out: workers begin with the first while the next one is on its way
+
 const next = {
   name: 'next',
   text: `SELECT lease, args FROM fanout.complete_and_dequeue($1::bigint[], $2::jsonb[], 'jobs', $3,
@@ -32,10 +34,13 @@ export async function producer() {
       await db.query({ name: 'one', text: `SELECT fanout.enqueue('jobs', 'job', $1)`, values: [JSON.stringify(job)] });
     },
     async fanOut(jobs) {
-      const { rows } = await db.query({
-        name: 'fan_out', text: `SELECT fanout.fan_out('jobs', 'job', $1::jsonb[]) AS batch`, values: [args(jobs)],
-      });
-      const batch = [rows[0].batch];
+      const batch = [(await db.query(`SELECT fanout.create_batch() AS batch`)).rows[0].batch];
+      for (let i = 0; i < jobs.length; i += part)
+        await db.query({
+          name: 'part', text: `SELECT count(*) FROM fanout.enqueue_many('jobs', 'job', $1::jsonb[], batch => $2)`,
+          values: [args(jobs.slice(i, i + part)), ...batch],
+        });
+      await db.query({ text: `SELECT fanout.seal_batch($1)`, values: batch });
       while (!(await db.query({ text: `CALL fanout.wait_batch($1, '1 min')`, values: batch })).rows[0].ended);
       const collected = await db.query({ text: `SELECT result FROM fanout.collect($1, timeout => '0')`, values: batch });
       return collected.rows.map((row) => row.result);
