@@ -308,7 +308,7 @@ find_queue_of_lease(int64 number, int32 *queue_id)
 static bool
 may_dequeue(int64 number)
 {
-	int32		queue_id;
+	int32		queue_id = 0;
 
 	return find_queue_of_lease(number, &queue_id) && registry_queue_allows(queue_id, PRIVILEGE_DEQUEUE);
 }
