@@ -27,7 +27,6 @@
 #include "points.h"
 #include "return.h"
 #include "segments.h"
-#include "spi.h"
 #include "starts.h"
 #include "wait.h"
 
@@ -647,8 +646,6 @@ undo_from_level(int level)
 static void
 transaction_callback(XactEvent event, void *arg)
 {
-	if (event == XACT_EVENT_COMMIT || event == XACT_EVENT_ABORT)
-		spi_forget();
 	if (pending_used == 0)
 		return;
 
