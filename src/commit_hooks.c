@@ -45,6 +45,7 @@ breathe(int64 done)
 	if (done % FANOUT_WORK_CHUNK == FANOUT_WORK_CHUNK - 1)
 	{
 		dispatcher_unlock();
+		FANOUT_POINT(NOTES_CHUNK);
 		dispatcher_lock();
 	}
 }
