@@ -151,4 +151,16 @@ ask("SELECT fanout.enqueue_many('segments', 'x', array_fill('1'::jsonb, '{300}')
 is($node->psql('postgres', "CALL work_off('segments', 600)"), 0, 'all tasks of a partition in two segments come');
 drain('segments');
 
+# nor before it has come to the end of what has ended in one of them
+my $put = "SELECT count(*) FROM fanout.enqueue_many('ended', 'x', array_fill('1'::jsonb, '{%d}'), partition_key => 'p', priority => %d)";
+ask("SELECT fanout.create_queue('ended')");
+ask(sprintf($put, 1000, 0));
+is($node->psql('postgres', "CALL work_off('ended', 1000)"), 0, 'a segment with many that have ended,');
+ask(sprintf($put, 10, 9));
+ask('SELECT fanout._next_segment()');
+ask(sprintf($put, 200, 9));
+ask(sprintf($put, 300, -9));
+is($node->psql('postgres', "CALL work_off('ended', 510)"), 0, 'and few that come first of what waits in both');
+drain('what has ended');
+
 finish();
