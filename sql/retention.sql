@@ -55,6 +55,12 @@ SELECT fanout.enqueue('named', 'removed', partition_key => 'k') AS removed \gset
 SELECT name, fanout.complete(lease) FROM fanout.dequeue('named', 'w');
 SELECT test.becomes(format('(SELECT NOT EXISTS (SELECT FROM fanout.task WHERE id = %s))', :removed)) AS removed;
 SELECT partition_key, running FROM fanout.partitions WHERE queue = 'named';
+-- and a fair group by the latest of its tasks
+SELECT fanout.enqueue('named', 'removed', partition_key => 'l', fair_group => 'g') AS removed,
+       fanout.enqueue('named', 'stays', partition_key => 'l', fair_group => 'g') > 0 AS enqueued \gset
+SELECT name, fanout.complete(lease) FROM fanout.dequeue('named', 'w');
+SELECT test.becomes(format('(SELECT NOT EXISTS (SELECT FROM fanout.task WHERE id = %s))', :removed)) AS removed;
+SELECT partition_key, fair_group, ready, running FROM fanout.partitions WHERE queue = 'named' ORDER BY 1;
 SELECT fanout.drop_queue('named', force => true);
 -- Segments
 SELECT count(*) FILTER (WHERE state = 'current') AS current, bool_and(bytes > 0) AS have_bytes, count(kept_because) AS kept FROM fanout.segments;

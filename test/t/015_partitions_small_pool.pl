@@ -105,5 +105,32 @@ SELECT count(*), count(*) FILTER (WHERE task < before) FROM
 	(SELECT task, lag(task) OVER (PARTITION BY partition_key ORDER BY n) AS before FROM delivered JOIN fanout.tasks USING (task)) d
 EOS
 
+# A partition with a rate limit goes on from disk while others that cannot leave have more than the queue's share of memory
+$node->safe_psql('postgres', <<'EOS');
+SELECT fanout.create_queue('rated', partition_rate_limit => 10, partition_rate_period => '1 hour');
+SELECT count(*) FROM fanout.enqueue_many('rated', 'x', array_fill('{}'::jsonb, '{24}'));
+DO $$ BEGIN
+	WHILE (SELECT scheduled < 24 FROM fanout.queues WHERE queue = 'rated') LOOP
+		PERFORM fanout.fail(lease, retry_in => '1 hour') FROM fanout.dequeue('rated', wait => '5 s');
+		COMMIT;
+	END LOOP;
+END $$;
+EOS
+foreach my $n (1 .. 3)
+{
+	$node->safe_psql('postgres', "SELECT fanout.enqueue('rated', 'n$n', partition_key => 'p')");
+	is($node->safe_psql('postgres', "SELECT name FROM fanout.dequeue('rated', wait => '20 s')"), "n$n", "task $n of a partition that is on disk");
+}
+
+# A purge takes all that waits off the backlog of a partition, on disk as well, and only that
+$node->safe_psql('postgres', <<'EOS');
+SELECT fanout.create_queue('purged', partition_max_backlog => 100);
+SELECT count(*) FROM fanout.enqueue_many('purged', 'x', array_fill('{}'::jsonb, '{100}'), partition_key => 'p');
+SELECT count(*) FROM fanout.dequeue('purged', max_tasks => 2);
+EOS
+is($node->safe_psql('postgres', "SELECT running, backlog FROM fanout.partitions WHERE queue = 'purged'"), '2|98', 'two tasks of a partition run');
+is($node->safe_psql('postgres', "SELECT fanout.purge_queue('purged')"), 98, 'the others are cancelled');
+is($node->safe_psql('postgres', "SELECT running, backlog FROM fanout.partitions WHERE queue = 'purged'"), '2|0', 'none waits');
+
 $node->stop;
 done_testing();
