@@ -127,7 +127,7 @@ CREATE PROCEDURE drain() LANGUAGE plpgsql AS $$
 BEGIN
 	PERFORM fanout.reschedule(ARRAY(SELECT task FROM fanout.tasks WHERE state = 'scheduled'), delay => '0');
 	COMMIT;
-	FOR i IN 1 .. 300 LOOP
+	LOOP
 		PERFORM fanout.complete(ARRAY(SELECT lease FROM fanout.leases));
 		COMMIT;
 		PERFORM fanout.complete(ARRAY(SELECT d.lease FROM fanout.dequeue(ARRAY(SELECT queue FROM fanout.queues), 'drain', max_tasks => 300, wait => '20 ms') d));
