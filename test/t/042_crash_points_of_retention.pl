@@ -86,7 +86,7 @@ sub cross
 		my $client;
 
 		ask($act) if !defined $until;
-		ask("SELECT fanout._set_point('$point', '" . ($how eq 'terminate' ? 'wait' : $how) . "')");
+		set_point($point, $how eq 'terminate' ? 'wait' : $how);
 		$client = start_client($node, $act) if defined $until;
 		if ($how eq 'kill')
 		{
