@@ -186,7 +186,7 @@ set(keep_failed => -1);
 becomes("SELECT NOT EXISTS (SELECT FROM fanout.task WHERE id = $fails)", 'a failed task goes when its time has come');
 query("SELECT fanout.purge_queue('jobs')");
 becomes("SELECT string_agg(name, ' ' ORDER BY id) = 'throttled' FROM fanout.task", 'and what was purged');
-set(retention => '1h');
+set(retention => '2min');
 becomes("SELECT NOT EXISTS (SELECT FROM fanout.segments WHERE state = 'emptied')", 'there are segments to go on in');
 my $old = query("SELECT fanout.enqueue('done', 'old')");
 query("CALL work_off('done')");
