@@ -39,11 +39,7 @@ SELECT fanout.create_queue('two', rate_limit => 5, rate_period => '1 hour', sync
 SELECT fanout.set_rate_limit('two', 2, '1 s');
 SELECT rate_limits FROM fanout.queues WHERE queue = 'two';
 SELECT count(*) FROM fanout.enqueue_many('two', 'x', array_fill('{}'::jsonb, '{20}'));
-DO $$ BEGIN FOR i IN 1 .. 10 LOOP PERFORM test.take('two', 10); COMMIT; END LOOP; END $$;
-SELECT running FROM fanout.queues WHERE queue = 'two';
-SELECT test.becomes($$ test.take('two', 10) = 2 $$);
-SELECT test.becomes($$ test.take('two', 10) > 0 $$);
-SELECT running FROM fanout.queues WHERE queue = 'two';
+DO $$ BEGIN WHILE (SELECT running < 5 FROM fanout.queues WHERE queue = 'two') LOOP PERFORM test.take('two', 10); COMMIT; END LOOP; END $$;
 SELECT max(starts) AS most_in_a_second FROM (SELECT count(*) OVER (ORDER BY claimed_at RANGE '1 s' PRECEDING) AS starts FROM fanout.leases WHERE queue = 'two') s;
 -- the hour is used up
 SELECT test.take('two');

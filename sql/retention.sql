@@ -41,9 +41,11 @@ SELECT fanout.why(:done);
 SELECT fanout.wait(ARRAY[:done], '1 s');
 SELECT count(*) FROM fanout.retry(ARRAY[:done, :fails]);
 SELECT fanout.enqueue('short', 'again', key => 'k') = :held AS held_by_what_stays;
--- The batch that goes on has ended now, and goes.
+-- The batch that goes on has ended now, and goes, once its queue keeps it no longer.
+SELECT fanout.alter_queue('short', retention => '1 day');
 SELECT count(fanout.complete(lease)) FROM fanout.leases;
 SELECT status FROM fanout.collect(:growing, '10 s');
+SELECT fanout.alter_queue('short', retention => '100 ms');
 SELECT test.becomes('(SELECT NOT EXISTS (SELECT FROM fanout.tasks WHERE name = ''of a batch''))') AS removed;
 -- So does the one that was sealed when its tasks were gone, with the next that are removed.
 SELECT test.becomes(format('(SELECT NOT EXISTS (SELECT FROM fanout.batch WHERE id = %s))', :abandoned)) AS removed;

@@ -14,6 +14,8 @@ use Test::More;
 my $node = new_node('main', conf => "pg_fanout.max_lanes = 16");
 my $refills = "SELECT value::bigint FROM fanout.status() WHERE item = 'refills'";
 
+install_work_off($node);
+
 # A queue that has work in more partitions than there are lanes, and gives none out, leaves lanes to others
 $node->safe_psql('postgres', <<'EOS');
 SELECT fanout.create_queue(q) FROM unnest('{paused,other}'::text[]) q;
@@ -22,20 +24,6 @@ SELECT count(*) FROM fanout.enqueue_many('paused', 'x', array_fill('{}'::jsonb, 
 	partition_keys => ARRAY(SELECT 'key' || n % 100 FROM generate_series(1, 200) n));
 SELECT count(*) FROM fanout.enqueue_many('other', 'x', array_fill('{}'::jsonb, '{200}'),
 	partition_keys => ARRAY(SELECT 'key' || n % 100 FROM generate_series(1, 200) n));
-CREATE PROCEDURE work_off(queue_name text, tasks int) LANGUAGE plpgsql AS $$
-DECLARE
-	took bigint[];
-	done int := 0;
-BEGIN
-	WHILE done < tasks LOOP
-		took := ARRAY(SELECT lease FROM fanout.dequeue(queue_name, max_tasks => 8, wait => '5 s'));
-		COMMIT;
-		EXIT WHEN took = '{}';
-		done := done + cardinality(took);
-		PERFORM fanout.complete(took);
-		COMMIT;
-	END LOOP;
-END $$;
 EOS
 $node->safe_psql('postgres', "CALL work_off('other', 200)");
 is($node->safe_psql('postgres', "SELECT succeeded FROM fanout.queues WHERE queue = 'other'"), 200, 'another queue works');

@@ -225,7 +225,7 @@ SELECT fanout.enqueue('idle', 'late', deadline => clock_timestamp() + '1 hour');
 SELECT fanout._next_segment();
 SELECT fanout.enqueue('held', 'new segment');
 EOS
-my $held = query("SELECT lease FROM fanout.dequeue('held', 'w', lease => '30 s')");
+my $held = query("SELECT lease FROM fanout.dequeue('held', 'w', lease => '10 min')");
 becomes("SELECT EXISTS (SELECT FROM fanout.attempt WHERE lease = $held)", 'a lease before');
 my $finished = query("SELECT count(*) FROM fanout.tasks WHERE state = 'succeeded'");
 $node->stop;
