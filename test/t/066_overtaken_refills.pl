@@ -162,4 +162,10 @@ ask(sprintf($put, 300, -9));
 is($node->psql('postgres', "CALL work_off('segments', 510)"), 0, 'and few that come first of what waits in both');
 drain('what has ended');
 
+# A keeper that fails as it reads what is due leaves nothing behind either
+ask("SELECT fanout.create_queue('due'), fanout._set_point('refill-read', 'error')");
+ask("SELECT fanout.enqueue_many('due', 'x', array_fill('1'::jsonb, '{600}'), delay => '100 ms')");
+is($node->psql('postgres', "CALL work_off('due', 600)"), 0, 'what is due comes after the keeper has failed');
+drain('what is due');
+
 finish();
