@@ -72,16 +72,16 @@ SKIP:
 	skip 'a build for users has no points', 2 if ask('SELECT count(*) FROM fanout._points()') == 0;
 	ask(<<'EOS');
 SELECT fanout.create_queue('overtaken');
-SELECT count(*) FROM fanout.enqueue_many('overtaken', 'x', array_fill('{}'::jsonb, '{300}'),
+SELECT count(*) FROM fanout.enqueue_many('overtaken', 'x', array_fill('{}'::jsonb, '{300}'), priority => 1,
 	partition_keys => ARRAY(SELECT 'key ' || n FROM generate_series(1, 300) n));
--- the first read is that of strays, which enters lanes
+-- the first read is that of strays, which enters lanes; as there are priorities, these are read on their own then
 SELECT fanout._set_point('refill-read', 'wait', skip => 1);
 SELECT count(*) FROM fanout.complete(ARRAY(SELECT lease FROM fanout.dequeue('overtaken', max_tasks => 60)));
 EOS
 	ok($node->poll_query_until('postgres', "SELECT reached > 0 FROM fanout._points() WHERE point = 'refill-read'"),
 		'the keeper has read for partitions');
 	ask(<<'EOS');
-SELECT count(*) FROM fanout.enqueue_many('overtaken', 'x', array_fill('{}'::jsonb, '{44}'),
+SELECT count(*) FROM fanout.enqueue_many('overtaken', 'x', array_fill('{}'::jsonb, '{44}'), priority => 1,
 	partition_keys => ARRAY(SELECT 'key ' || n FROM generate_series(257, 300) n));
 SELECT fanout._set_point('refill-read', 'nothing');
 EOS
