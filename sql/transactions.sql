@@ -353,6 +353,47 @@ SELECT fanout.complete(:lease, '2');
 COMMIT;
 SELECT state, result FROM fanout.tasks WHERE name = 'newer';
 
+--
+-- Tables that others fill, as a restore does: memory is built anew, also where an error of ours was caught before in that
+-- transaction. It may come between two statements of ours,
+--
+CREATE PROCEDURE test.restore_task(task_name text) LANGUAGE sql AS $$
+	INSERT INTO fanout.task_1 (id, enqueued_at, queue, name)
+	SELECT (SELECT max(id) FROM fanout.task) + 1, now(), id, task_name FROM fanout.queue WHERE name = 'q'
+$$;
+SELECT fanout.enqueue('q', 'parent') > 0 AS enqueued;
+SELECT lease FROM fanout.dequeue('q') \gset
+SELECT fanout.enqueue('q', 'child', lease => :lease, step => 's', delay => '1 hour') > 0 AS enqueued;
+BEGIN;
+SELECT test.sqlstate_of(format($$SELECT fanout.enqueue('q', 'another', lease => %s, step => 's')$$, :lease)) AS other_arguments;
+CALL test.restore_task('restored');
+COMMIT;
+SELECT test.becomes($$(SELECT ready = 1 FROM fanout.queues WHERE queue = 'q')$$) AS found;
+SELECT name FROM fanout.dequeue('q');
+-- or within one.
+SELECT * FROM dblink('other', $$BEGIN; SELECT fanout.alter_queue('q', max_attempts => 7)$$) AS (altered text);
+BEGIN;
+SET LOCAL lock_timeout = '10 ms';
+SELECT test.sqlstate_of($$SELECT fanout.alter_queue('q', max_attempts => 8)$$) AS locked;
+CALL test.restore_task('restored too');
+COMMIT;
+SELECT dblink_exec('other', 'COMMIT');
+SELECT test.becomes($$(SELECT ready = 1 FROM fanout.queues WHERE queue = 'q')$$) AS found;
+SELECT name FROM fanout.dequeue('q');
+-- What we fill ourselves is known: whatever was caught, nothing is built anew.
+SELECT rebuilds FROM fanout.stats \gset
+BEGIN;
+SELECT test.sqlstate_of(format($$SELECT fanout.enqueue('q', 'another', lease => %s, step => 's')$$, :lease)) AS other_arguments;
+SELECT fanout.create_queue('unnoticed', rate_limit => 10, rate_period => '1 s');
+SELECT fanout.set_partition('unnoticed', 'p', concurrency => 1);
+COMMIT;
+-- The keeper has been awake since: it has ended a lease.
+SELECT count(*) FROM fanout.enqueue_many('unnoticed', 'short', '{1}', max_attempts => 1);
+SELECT name FROM fanout.dequeue('unnoticed', lease => '1 ms');
+SELECT test.becomes($$(SELECT state = 'failed' FROM fanout.tasks WHERE queue = 'unnoticed')$$) AS ended;
+SELECT rebuilds = :rebuilds AS nothing_was_rebuilt FROM fanout.stats;
+DROP PROCEDURE test.restore_task;
+
 SELECT dblink_disconnect('other');
 SELECT count(fanout.drop_queue(queue, force => true)) FROM fanout.queues;
 DROP TABLE test.effects;

@@ -316,6 +316,8 @@ compare_lane(Queue *queue, Lane *lane)
 	if (partition != 0 && lane->tasks == 0 && lane->backlog == 0 && limits == NULL && !lane->turn.aside &&
 		!window_is_bounded(&lane->ready) && !window_is_refilling(database_of(queue), &lane->ready))
 		found(AUDIT_ORDER, "lane " INT64_FORMAT " of queue %d has no reason to be", partition, queue->id);
+	if (lane->with_strays && window_is_bounded(&lane->ready))
+		found(AUDIT_ORDER, "lane " INT64_FORMAT " of queue %d has strays and a bound", partition, queue->id);
 }
 
 /* How many lanes wait for their turn, with those of groups that do; each must have something to start. */

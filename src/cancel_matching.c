@@ -216,7 +216,7 @@ copy_bounds(Match *match)
 	if (match->partition != 0)
 	{
 		Lane	   *lane = lane_find(queue, match->partition);
-		bool		stray = lane == NULL && window_is_bounded(&queue->strays);
+		bool		stray = (lane == NULL || lane->with_strays) && window_is_bounded(&queue->strays);
 
 		if (lane != NULL && window_is_bounded(&lane->ready))
 			set_bound(&match->bounds[ORDER_LANE], true, lane->ready.bound_key, lane->ready.bound_id);

@@ -27,7 +27,6 @@
 #include "points.h"
 #include "return.h"
 #include "segments.h"
-#include "spi.h"
 #include "starts.h"
 #include "wait.h"
 
@@ -46,6 +45,7 @@ breathe(int64 done)
 	if (done % FANOUT_WORK_CHUNK == FANOUT_WORK_CHUNK - 1)
 	{
 		dispatcher_unlock();
+		FANOUT_POINT(NOTES_CHUNK);
 		dispatcher_lock();
 	}
 }
@@ -647,8 +647,6 @@ undo_from_level(int level)
 static void
 transaction_callback(XactEvent event, void *arg)
 {
-	if (event == XACT_EVENT_COMMIT || event == XACT_EVENT_ABORT)
-		spi_forget();
 	if (pending_used == 0)
 		return;
 

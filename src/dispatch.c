@@ -18,7 +18,7 @@
 #include "utils/timestamp.h"
 
 #include "dispatch_internal.h"
-#include "lane.h"
+#include "strays.h"
 #include "wait.h"
 
 /* RUNNING -> READY, or SCHEDULED if it is due later than now. */

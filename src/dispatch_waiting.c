@@ -11,6 +11,7 @@
 #include "groups.h"
 #include "lane.h"
 #include "room.h"
+#include "strays.h"
 #include "wait.h"
 #include "window.h"
 
@@ -162,14 +163,12 @@ task_admit(Task *task, int64 group, TimestampTz now)
 	Assert(task->state == TASK_ENQUEUED);
 	note_deadline(task);
 	count_reserved(queue, -1);
-	queue->waiting++;
-	queue->enqueued++;
+	queue_count_committed(queue, timed && run_at > now, 1);
 	lane_set_sample(lane_of(task), task->node.id);
 	lane_join_group(lane_of(task), group, task->node.id);
 
 	if (timed && run_at > now)
 	{
-		queue->timed++;
 		if (!window_is_beyond(&queue->scheduled, run_at, task->node.id))
 			insert_scheduled(queue, task, run_at);
 		else
@@ -213,6 +212,8 @@ task_admit_withdrawn(Task *task)
 void
 queue_count_committed(Queue *queue, bool timed, int64 count)
 {
+	if (queue->waiting == 0)
+		queue->ranks_on_disk = false;	/* nothing is on disk */
 	queue->waiting += count;
 	queue->enqueued += count;
 	if (timed)
@@ -233,7 +234,7 @@ leave_on_disk(Queue *queue, int64 partition, int64 rank, bool timed, TimestampTz
 	else if ((lane = lane_find(queue, partition)) != NULL)
 		lane_leave_on_disk(lane, rank, task);
 	else
-		queue_leave_stray(queue, task);
+		queue_leave_stray(queue, rank, task);
 }
 
 /*
@@ -302,7 +303,7 @@ rebuild_on_disk(Queue *queue, Lane *lane, const TaskSeed *seed, bool scheduled)
 	else if (lane != NULL)
 		lane_leave_on_disk(lane, seed->rank, seed->task);
 	else
-		queue_leave_stray(queue, seed->task);
+		queue_leave_stray(queue, seed->rank, seed->task);
 }
 
 /*

@@ -22,8 +22,25 @@
 #include "lane.h"
 #include "lane_limits.h"
 #include "room.h"
+#include "strays.h"
 #include "wait.h"
 #include "window.h"
+
+Lane *
+lane_begin(Queue *queue, int64 partition, bool due)
+{
+	Lane	   *lane;
+
+	if (due && fanout_shared->free_lanes == 0)
+		evict_lane_for(queue);
+	lane = lane_enter(queue, partition);
+	if (lane == NULL)
+		return NULL;
+	lane_begin_turns(lane);
+	if (queue->loaded_at != 0)
+		lane_remember_unknown_starts(lane, queue->loaded_at);
+	return lane;
+}
 
 Lane *
 lane_for_task(Queue *queue, int64 partition, bool due)
@@ -31,20 +48,9 @@ lane_for_task(Queue *queue, int64 partition, bool due)
 	Lane	   *lane = lane_find(queue, partition);
 
 	if (lane != NULL)
-		return lane;
-	if (due && fanout_shared->free_lanes == 0)
-		evict_lane_for(queue);
-	lane = lane_enter(queue, partition);
-	if (lane == NULL)
-		return NULL;
-	lane_begin_turns(lane);
-
-	/* some of its tasks may be strays: all of it counts as being on disk until a refill has looked */
-	if (window_is_bounded(&queue->strays))
-		lane_leave_on_disk(lane, PG_INT64_MIN, queue->strays.bound_id);
-
-	if (queue->loaded_at != 0)
-		lane_remember_unknown_starts(lane, queue->loaded_at);
+		lane_part_from_strays(lane);
+	else if ((lane = lane_begin(queue, partition, due)) != NULL)
+		lane_count_strays(lane);
 	return lane;
 }
 
@@ -113,52 +119,6 @@ task_drop(Task *task)
 	task_free(task);
 	lane->tasks--;
 	lane_release(lane);
-}
-
-void
-queue_leave_stray(Queue *queue, int64 task)
-{
-	window_leave_on_disk(database_of(queue), &queue->strays, 0, task);
-	fanout_shared->has_strays = true;
-	if (!queue_may_have_lane(queue))
-		return;					/* lanes_freed() asks for the refill */
-	queue_ask_for_lanes(queue);
-}
-
-/* Strays are to come: at once, or when that is worth a read, or with what else the keeper does. */
-void
-queue_ask_for_lanes(Queue *queue)
-{
-	if (!queue_can_use_lanes(queue))
-	{
-		if (!queue->strays_held)
-			keeper_wake_by(database_of(queue), GetCurrentTimestamp() + STRAYS_PATIENCE);
-		queue->strays_held = true;
-		return;
-	}
-	queue->strays_held = false;
-	queue->wants_refill = true;
-	keeper_wake(database_of(queue));
-}
-
-/* A refill of strays that found no room for a lane is not tried again before there is some. */
-void
-lanes_freed(void)
-{
-	bool		any = false;
-
-	if (!fanout_shared->has_strays)
-		return;
-	for (int i = 0; i < fanout_shared->queue_high; i++)
-	{
-		Queue	   *queue = &fanout_queues[i];
-
-		if (queue->state == QUEUE_FREE || !window_is_bounded(&queue->strays))
-			continue;
-		any = true;
-		queue_ask_for_lanes(queue);
-	}
-	fanout_shared->has_strays = any;
 }
 
 /*
@@ -386,7 +346,8 @@ check_held_refill(Queue *queue)
 {
 	if (queue->strays_held)
 		queue_ask_for_lanes(queue);
-	if ((queue->refill_held && queue_can_use_refill(queue, 0)) || (queue->due_held && queue_can_use_due(queue)))
+	if ((queue->refill_held && queue_can_use_refill(queue, 0)) || (queue->due_held && queue_can_use_due(queue)) ||
+		queue_has_idle_lanes(queue))
 	{
 		queue->refill_held = queue->due_held = false;
 		queue->wants_refill = true;
@@ -439,6 +400,7 @@ lane_settle(Lane *lane)
 	if (lane->limited)
 		lane_drop_idle_limits(lane);
 	check_refill(lane);
+	lane_check_strays(lane);
 	check_held_refill(queue);
 }
 
@@ -566,9 +528,8 @@ set_disk_first(Lane *lane, int64 id)
 	lane->disk_before = Max(Min(lane->ready.bound_id - id, DISK_BEFORE_MOST), 0);
 }
 
-/* A ready task at this place is, from now on, on disk only. */
 void
-lane_leave_on_disk(Lane *lane, int64 key, int64 id)
+lane_lower_bound(Lane *lane, int64 key, int64 id)
 {
 	int64		first = window_is_bounded(&lane->ready) ? Min(lane_disk_first(lane), id) : id;
 
@@ -577,6 +538,15 @@ lane_leave_on_disk(Lane *lane, int64 key, int64 id)
 	window_leave_on_disk(database_of(queue_of_lane(lane)), &lane->ready, key, id);
 	set_disk_first(lane, first);
 	lane_settle(lane);
+}
+
+/* A ready task at this place is, from now on, on disk only. */
+void
+lane_leave_on_disk(Lane *lane, int64 key, int64 id)
+{
+	lane_part_from_strays(lane);
+	queue_of_lane(lane)->ranks_on_disk |= lane->partition != 0 && key != 0;
+	lane_lower_bound(lane, key, id);
 }
 
 /* As for its window, which the caller settles. */

@@ -9,7 +9,7 @@
 
 #include "lane_pools.h"
 
-#define DISK_BEFORE_MOST	((INT64CONST(1) << 28) - 1) /* of Lane.disk_before: at least so far */
+#define DISK_BEFORE_MOST	((INT64CONST(1) << 27) - 1) /* of Lane.disk_before: at least so far */
 
 static inline Queue *
 queue_of_lane(const Lane *lane)
@@ -45,6 +45,9 @@ extern int64 lane_sample(const Lane *lane);
 extern Lane *lane_for(Queue *queue, int64 partition);
 extern Lane *lane_for_task(Queue *queue, int64 partition, bool due);
 
+/* Enter one that is not known; what of it may be on disk is the caller's to tell. */
+extern Lane *lane_begin(Queue *queue, int64 partition, bool due);
+
 /*
  * So many tasks of the partition wait from now on, or wait no more: of a lane,
  * or of a queue's partition, which has no lane if there is no room for one.
@@ -75,6 +78,7 @@ extern void task_drop(Task *task);
 extern void lane_add(Lane *lane, Task *task);
 extern void lane_take(Lane *lane, Task *task);
 extern void lane_leave_on_disk(Lane *lane, int64 key, int64 id);
+extern void lane_lower_bound(Lane *lane, int64 key, int64 id);	/* what is there may be on disk, and some were before */
 extern int64 lane_disk_first(const Lane *lane);
 extern void lane_end_refill(Lane *lane, int64 key, int64 id);
 extern Task *lane_first(const Lane *lane);
@@ -104,19 +108,8 @@ extern void lane_give_permit(Lane *lane);
 extern void lane_settle(Lane *lane);
 extern void queue_settle_lanes(Queue *queue);
 
-
 /* Those whose time has come; false if there are more than one call should do. */
 extern bool queue_release_throttled(Queue *queue, TimestampTz now);
-
-/* A task that is on disk only, as is its lane. */
-extern void queue_leave_stray(Queue *queue, int64 task);
-
-/* How long strays wait for more lanes to be free, at most: microseconds. */
-#define STRAYS_PATIENCE	(100 * INT64CONST(1000))
-
-/* There is room for lanes: those of strays may come.  And strays of the queue may, when that is worth a read. */
-extern void lanes_freed(void);
-extern void queue_ask_for_lanes(Queue *queue);
 
 /* Whose turn it is. */
 extern Lane *queue_next_lane(Queue *queue);

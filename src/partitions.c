@@ -378,7 +378,7 @@ copy_lanes(LiveLane **lanes)
 			live->startable = lane->startable;
 			live->backlog = lane->backlog;
 			live->max_backlog = lane_max_backlog(lane);
-			live->more_on_disk = window_is_bounded(&lane->ready);
+			live->more_on_disk = window_is_bounded(lane->with_strays ? &queue->strays : &lane->ready);
 			live->next_start = lane->ready.set.count > 0 ? lane_throttled_until(lane) : 0;
 			live->group_task = lane->group != 0 ? group_of(lane)->sample_task : 0;
 			retry = lane_awaited_retry(lane);

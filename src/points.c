@@ -45,7 +45,7 @@ static const bool point_may_throw[] = {FANOUT_POINTS(POINT_MAY_THROW)};
 
 static const char *const action_names[] = {"nothing", "wait", "error", "disk full", "kill"};
 
-/* Until somebody sets it to something else, or ends this process or statement. */
+/* Until somebody sets it to something else, or ends this process or statement; not so in callbacks, which nobody interrupts. */
 static void
 wait_at(PointState *point)
 {
@@ -95,6 +95,13 @@ point_reached(FanoutPoint id)
 			 errmsg("an error at point \"%s\"", point_names[id])));
 }
 
+static bool
+point_may(FanoutPoint id, PointAction action)
+{
+	return point_may_throw[id] || action == POINT_NOTHING || action == POINT_KILL ||
+		(action == POINT_WAIT && id == POINT_NOTES_CHUNK);
+}
+
 /* The place of a text argument in a list of names. */
 static int
 arg_name(FunctionCallInfo fcinfo, int arg, const char *what, const char *const *names, int count)
@@ -129,11 +136,11 @@ fanout_set_point(PG_FUNCTION_ARGS)
 				 errmsg("only superusers can set crash points")));
 	id = arg_name(fcinfo, 0, "point", point_names, lengthof(point_names));
 	action = arg_name(fcinfo, 1, "action", action_names, lengthof(action_names));
-	if (!point_may_throw[id] && action != POINT_NOTHING && action != POINT_KILL)
+	if (!point_may(id, action))
 		ereport(ERROR,
 				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
-				 errmsg("at point \"%s\" a process can only be killed", point_names[id]),
-				 errdetail("An error there would be a PANIC, and nobody else could go on.")));
+				 errmsg("action \"%s\" is not possible at point \"%s\"", action_names[action], point_names[id]),
+				 errdetail("An error there would be a PANIC, or nobody else could go on.")));
 
 	point = &fanout_shared->points[id];
 	point->action = POINT_NOTHING;

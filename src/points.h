@@ -15,7 +15,8 @@
 /*
  * Name, and whether a process may wait or fail there.  In commit and abort
  * callbacks, where an error would be a PANIC, and under the dispatcher lock it
- * may only be killed.
+ * may only be killed; but at "notes-chunk", where these callbacks have let the
+ * lock go, it may wait.
  */
 #define FANOUT_POINTS(POINT) \
 	POINT(ENQUEUE_RESERVED, "enqueue-reserved", true) \
@@ -32,6 +33,7 @@
 	POINT(COMMIT_BEGUN, "commit-begun", true) \
 	POINT(COMMIT_RECORDED, "commit-recorded", false) \
 	POINT(COMMIT_NOTE, "commit-note", false) \
+	POINT(NOTES_CHUNK, "notes-chunk", false) \
 	POINT(COMMIT_APPLIED, "commit-applied", false) \
 	POINT(ABORT_BEGUN, "abort-begun", false) \
 	POINT(ABORT_NOTE, "abort-note", false) \

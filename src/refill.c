@@ -31,6 +31,7 @@
 #include "seed.h"
 #include "segments.h"
 #include "spi.h"
+#include "strays.h"
 #include "task_scan.h"
 #include "wait.h"
 #include "window.h"
@@ -58,7 +59,7 @@ typedef enum RefillKind
 {
 	REFILL_SCHEDULED,
 	REFILL_LANES,				/* the main lane, or some partitions */
-	REFILL_STRAYS				/* only finds lanes: these are refilled on their own then */
+	REFILL_STRAYS				/* finds lanes; some of these are refilled on their own then */
 } RefillKind;
 
 /* A window that is refilled. */
@@ -349,24 +350,50 @@ take_from_queue(const Refill *refill, const Lane *lane)
 	return queue_evict_last(refill->queue, lane->ready.set.count > 0 ? KEEP_LAST_IF_MIXED : KEEP_LAST);
 }
 
+/*
+ * A stray has a lane from now on; false if there is no room for one.  It comes
+ * into memory with it if none that is on disk comes before it: if the lane is
+ * new, or has come so, and nothing was missed since the refill began, which
+ * may be the lane's own.  Any that does not come, and what follows, the lane
+ * reads on its own.
+ */
+static bool
+load_stray(Refill *refill, const RefillPart *part, const RefillRow *row, TimestampTz now)
+{
+	Queue	   *queue = refill->queue;
+	const TaskSeed *seed = &row->seed;
+	Lane	   *lane = lane_for_stray(queue, seed->partition);
+
+	if (lane == NULL)
+		return false;
+	if (!lane->with_strays)
+	{
+		lane_set_sample(lane, seed->task);
+		return true;
+	}
+	lane->tasks++;				/* while room is made, it is not to go away */
+	lane->with_strays = false;	/* not of what comes now */
+	if (window_has_missed(refill->database, part->window, 0, seed->task))
+		lane_count_strays(lane);
+	else if (lane->ready.set.count < LANE_LOW &&
+			 task_load(queue, seed, (ItemPointer) &row->tid, queue_can_use_refill(queue, 0), now) != NULL)
+		lane->with_strays = true;
+	else
+		lane_leave_on_disk(lane, seed->rank, seed->task);
+	lane->tasks--;
+	return true;
+}
+
 /* Put one row that was read into memory; false if there is no room.  Under the lock. */
 static bool
 load_row(Refill *refill, RefillPart *part, const RefillRow *row, TimestampTz now)
 {
 	bool		urgent = part->urgent && part->loaded < refill->urgent_limit;
 
-	if (refill->kind == REFILL_STRAYS)
-	{
-		/* a lane that is new now counts as being on disk, and asks for a refill */
-		Lane	   *lane = lane_for(refill->queue, row->seed.partition);
-
-		if (lane == NULL)
-			return false;
-		lane_set_sample(lane, row->seed.task);
-		return true;
-	}
 	if (task_find(MyDatabaseId, row->seed.task) != NULL)
 		return true;
+	if (refill->kind == REFILL_STRAYS)
+		return load_stray(refill, part, row, now);
 	if (refill->kind == REFILL_SCHEDULED && row->seed.run_at > now &&
 		((refill->only_due && row->seed.partition != 0) || schedule_is_wide(refill->queue)))
 	{
@@ -421,6 +448,8 @@ end_part(Refill *refill, RefillPart *part, int64 next)
 		 */
 		if (more)
 			queue_ask_for_lanes(queue);
+		queue->strays_blocked = full;
+		queue->wants_refill |= queue_has_idle_lanes(queue);
 		headway |= !more;
 	}
 	refill->headway &= headway;
@@ -686,6 +715,8 @@ refill_queue(Queue *queue)
 	queue->wants_refill = false;
 	queue->main.wants_refill = false;
 	queue->strays_held = false;
+	if (queue_has_idle_lanes(queue))
+		queue_part_idle_lanes(queue);
 	strays = queue_may_have_lane(queue);
 	dispatcher_unlock();
 

@@ -123,7 +123,7 @@ static void
 carry_rows(const char *kind, const char *column, const SurvivorLook *look, int heir, int64 from, int64 count)
 {
 	Datum	   *ids = palloc(count * sizeof(Datum));
-	Oid			types[1] = {INT8ARRAYOID};
+	SpiStatement statement = {.nargs = 1, .types = {INT8ARRAYOID}};
 	Datum		values[1];
 	char	   *sql;
 
@@ -133,9 +133,9 @@ carry_rows(const char *kind, const char *column, const SurvivorLook *look, int h
 	sql = psprintf("WITH moved AS (DELETE FROM fanout.%s_%d WHERE %s = ANY ($1) RETURNING *)"
 				   " INSERT INTO fanout.%s_%d SELECT * FROM moved",
 				   kind, look->segment + 1, column, kind, heir + 1);
-	if (SPI_execute_with_args(sql, 1, types, values, NULL, false, 0) != SPI_OK_INSERT)
-		elog(ERROR, "could not move the rows of a segment");
-	CommandCounterIncrement();
+	statement.sql = sql;
+	(void) spi_run(&statement, values, NULL);
+	SPI_freeplan(statement.plan);
 	pfree(sql);
 	pfree(ids);
 	pfree(DatumGetPointer(values[0]));

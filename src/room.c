@@ -12,6 +12,7 @@
 #include "lane.h"
 #include "points.h"
 #include "room.h"
+#include "strays.h"
 #include "wait.h"
 #include "window.h"
 
@@ -354,11 +355,17 @@ queue_may_have_lane(const Queue *queue)
 	return fanout_shared->free_lanes > 0 || queue_may_have_delayed_lane(queue) || queue_with_most_lanes(queue) != NULL;
 }
 
-/* Has it few tasks to give out? */
+/* Has it few tasks to give out, with so many more? */
 static bool
 runs_low(const Queue *queue, int64 more)
 {
 	return queue->startable + more < Min(STARTABLE_LOW, queue_window_limit() / 2);
+}
+
+bool
+queue_runs_low(const Queue *queue)
+{
+	return runs_low(queue, 0);
 }
 
 /*
@@ -369,7 +376,7 @@ runs_low(const Queue *queue, int64 more)
 bool
 queue_can_use_lanes(const Queue *queue)
 {
-	return runs_low(queue, 0) || fanout_shared->free_lanes >= Min(LANES_WORTH, fanout_max_lanes / 16);
+	return queue_runs_low(queue) || fanout_shared->free_lanes >= Min(LANES_WORTH, fanout_max_lanes / 16);
 }
 
 /* Make room for a lane at the cost of this queue, as far as a short look tells. */
@@ -482,7 +489,7 @@ queue_can_use_due(const Queue *queue)
 	int64		left = fanout_shared->free_tasks + fanout_shared->spare;
 
 	return (stays < queue_window_limit() / 2 && left > queue_window_limit()) ||
-		(runs_low(queue, 0) && left > reserve()) ||
+		(queue_runs_low(queue) && left > reserve()) ||
 		(ready_stays < Min(DUE_LEAST, reserve()) && left > 0);
 }
 

@@ -46,6 +46,7 @@ extern bool queue_evict_last(Queue *queue, KeepLast keep);
 
 extern int64 queue_ready_share(const Queue *queue);
 extern bool queue_is_within_share(const Queue *queue);
+extern bool queue_runs_low(const Queue *queue);
 extern int64 free_beyond_reserve(void);
 extern bool queue_can_use_refill(const Queue *queue, int64 more);
 extern bool queue_can_use_due(const Queue *queue);

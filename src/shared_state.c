@@ -20,6 +20,7 @@
 #include "pool.h"
 #include "room.h"
 #include "shared_state.h"
+#include "strays.h"
 #include "window.h"
 
 SharedState *fanout_shared = NULL;

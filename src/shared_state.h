@@ -123,11 +123,13 @@ typedef struct Lane
 	int32		running;		/* permits held, uncommitted claims included */
 	int32		startable;		/* how many of its tasks may start now, as far as the lane goes; not 0: it waits for
 								 * its turn */
-	uint32		disk_before:28; /* no task that is on disk only has an id that is further below bound_id */
+	uint32		disk_before:27; /* no task that is on disk only has an id that is further below bound_id */
 	uint32		limited:1;		/* it has LaneLimits */
 	uint32		wants_refill:1;
 	uint32		starved:1;		/* the last refill found no memory */
 	uint32		starts_lost:1;	/* a rebuild found no place for its starts: it waits until none of them counts */
+	uint32		with_strays:1;	/* it has no bound, but strays of the queue may be its own: all of them come after
+								 * what it has in memory */
 #ifdef FANOUT_CHECKED
 	Recount		recount;
 #endif
@@ -182,6 +184,9 @@ typedef struct Queue
 	bool		refill_held;	/* partitions ask for a refill that it could not use yet */
 	bool		due_held;		/* what is due on disk waits until the queue could use it */
 	bool		strays_held;	/* strays wait for more lanes to be free, or for the keeper to come by */
+	bool		strays_blocked; /* when they were read last, there was no lane for the next one */
+	bool		idle_with_strays;	/* a lane with strays may have nothing ready in memory */
+	bool		ranks_on_disk;	/* tasks of partitions that are on disk may have another rank than 0 */
 	int32		refilling;		/* windows that are being refilled */
 	int64		epoch;			/* counts the times it was closed */
 

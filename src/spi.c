@@ -16,19 +16,19 @@
 #include "registry.h"
 #include "spi.h"
 
-/* SpiScopes that are open. */
-static int	depth = 0;
+/*
+ * A statement of ours runs.  It is this that counts, and not an open SpiScope:
+ * an error leaves scopes without their end, and if a block or a savepoint
+ * catches it, the transaction goes on with statements that are not ours.  How
+ * a statement ends is seen on the spot, so there is nothing to be put right
+ * when a transaction or subtransaction ends.
+ */
+static bool runs_ours = false;
 
 bool
 spi_is_ours(void)
 {
-	return depth > 0;
-}
-
-void
-spi_forget(void)
-{
-	depth = 0;
+	return runs_ours;
 }
 
 static void
@@ -55,13 +55,11 @@ spi_begin(SpiScope *scope)
 	set_here("jit", "off");
 	if (SPI_connect() != SPI_OK_CONNECT)
 		elog(ERROR, "SPI_connect failed");
-	depth++;
 }
 
 void
 spi_end(SpiScope *scope)
 {
-	depth--;
 	SPI_finish();
 	AtEOXact_GUC(false, scope->guc_level);
 	SetUserIdAndSecContext(scope->user, scope->security_context);
@@ -93,14 +91,25 @@ prepare(SpiStatement *statement)
 	statement->plan = plan;
 }
 
+/* Triggers of the statement are run within it. */
 static uint64
-execute(SpiStatement *statement, Datum *values, const char *nulls, bool read_only)
+execute(SpiStatement *statement, Datum *values, const char *nulls, Snapshot snapshot, bool read_only)
 {
-	int			result;
+	bool		outer = runs_ours;
+	int			result = 0;
 
-	result = SPI_execute_plan(statement->plan, values, nulls, read_only, 0);
+	runs_ours = true;
+	PG_TRY();
+	{
+		result = SPI_execute_snapshot(statement->plan, values, nulls, snapshot, InvalidSnapshot, read_only, true, 0);
+	}
+	PG_FINALLY();
+	{
+		runs_ours = outer;
+	}
+	PG_END_TRY();
 	if (result < 0)
-		elog(ERROR, "SPI_execute_plan failed: %s", SPI_result_code_string(result));
+		elog(ERROR, "SPI_execute_snapshot failed: %s", SPI_result_code_string(result));
 	return SPI_processed;
 }
 
@@ -110,7 +119,7 @@ spi_run(SpiStatement *statement, Datum *values, const char *nulls)
 	uint64		processed;
 
 	prepare(statement);
-	processed = execute(statement, values, nulls, false);
+	processed = execute(statement, values, nulls, InvalidSnapshot, false);
 	CommandCounterIncrement();
 	return processed;
 }
@@ -118,14 +127,12 @@ spi_run(SpiStatement *statement, Datum *values, const char *nulls)
 uint64
 spi_run_latest(SpiStatement *statement, Datum *values, const char *nulls)
 {
-	int			result;
+	uint64		processed;
 
 	prepare(statement);
-	result = SPI_execute_snapshot(statement->plan, values, nulls, GetLatestSnapshot(), InvalidSnapshot, false, true, 0);
-	if (result < 0)
-		elog(ERROR, "SPI_execute_snapshot failed: %s", SPI_result_code_string(result));
+	processed = execute(statement, values, nulls, GetLatestSnapshot(), false);
 	CommandCounterIncrement();
-	return SPI_processed;
+	return processed;
 }
 
 uint64
@@ -135,7 +142,7 @@ spi_read_latest(SpiStatement *statement, Datum *values, const char *nulls)
 
 	prepare(statement);
 	PushActiveSnapshot(GetLatestSnapshot());
-	processed = execute(statement, values, nulls, true);
+	processed = execute(statement, values, nulls, InvalidSnapshot, true);
 	PopActiveSnapshot();
 	return processed;
 }

@@ -43,11 +43,8 @@ extern uint64 spi_run_latest(SpiStatement *statement, Datum *values, const char 
 /* The same for a query that only reads. */
 extern uint64 spi_read_latest(SpiStatement *statement, Datum *values, const char *nulls);
 
-/* Is it our own SQL that runs? */
+/* Is it a statement of ours that runs? */
 extern bool spi_is_ours(void);
-
-/* For the end of a transaction, however it ended. */
-extern void spi_forget(void);
 
 extern Datum spi_value(uint64 row, int column, bool *isnull);
 extern int64 spi_int64(uint64 row, int column);

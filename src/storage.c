@@ -141,10 +141,17 @@ Oid
 primary_key_of(Relation relation)
 {
 #if PG_VERSION_NUM >= 180000
-	return RelationGetPrimaryKeyIndex(relation, false);
+	Oid			index = RelationGetPrimaryKeyIndex(relation, false);
 #else
-	return RelationGetPrimaryKeyIndex(relation);
+	Oid			index = RelationGetPrimaryKeyIndex(relation);
 #endif
+
+	if (!OidIsValid(index))
+		ereport(ERROR,
+				(errcode(ERRCODE_UNDEFINED_OBJECT),
+				 errmsg("table \"%s\" has no primary key", RelationGetRelationName(relation)),
+				 errhint("Add it again, on the columns that it has in the other segments.")));
+	return index;
 }
 
 /* The parts of a ResultRelInfo that inserting index entries takes; the relations themselves are not opened. */

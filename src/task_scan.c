@@ -27,6 +27,7 @@
 #include "utils/fmgroids.h"
 #include "utils/lsyscache.h"
 #include "utils/rel.h"
+#include "utils/ruleutils.h"
 #include "utils/snapmgr.h"
 
 #include "registry.h"
@@ -132,6 +133,25 @@ is_like(Relation index, Relation model)
 		equal(RelationGetIndexPredicate(index), RelationGetIndexPredicate(model));
 }
 
+/* Somebody has dropped an index: of a segment, or the model that it is told by. */
+static void
+index_is_missing(Relation relation, Relation model, const char *name)
+{
+	const char *definition;
+
+	if (model == NULL)
+		ereport(ERROR,
+				(errcode(ERRCODE_UNDEFINED_OBJECT),
+				 errmsg("table \"task\" has no index \"%s\"", name),
+				 errdetail("It tells which index of a segment is to be read."),
+				 errhint("Create it as the install script of the extension does.")));
+	definition = strstr(pg_get_indexdef_string(RelationGetRelid(model)), " USING ");
+	ereport(ERROR,
+			(errcode(ERRCODE_UNDEFINED_OBJECT),
+			 errmsg("table \"%s\" has no index like \"%s\"", RelationGetRelationName(relation), name),
+			 errhint("Run: CREATE INDEX ON fanout.%s%s", RelationGetRelationName(relation), definition)));
+}
+
 /*
  * The index of a segment that is as this one of table fanout.task.  Operators
  * may have made others that begin as it does, and its own name may be another
@@ -156,13 +176,9 @@ index_like(Relation relation, const char *name)
 		index_close(index, AccessShareLock);
 	}
 	list_free(indexes);
-	if (model != NULL)
-		index_close(model, AccessShareLock);
 	if (!OidIsValid(found))
-		ereport(ERROR,
-				(errcode(ERRCODE_UNDEFINED_OBJECT),
-				 errmsg("table \"%s\" has no index like \"%s\"", RelationGetRelationName(relation), name),
-				 errhint("Create it as table \"fanout.task\" has it.")));
+		index_is_missing(relation, model, name);
+	index_close(model, AccessShareLock);
 	return found;
 }
 

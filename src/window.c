@@ -97,6 +97,16 @@ window_leave_on_disk(Database *database, Window *window, int64 key, int64 id)
 	}
 }
 
+/* Has the refill that reads for the window missed a task that comes before this place? */
+bool
+window_has_missed(Database *database, const Window *window, int64 key, int64 id)
+{
+	WindowRefill *refill = refill_of(database, window);
+
+	Assert(refill != NULL);
+	return order_less(refill->missed_key, refill->missed_id, key, id);
+}
+
 /* To be called before the snapshot of the refill is taken. */
 void
 window_begin_refill(Database *database, Window *window)

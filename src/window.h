@@ -21,6 +21,7 @@ extern void window_init(Window *window);
 extern bool window_is_beyond(const Window *window, int64 key, int64 id);
 extern OrderNode *window_first(const Window *window);
 extern void window_leave_on_disk(Database *database, Window *window, int64 key, int64 id);
+extern bool window_has_missed(Database *database, const Window *window, int64 key, int64 id);
 extern bool window_is_refilling(const Database *database, const Window *window);
 extern void window_begin_refill(Database *database, Window *window);
 extern void window_end_refill(Database *database, Window *window, int64 key, int64 id);

@@ -116,6 +116,12 @@ my @of_clients = (
 		before => [ 'abort-begun', 'abort-note', 'abort-undone' ],
 	},
 	{
+		name => 'hundreds at once',
+		act => "SELECT fanout.enqueue('big', 'TAG') FROM generate_series(1, 300)",
+		effect => "SELECT count(*) = 300 FROM fanout.tasks WHERE name = 'TAG' AND state = 'ready'",
+		after => ['notes-chunk']
+	},
+	{
 		name => 'a place for something urgent',
 		prepare => "SELECT fanout.enqueue_many('big', 'TAG', array_fill('1'::jsonb, '{600}'))",
 		act => "SELECT fanout.enqueue_many('big', 'TAG.2', array_fill('1'::jsonb, '{10}'), priority => -5)",

@@ -1,6 +1,6 @@
 # Long orders on disk: by rank, by partition and rank, by id, and by time, over many pages of their indexes and over three
-# segments, with tasks between them that have ended. Each task is given out once, and in its order. And a long queue is
-# purged. Needs a checked build, which looks at the counts of what waits meanwhile.
+# segments, with tasks between them that have ended. Each task is given out once, and in its order. Needs a checked
+# build, which looks at the counts of what waits meanwhile.
 #
 # Promise 2: each task has one outcome. Promise 7: none is lost.
 
@@ -90,22 +90,6 @@ WHERE place <> given
 EOS
 }
 
-# A purge counts what it has cancelled some hundred tasks at a time; before all of it is counted no refill says
-# that nothing is on disk
-$node->safe_psql('postgres', <<'EOS');
-SELECT fanout.create_queue('purged');
-CREATE PROCEDURE purge_again_and_again() LANGUAGE plpgsql AS $$
-BEGIN
-	FOR i IN 1 .. 12 LOOP
-		PERFORM fanout.enqueue_many('purged', 't', array_fill('1'::jsonb, '{12000}'), delay => '1 hour');
-		COMMIT;
-		PERFORM fanout.purge_queue('purged');
-		COMMIT;
-	END LOOP;
-END $$;
-CALL purge_again_and_again();
-EOS
-is($node->safe_psql('postgres', "SELECT scheduled, cancelled FROM fanout.queues WHERE queue = 'purged'"), '0|144000', 'a long queue is purged');
 is($node->safe_psql('postgres', "SELECT coalesce(sum(violations), -1) FROM fanout._violations()"), 0, 'nothing is violated');
 
 $node->stop;

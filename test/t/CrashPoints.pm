@@ -1,8 +1,8 @@
 # What the tests of crash points share: a story is something that a client does, or has the keeper do, with the points
 # that are met on the way. See 030_crash_points.pl and src/points.h.
 #
-# crash_points_node()
-#		a running server with queues to cross points in, or undef if the build has no points
+# crash_points_node(conf)
+#		a running server with queues to cross points in, or undef if the build has no points; conf says what is different
 # claim_sql()
 #		SQL that enqueues the task TAG and claims it
 # cross_for_client(story), cross_for_keeper(story)
@@ -38,7 +38,9 @@ my $crossings = 0;
 
 sub crash_points_node
 {
-	$node = new_node('main', conf => <<EOC);
+	my ($conf) = @_;
+
+	$node = new_node('main', conf => <<EOC . ($conf // ''));
 pg_fanout.max_tracked_tasks = 1024
 pg_fanout.max_lanes = 16
 pg_fanout.max_workers_tracked = 16
