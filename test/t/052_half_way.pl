@@ -1,5 +1,5 @@
-# A purge and a refill that are half way: what others find of them when the dispatcher lock is let go in between. Needs a
-# checked build (test/harness/run_tests makes one).
+# A purge and a refill that are half way: what others find of them when the dispatcher lock is let go in between.
+# Needs a checked build (test/harness/run_tests makes one).
 #
 # Promise 7: what is on disk is not forgotten.
 
