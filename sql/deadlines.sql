@@ -8,20 +8,20 @@ SELECT fanout.enqueue('late', 'ready', deadline => clock_timestamp() + '1 s') AS
 	fanout.enqueue('late', 'delayed', delay => '0.9 s', deadline => clock_timestamp() + '1 s') AS delayed,
 	fanout.enqueue('late', 'keyed', partition_key => 'a', priority => 3, deadline => clock_timestamp() + '1 s') AS keyed,
 	fanout.enqueue('late', 'in time', deadline => clock_timestamp() + '1 day') AS in_time \gset
-SELECT name, state, deadline BETWEEN now() AND now() + '1 day' AS soon FROM fanout.tasks WHERE queue = 'late' ORDER BY task;
-SELECT reason ~ 'and has to start before 2' FROM fanout.why(:ready);
+SELECT name, state, deadline BETWEEN now() AND now() + '1 day' AS soon FROM fanout.tasks WHERE task = :in_time;
+SELECT reason ~ 'and has to start before 2' FROM fanout.why(:in_time);
 SELECT test.becomes($$test.states('late') = 'ready cancelled, delayed cancelled, keyed cancelled, in time ready'$$);
-SELECT name, error, finished_at >= deadline AS not_before, finished_at < deadline + '5 s' AS soon, attempt, lease
+SELECT name, error, finished_at >= deadline AS not_before, finished_at < deadline + '30 s' AS soon, attempt, lease
   FROM fanout.tasks WHERE queue = 'late' AND state = 'cancelled' ORDER BY task;
 SELECT scheduled, ready, running, cancelled FROM fanout.queues WHERE queue = 'late';
 SELECT status, error FROM fanout.result(:ready, '0');
 SELECT code FROM fanout.why(:ready);
 
 -- One that starts in time goes on, and is free of its deadline in later attempts
-SELECT fanout.enqueue('timely', 'started', deadline => clock_timestamp() + '1 s') AS started,
-	fanout.enqueue('timely', 'failed', deadline => clock_timestamp() + '1 s') AS failed,
-	fanout.enqueue('timely', 'released', deadline => clock_timestamp() + '1 s') AS released,
-	fanout.enqueue('timely', 'rolled back', deadline => clock_timestamp() + '1 s') AS rolled_back \gset
+SELECT fanout.enqueue('timely', 'started', deadline => clock_timestamp() + '3 s') AS started,
+	fanout.enqueue('timely', 'failed', deadline => clock_timestamp() + '3 s') AS failed,
+	fanout.enqueue('timely', 'released', deadline => clock_timestamp() + '3 s') AS released,
+	fanout.enqueue('timely', 'rolled back', deadline => clock_timestamp() + '3 s') AS rolled_back \gset
 SELECT name FROM fanout.dequeue('timely', 'w', 3) ORDER BY task;
 SELECT fanout.fail(test.lease('failed'), 'once', retry_in => '0') IS NOT NULL AS again, fanout.release(test.lease('released'));
 -- a claim that is rolled back is no start

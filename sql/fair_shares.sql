@@ -67,6 +67,17 @@ COMMIT;
 SELECT test.shares('undo', 20);
 SELECT min(n), max(n) FROM (SELECT count(*) AS n FROM fanout.tasks WHERE queue = 'undo' AND name = 'many' AND state = 'running' GROUP BY partition_key) p;
 
+-- those of a group are whole turns, whatever the weights of its partitions
+SELECT fanout.drop_queue('weights', force => true);
+SELECT fanout.create_queue('weights');
+SELECT fanout.set_partition('weights', 'many0', weight => 4);
+SELECT test.put('weights', 'many', 1, 100), test.put('weights', 'a', 1, 100);
+SELECT test.shares('weights', 2);
+BEGIN;
+SELECT test.shares('weights', 20);
+ROLLBACK;
+SELECT test.shares('weights', 20);
+
 --
 -- flood and trickle: Jain's index over tenants, (sum x)^2 / (n * sum x^2), is 1 where all have the same
 --
@@ -119,6 +130,42 @@ END $$;
 CALL test.go_back_and_forth();
 SELECT name, count(*) FROM fanout.tasks WHERE queue = 'move' AND state = 'succeeded' GROUP BY 1 ORDER BY 1;
 DROP PROCEDURE test.go_back_and_forth;
+
+-- nor does it to go when another partition goes that has had no turn for long
+SELECT fanout.create_queue('come');
+SELECT test.put('come', NULL, 1, 100);
+CREATE PROCEDURE test.come_and_go() LANGUAGE plpgsql AS $$
+BEGIN
+	FOR i IN 1 .. 20 LOOP
+		PERFORM fanout.enqueue('come', 'decoy', partition_key => 'decoy', delay => '1 hour');
+		PERFORM fanout.enqueue('come', 'comes', partition_key => 'comes')
+		  WHERE NOT EXISTS (SELECT FROM fanout.tasks WHERE name = 'comes' AND state = 'ready');
+		COMMIT;
+		PERFORM fanout.complete(ARRAY(SELECT lease FROM fanout.dequeue('come', 'w', 1)));
+		PERFORM fanout.cancel(test.task('decoy'));
+		COMMIT;
+	END LOOP;
+END $$;
+CALL test.come_and_go();
+SELECT name, count(*) FROM fanout.tasks WHERE queue = 'come' AND state = 'succeeded' GROUP BY 1 ORDER BY 1;
+DROP PROCEDURE test.come_and_go;
+
+-- a partition that is held for a time, and goes to another group meanwhile, starts when that is over
+SELECT fanout.create_queue('held');
+SELECT fanout.enqueue('held', 'x', partition_key => 'p') > 0 AS enqueued;
+SELECT fanout.backpressure('held', clock_timestamp() + '500 ms', partition_key => 'p');
+SELECT fanout.enqueue('held', 'y', partition_key => 'p', fair_group => 'g', delay => '1 hour') > 0 AS enqueued;
+SELECT test.becomes($$ (SELECT next_start IS NULL FROM fanout.partitions WHERE queue = 'held') $$);
+SELECT name FROM fanout.dequeue('held', 'w', 10);
+
+-- one that was held and has nothing goes when that is over, and who comes then starts where the others are
+SELECT fanout.create_queue('new');
+SELECT test.put('new', NULL, 1, 10);
+SELECT fanout.backpressure('new', clock_timestamp() + '10 ms', partition_key => 'nothing');
+SELECT test.becomes($$ (SELECT count(*) = 1 FROM fanout._live_lanes() JOIN fanout.queue q ON q.id = queue_id AND q.name = 'new') $$);
+SELECT test.shares('new', 2);
+SELECT fanout.enqueue('new', 'comes', partition_key => 'comes') > 0 AS enqueued;
+SELECT test.shares('new', 1);
 
 -- a partition that leaves the group that it has brought is even with that, and both have their turns
 SELECT fanout.create_queue('even');

@@ -88,8 +88,7 @@ DECLARE
 BEGIN
 	LOOP
 		turn := turn + 1;
-		SELECT d.lease, d.name, d.attempt INTO got FROM fanout.dequeue(queue_name, 'w', wait => '200 ms') d;
-		EXIT WHEN got IS NULL;
+		SELECT d.lease, d.name, d.attempt INTO got FROM fanout.dequeue(queue_name, 'w', wait => '30 s') d;
 		IF turn % 17 = 0 THEN
 			ROLLBACK;
 			CONTINUE;
@@ -104,6 +103,7 @@ BEGIN
 			PERFORM fanout.complete(got.lease);
 		END IF;
 		COMMIT;
+		EXIT WHEN (SELECT scheduled + ready + running = 0 FROM fanout.queues q WHERE q.queue = queue_name);
 	END LOOP;
 END $$;
 SELECT test.put('order', key, VARIADIC array_agg(format('%s%s', key, lpad(i::text, 2, '0')) ORDER BY i)) FROM unnest('{a,b,c}'::text[]) key, generate_series(1, 20) i GROUP BY key;

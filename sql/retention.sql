@@ -41,9 +41,11 @@ SELECT fanout.why(:done);
 SELECT fanout.wait(ARRAY[:done], '1 s');
 SELECT count(*) FROM fanout.retry(ARRAY[:done, :fails]);
 SELECT fanout.enqueue('short', 'again', key => 'k') = :held AS held_by_what_stays;
--- The batch that goes on has ended now, and goes.
+-- The batch that goes on has ended now, and goes, once its queue keeps it no longer.
+SELECT fanout.alter_queue('short', retention => '1 day');
 SELECT count(fanout.complete(lease)) FROM fanout.leases;
 SELECT status FROM fanout.collect(:growing, '10 s');
+SELECT fanout.alter_queue('short', retention => '100 ms');
 SELECT test.becomes('(SELECT NOT EXISTS (SELECT FROM fanout.tasks WHERE name = ''of a batch''))') AS removed;
 -- So does the one that was sealed when its tasks were gone, with the next that are removed.
 SELECT test.becomes(format('(SELECT NOT EXISTS (SELECT FROM fanout.batch WHERE id = %s))', :abandoned)) AS removed;
@@ -55,6 +57,12 @@ SELECT fanout.enqueue('named', 'removed', partition_key => 'k') AS removed \gset
 SELECT name, fanout.complete(lease) FROM fanout.dequeue('named', 'w');
 SELECT test.becomes(format('(SELECT NOT EXISTS (SELECT FROM fanout.task WHERE id = %s))', :removed)) AS removed;
 SELECT partition_key, running FROM fanout.partitions WHERE queue = 'named';
+-- and a fair group by the latest of its tasks
+SELECT fanout.enqueue('named', 'removed', partition_key => 'l', fair_group => 'g') AS removed,
+       fanout.enqueue('named', 'stays', partition_key => 'l', fair_group => 'g') > 0 AS enqueued \gset
+SELECT name, fanout.complete(lease) FROM fanout.dequeue('named', 'w');
+SELECT test.becomes(format('(SELECT NOT EXISTS (SELECT FROM fanout.task WHERE id = %s))', :removed)) AS removed;
+SELECT partition_key, fair_group, ready, running FROM fanout.partitions WHERE queue = 'named' ORDER BY 1;
 SELECT fanout.drop_queue('named', force => true);
 -- Segments
 SELECT count(*) FILTER (WHERE state = 'current') AS current, bool_and(bytes > 0) AS have_bytes, count(kept_because) AS kept FROM fanout.segments;

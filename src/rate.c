@@ -285,8 +285,12 @@ rate_give_back(const RateView *rate, int32 cost, TimestampTz at)
 void
 rate_recount(const RateView *rate, TimestampTz now)
 {
+	/* what starts from now on has a later time than that, by which it is told from what had started before */
 	if (rate->log->newest == 0)
+	{
 		rate->log->since = now;
+		rate->log->seen = Max(rate->log->seen, now + 1);
+	}
 	for (int i = 0; i < rate->count; i++)
 	{
 		RateUse    *use = &rate->uses[i];

@@ -32,7 +32,7 @@ typedef struct RateLog
 	int32		oldest;
 	int32		newest;
 	TimestampTz seen;			/* the windows have slid so far: nothing starts before */
-	TimestampTz since;			/* nothing that started before is remembered */
+	TimestampTz since;			/* nothing that had started by then is remembered */
 	TimestampTz lost;			/* a start for which there was no room: it takes all of the windows; 0: none */
 } RateLog;
 

@@ -69,6 +69,7 @@ static SpiStatement note_removed = {
 	" INSERT INTO fanout.removed SELECT $1 WHERE NOT EXISTS (SELECT FROM known)", 1, {INT8OID}
 };
 
+/* NULL if it has no place in memory: nobody but readers has come since the server started, or this is a standby. */
 static Database *
 database_of_backend(void)
 {
@@ -80,9 +81,36 @@ database_of_backend(void)
 		known = database_find(MyDatabaseId);
 		dispatcher_unlock();
 	}
-	if (known == NULL)
-		elog(ERROR, "database %u has no place in memory", MyDatabaseId);
 	return known;
+}
+
+/* The segments as the table has them. */
+static void
+read_segments(SegmentMap *map)
+{
+	SpiScope	scope;
+	uint64		rows;
+	bool		isnull;
+
+	memset(map, 0, sizeof(SegmentMap));
+	for (int i = 0; i < FANOUT_SEGMENTS; i++)
+		map->firsts[i] = FANOUT_SEGMENT_UNUSED;
+	spi_begin(&scope);
+	rows = spi_read_latest(&select_segments, NULL, NULL);
+	for (uint64 i = 0; i < rows; i++)
+	{
+		int			segment = DatumGetInt16(spi_value(i, 1, &isnull)) - 1;
+		Datum		value = spi_value(i, 2, &isnull);
+
+		map->firsts[segment] = isnull ? FANOUT_SEGMENT_UNUSED : DatumGetInt64(value);
+		map->emptied[segment] = isnull;
+		value = spi_value(i, 3, &isnull);
+		map->began[segment] = isnull ? 0 : DatumGetTimestampTz(value);
+		map->finished[segment] = DatumGetBool(spi_value(i, 4, &isnull));
+	}
+	spi_end(&scope);
+	if (rows == 0)
+		map->firsts[0] = 0;
 }
 
 /*
@@ -106,6 +134,29 @@ copy_firsts(const Database *database, int64 *firsts)
 	dispatcher_unlock();
 }
 
+/* Only one segment begins with the first id; in memory that no keeper has filled yet all do. */
+static bool
+are_known(const int64 *firsts)
+{
+	return firsts[0] != 0 || firsts[1] != 0;
+}
+
+static void
+look_up_firsts(int64 *firsts)
+{
+	const Database *database = database_of_backend();
+	SegmentMap	map;
+
+	if (database != NULL)
+	{
+		copy_firsts(database, firsts);
+		if (are_known(firsts))
+			return;
+	}
+	read_segments(&map);
+	memcpy(firsts, map.firsts, sizeof(map.firsts));
+}
+
 /*
  * For an id that the caller was given, an entry of a new segment is either
  * there to be seen or makes no difference: it has a number that is higher than
@@ -121,7 +172,7 @@ segment_of(int64 task)
 	int			oldest = 0;
 
 	Assert(!dispatcher_lock_held());
-	copy_firsts(database_of_backend(), firsts);
+	look_up_firsts(firsts);
 	for (int i = 0; i < FANOUT_SEGMENTS; i++)
 	{
 		if (firsts[i] <= task && (segment < 0 || firsts[i] > firsts[segment]))
@@ -284,30 +335,9 @@ segments_forget_finished(void)
 void
 segments_load(Database *database)
 {
-	SpiScope	scope;
-	SegmentMap	map = {0};
-	uint64		rows;
-	bool		isnull;
+	SegmentMap	map;
 
-	for (int i = 0; i < FANOUT_SEGMENTS; i++)
-		map.firsts[i] = FANOUT_SEGMENT_UNUSED;
-	spi_begin(&scope);
-	rows = spi_read_latest(&select_segments, NULL, NULL);
-	for (uint64 i = 0; i < rows; i++)
-	{
-		int			segment = DatumGetInt16(spi_value(i, 1, &isnull)) - 1;
-		Datum		value = spi_value(i, 2, &isnull);
-
-		map.firsts[segment] = isnull ? FANOUT_SEGMENT_UNUSED : DatumGetInt64(value);
-		map.emptied[segment] = isnull;
-		value = spi_value(i, 3, &isnull);
-		map.began[segment] = isnull ? 0 : DatumGetTimestampTz(value);
-		map.finished[segment] = DatumGetBool(spi_value(i, 4, &isnull));
-	}
-	spi_end(&scope);
-	if (rows == 0)
-		map.firsts[0] = 0;
-
+	read_segments(&map);
 	dispatcher_lock();
 	database_set_segments(database, &map);
 	dispatcher_unlock();

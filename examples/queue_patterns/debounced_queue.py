@@ -5,8 +5,13 @@ from psycopg.types.json import Jsonb
 from story import Workers, connect, say, seconds, sleep
 
 
+latest = ""         # what was indexed last
+
+
 def work(task):
-    say(f"index: \"{task.args['text']}\"")
+    global latest
+    latest = task.args["text"]
+    say(f"index: \"{latest}\"")
 
 
 def edit(db, text):
@@ -18,16 +23,20 @@ def edit(db, text):
 
 with connect() as db:
     db.execute("SELECT fanout.create_queue('documents')")
-    workers = Workers("documents", 2, work, patience=10)
+    workers = Workers("documents", 2, work, patience=20)
 
     for text in "Once", "Once upon", "Once upon a time":
         edit(db, text)
         sleep(1)
-    sleep(3)
+    while latest != text:
+        sleep(0.1)
 
-    # who does not stop for so long is indexed all the same
-    for n in range(8):
+    # who does not stop is indexed all the same
+    for n in range(60):
         edit(db, f"Version {n + 1}")
         sleep(1)
+        if latest.startswith("Version"):
+            break
+    edit(db, "The end")
     workers.join()
 say("all is done")

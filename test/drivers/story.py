@@ -31,7 +31,7 @@ def story(flavour, execute, transaction_rolled_back):
             return error.diag.sqlstate
         return None
 
-    look(flavour, "create_queue is true", value("SELECT fanout.create_queue(%s, lease => %s)", queue, "30 s") is True)
+    look(flavour, "create_queue is true", value("SELECT fanout.create_queue(%s, lease => %s)", queue, "10 min") is True)
 
     task = value("SELECT fanout.enqueue(%s, 'fetch', %s)", queue, Jsonb(ARGS))
     look(flavour, "enqueue gives the task's id as a number", isinstance(task, int))

@@ -48,7 +48,7 @@ my $other_task = $node->safe_psql('postgres', "SELECT fanout.enqueue('jobs', 'ot
 my $worker = session($node);
 my $pid = $worker->query_safe('SELECT pg_backend_pid()');
 my ($lease, $until) = split /\|/, $worker->query_safe(
-	"SELECT lease, lease_until FROM fanout.dequeue('jobs', 'w1', lease => '3 s')");
+	"SELECT lease, lease_until FROM fanout.dequeue('jobs', 'w1')");
 my $other = $node->safe_psql('postgres', "SELECT lease FROM fanout.dequeue('jobs', 'w2')");
 $worker->query_safe("SELECT fanout.checkpoint($lease, 'first', '1')");
 $worker->query_safe("SELECT fanout.checkpoint($lease, 'second', '2')");
@@ -61,6 +61,7 @@ is( $node->safe_psql('postgres', "SELECT fanout.complete($other)"),
 	't', 'promise 7: the lease of another worker is still held');
 is( $node->safe_psql('postgres', "SELECT lease_until >= '$until' FROM fanout.leases WHERE lease = $lease"),
 	't', 'so is that of the killed one, until its time');
+$until = $node->safe_psql('postgres', "SELECT fanout.extend($lease, '1 s')");
 my ($redelivered, $again, $attempt, $checkpoints, $in_time) = split /\|/,
   $node->safe_psql('postgres',
 	"SELECT lease, task, attempt, checkpoints, clock_timestamp() >= '$until' FROM fanout.dequeue('jobs', 'w2', wait => '20 s')"

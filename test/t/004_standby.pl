@@ -77,6 +77,10 @@ my %refused = (
 );
 is(sqlstate($standby, $refused{$_}), '25006', "a standby refuses $_") foreach sort keys %refused;
 
+# Memory there has nothing, not even the segments of the log
+is($standby->safe_psql('postgres', "SELECT status, count(*) FROM fanout.collect(1, '0') GROUP BY 1 ORDER BY 1"),
+	"ready|19\nsucceeded|1", 'a batch can be collected on a standby, with what is unfinished');
+is($standby->safe_psql('postgres', "SELECT status FROM fanout.result($last_task, '0')"), 'scheduled', 'and a task of another segment');
 is($standby->safe_psql('postgres', "SELECT result FROM fanout.tasks WHERE state = 'succeeded'"),
 	'"indexed"', 'outcomes can be read on a standby');
 foreach my $view (qw(queues tasks batches leases workers attempts))

@@ -22,9 +22,10 @@ SELECT fanout.create_queue('jobs', lease => '10 min', backoff => '1 h', backoff_
 SELECT fanout.create_queue('backlog');
 EOS
 
+# What is due in the backlog is scheduled or ready, as the keeper has come to it.
 my %look = (
-	queues => 'SELECT queue, scheduled, ready, running FROM fanout.queues ORDER BY 1',
-	tasks => 'SELECT task, queue, name, state, priority, run_at, attempt, lease, worker, result, error FROM fanout.tasks WHERE queue = \'jobs\' OR state <> \'ready\' ORDER BY 1',
+	queues => 'SELECT queue, CASE queue WHEN \'jobs\' THEN scheduled END, scheduled + ready, running FROM fanout.queues ORDER BY 1',
+	tasks => 'SELECT task, queue, name, state, priority, run_at, attempt, lease, worker, result, error FROM fanout.tasks WHERE queue = \'jobs\' OR state NOT IN (\'scheduled\', \'ready\') ORDER BY 1',
 	leases => 'SELECT lease, task, queue, worker, attempt FROM fanout.leases ORDER BY 1',
 	attempts => 'SELECT task, lease, worker, state, error FROM fanout.attempts ORDER BY 1, 2',
 	segments => 'SELECT slot, first_task FROM fanout.segment ORDER BY 2',
@@ -140,7 +141,7 @@ DECLARE
 BEGIN
 	LOOP
 		SELECT array_agg(d.task ORDER BY d.ordinality) AS tasks, array_agg(d.lease) AS leases INTO claims
-		  FROM fanout.dequeue('backlog', 'w', max_tasks => 25, wait => '3 s') WITH ORDINALITY d;
+		  FROM fanout.dequeue('backlog', 'w', max_tasks => 25, wait => '20 s') WITH ORDINALITY d;
 		EXIT WHEN claims.tasks IS NULL;
 		INSERT INTO delivered (task) SELECT unnest(claims.tasks);
 		PERFORM fanout.complete(claims.leases);

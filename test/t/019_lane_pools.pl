@@ -14,6 +14,8 @@ use Test::More;
 my $node = new_node('main', conf => "pg_fanout.max_lanes = 16");
 my $refills = "SELECT value::bigint FROM fanout.status() WHERE item = 'refills'";
 
+install_work_off($node);
+
 # A queue that has work in more partitions than there are lanes, and gives none out, leaves lanes to others
 $node->safe_psql('postgres', <<'EOS');
 SELECT fanout.create_queue(q) FROM unnest('{paused,other}'::text[]) q;
@@ -22,20 +24,6 @@ SELECT count(*) FROM fanout.enqueue_many('paused', 'x', array_fill('{}'::jsonb, 
 	partition_keys => ARRAY(SELECT 'key' || n % 100 FROM generate_series(1, 200) n));
 SELECT count(*) FROM fanout.enqueue_many('other', 'x', array_fill('{}'::jsonb, '{200}'),
 	partition_keys => ARRAY(SELECT 'key' || n % 100 FROM generate_series(1, 200) n));
-CREATE PROCEDURE work_off(queue_name text, tasks int) LANGUAGE plpgsql AS $$
-DECLARE
-	took bigint[];
-	done int := 0;
-BEGIN
-	WHILE done < tasks LOOP
-		took := ARRAY(SELECT lease FROM fanout.dequeue(queue_name, max_tasks => 8, wait => '5 s'));
-		COMMIT;
-		EXIT WHEN took = '{}';
-		done := done + cardinality(took);
-		PERFORM fanout.complete(took);
-		COMMIT;
-	END LOOP;
-END $$;
 EOS
 $node->safe_psql('postgres', "CALL work_off('other', 200)");
 is($node->safe_psql('postgres', "SELECT succeeded FROM fanout.queues WHERE queue = 'other'"), 200, 'another queue works');
@@ -47,6 +35,19 @@ cmp_ok($node->safe_psql('postgres', $refills) - $before, '<', 100, 'the keeper d
 $node->safe_psql('postgres', "SELECT fanout.resume_queue('paused')");
 $node->safe_psql('postgres', "CALL work_off('paused', 200)");
 is($node->safe_psql('postgres', "SELECT succeeded FROM fanout.queues WHERE queue = 'paused'"), 200, 'and so does that one');
+
+# The strays of a partition that can start none of them now are many reads long, and behind them is that of another one
+$node->safe_psql('postgres', <<'EOS');
+SELECT fanout.create_queue('many', partition_concurrency => 1, lease => '1 hour');
+SELECT count(*) FROM fanout.enqueue_many('other', 'x', array_fill('{}'::jsonb, '{16}'), partition_keys => ARRAY(SELECT 'key' || n FROM generate_series(1, 16) n));
+SELECT count(*) FROM fanout.dequeue('other', 'w', max_tasks => 16, lease => '1 hour');
+SELECT count(*) FROM fanout.enqueue_many('many', 'one of many', array_fill('{}'::jsonb, '{400}'), partition_key => 'many');
+SELECT fanout.enqueue('many', 'behind', partition_key => 'behind');
+SELECT count(*) FROM fanout.complete((SELECT array_agg(lease) FROM fanout.leases WHERE queue = 'other'));
+EOS
+is($node->safe_psql('postgres', "SELECT name FROM fanout.dequeue('many', 'w', wait => '20 s')"), $_, "a task comes that is $_")
+  foreach 'one of many', 'behind';
+$node->safe_psql('postgres', "SELECT fanout.drop_queue('many', force => true)");
 
 # A worker's word to wait keeps a partition in memory until it is over, not for ever
 $node->safe_psql('postgres', "DO \$\$ BEGIN FOR n IN 1 .. 40 LOOP PERFORM fanout.backpressure('other', now(), 'key' || n); COMMIT; END LOOP; END \$\$");
@@ -194,7 +195,7 @@ cmp_ok($node->safe_psql('postgres', "SELECT max(n) FROM (SELECT count(*) OVER (O
 $node->safe_psql('postgres', <<'EOS');
 SELECT fanout.drop_queue(q, force => true) FROM unnest('{two,fill}'::text[]) q;
 SELECT fanout.create_queue('later', partition_rate_limit => 100, partition_rate_period => '1 hour', synchronous_claims => true);
-SELECT count(*) FROM fanout.enqueue_many('later', 'x', array_fill('{}'::jsonb, '{5}'));
+SELECT count(*) FROM fanout.enqueue_many('later', 'x', array_fill('{}'::jsonb, '{5}'), partition_key => 'first');
 EOS
 my $open = session($node);
 $open->query_safe("BEGIN; SELECT lease FROM fanout.dequeue('later', 'open')");
@@ -203,6 +204,22 @@ is($node->safe_psql('postgres', "SELECT count(*) FROM fanout.dequeue('later', 'w
 $open->query_safe('ROLLBACK');
 $open->quit;
 is($node->safe_psql('postgres', "SELECT count(*) FROM fanout.dequeue('later', 'w', max_tasks => 5)"), 0, 'and no more');
+
+# nor is what a partition has started before
+$open = session($node);
+$node->safe_psql('postgres', <<'EOS');
+SELECT fanout.alter_queue('later', rate_limit => 100, rate_period => '1 hour', unset => '{partition_rate_limit}');
+SELECT count(*) FROM fanout.enqueue_many('later', 'x', array_fill('{}'::jsonb, '{5}'), partition_key => 'p');
+SELECT fanout.pause_partition('later', 'p');
+SELECT count(*) FROM fanout.dequeue('later', 'w', max_tasks => 5);
+SELECT fanout.resume_partition('later', 'p');
+EOS
+$open->query_safe("BEGIN; SELECT lease FROM fanout.dequeue('later', 'open')");
+$node->safe_psql('postgres', "SELECT fanout.alter_queue('later', partition_rate_limit => 1, partition_rate_period => '1 hour')");
+is($node->safe_psql('postgres', "SELECT count(*) FROM fanout.dequeue('later', 'w', max_tasks => 5)"), 1, 'one of the partition starts');
+$open->query_safe('ROLLBACK');
+$open->quit;
+is($node->safe_psql('postgres', "SELECT count(*) FROM fanout.dequeue('later', 'w', max_tasks => 5)"), 0, 'and no more of it');
 
 # Fewer places for limits than partitions that have started something, which 40 have before the server is told so
 my $starts_of = "SELECT count(*) FROM fanout.dequeue('limited', 'w', max_tasks => 100)";

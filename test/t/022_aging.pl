@@ -34,7 +34,7 @@ DECLARE
 	took record;
 BEGIN
 	FOR i IN 1 .. tasks LOOP
-		SELECT d.task, d.lease INTO took FROM fanout.dequeue(queue_name, 'w', wait => '5 s') d;
+		SELECT d.task, d.lease INTO took FROM fanout.dequeue(queue_name, 'w', wait => '20 s') d;
 		EXIT WHEN took.lease IS NULL;
 		IF i % 11 = 0 THEN
 			ROLLBACK;
@@ -49,6 +49,7 @@ BEGIN
 		INSERT INTO delivered (task) VALUES (took.task);
 		PERFORM fanout.complete(took.lease);
 		COMMIT;
+		EXIT WHEN (SELECT scheduled + ready + running = 0 FROM fanout.queues WHERE queue = queue_name);
 	END LOOP;
 END $$;
 CREATE VIEW out_of_order AS

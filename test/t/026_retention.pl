@@ -51,12 +51,13 @@ CREATE PROCEDURE work_off(queue text) LANGUAGE plpgsql AS $$
 DECLARE
 	leases bigint[];
 BEGIN
-	LOOP
-		SELECT array_agg(lease) INTO leases FROM fanout.dequeue(queue, 'w', max_tasks => 50, wait => '2 s');
-		EXIT WHEN leases IS NULL;
+	WHILE EXISTS (SELECT FROM fanout.queues q WHERE q.queue = work_off.queue AND ready > 0) LOOP
+		SELECT array_agg(lease) INTO leases FROM fanout.dequeue(queue, 'w', max_tasks => 50, wait => '20 s');
+		IF leases IS NULL THEN
+			RAISE 'nothing comes of queue %', queue;
+		END IF;
 		PERFORM fanout.complete(leases);
 		COMMIT;
-		EXIT WHEN NOT EXISTS (SELECT FROM fanout.queues q WHERE q.queue = work_off.queue AND ready + scheduled > 0);
 	END LOOP;
 END $$;
 EOS
@@ -111,9 +112,9 @@ query("SELECT fanout.retry($fails)");
 query("SELECT fanout.fail(lease, 'hopeless', final => true) FROM fanout.dequeue('jobs', 'w3')");
 is(query("SELECT count(*) FROM fanout.collect($enough, '0')"), 300, 'its outcomes are still there');
 $was{$_} = query($look{$_}) foreach 'tasks', 'attempts';
+my $before = retired();
 $reader->query_safe('COMMIT');
 $reader->quit;
-my $before = retired();
 becomes("SELECT value::int > $before FROM fanout.status() WHERE item = 'retired segments'", 'the segment is retired when the reader has gone');
 becomes("SELECT NOT EXISTS (SELECT FROM fanout.batch WHERE id = $enough)", 'the batch goes with its last task');
 is(tasks('done'), 1, 'what was finished is gone, but for a task of a batch that goes on');
@@ -171,7 +172,7 @@ query('DROP DATABASE restored WITH (FORCE)');
 # What was carried is worked off in its order, and its joins end.
 is(query("SELECT fanout.complete($lease, '1')"), 't', 'the lease is live');
 is(query("SELECT fanout.complete($lease, '1')"), 'f', 'and its completion may be repeated');
-is(query("SELECT name, checkpoints FROM fanout.dequeue('jobs', 'w4')"), 'late|{}', 'what is next');
+is(query("SELECT name, checkpoints FROM fanout.dequeue('jobs', 'w4', wait => '20 s')"), 'late|{}', 'what is next');
 query("SELECT fanout.complete(lease) FROM fanout.leases");
 is(query("SELECT string_agg(status, ' ' ORDER BY ordinal) FROM fanout.collect($growing, '10 s')"),
 	'succeeded succeeded', 'promise 8: the batch ends with all of its outcomes');
@@ -186,6 +187,7 @@ becomes("SELECT NOT EXISTS (SELECT FROM fanout.task WHERE id = $fails)", 'a fail
 query("SELECT fanout.purge_queue('jobs')");
 becomes("SELECT string_agg(name, ' ' ORDER BY id) = 'throttled' FROM fanout.task", 'and what was purged');
 set(retention => '2min');
+becomes("SELECT NOT EXISTS (SELECT FROM fanout.segments WHERE state = 'emptied')", 'there are segments to go on in');
 my $old = query("SELECT fanout.enqueue('done', 'old')");
 query("CALL work_off('done')");
 my $slot = query('SELECT fanout._next_segment()');

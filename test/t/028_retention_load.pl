@@ -22,7 +22,7 @@ EOC
 sub query { return $node->safe_psql('postgres', $_[0]); }
 
 query(<<'EOS');
-SELECT fanout.create_queue('jobs', lease => '1 min', backoff => '0', backoff_max => '0', max_attempts => 100);
+SELECT fanout.create_queue('jobs', lease => '1 hour', backoff => '0', backoff_max => '0', max_attempts => 100);
 CREATE TABLE produced (task bigint);
 CREATE TABLE step (task bigint);
 CREATE TABLE effect (task bigint);

@@ -40,7 +40,7 @@ for my $turn (1 .. 20)
 {
 	my $journaled = status('journaled');
 	$node->safe_psql('postgres', "SELECT fanout.enqueue('other', 'x')");
-	my $lease = $node->safe_psql('postgres', "SELECT lease FROM fanout.dequeue('other')");
+	my $lease = $node->safe_psql('postgres', "SELECT lease FROM fanout.dequeue('other', wait => '20 s')");
 	wait_until { status('journaled') > $journaled } "the keeper has journaled a claim";
 	$node->safe_psql('postgres', "SELECT fanout.complete($lease)");
 }

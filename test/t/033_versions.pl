@@ -62,7 +62,7 @@ sub install_version
 	return;
 }
 
-my $node = new_node('main', conf => "max_worker_processes = 16\nlog_min_messages = warning");
+my $node = new_node('main', conf => "max_worker_processes = 16\nlog_min_messages = warning\npg_fanout.max_wait = '3 min'");
 $node->safe_psql('postgres', 'CREATE ROLE stranger; CREATE DATABASE other');
 $node->safe_psql('other', 'CREATE EXTENSION pg_fanout');
 
@@ -113,7 +113,7 @@ EOS
 # 1. The next version is installed under the running server, which goes on; to update it then is refused, and disturbs
 # nobody: neither who waits nor who has a transaction open.
 install_version($new);
-my $waiter = start_client($node, "SELECT task FROM fanout.dequeue('empty', 'w2', wait => '25 s')");
+my $waiter = start_client($node, "SELECT task FROM fanout.dequeue('empty', 'w2', wait => '150 s')");
 my $open = session($node);
 $open->query_safe("BEGIN; SELECT fanout.enqueue('empty', 'of the open transaction')");
 $node->poll_query_until('postgres', "SELECT waiting_workers = 1 FROM fanout.queues WHERE queue = 'empty'") or die 'nobody waits';

@@ -137,9 +137,9 @@ sub goes_on
 # Starts that a rate limit remembers: two before the clock is set, and two after that, by a queue's limit and a partition's
 sub start_two
 {
-	my ($what) = @_;
+	my ($what, @queues) = @_;
 
-	foreach my $queue ('rated', 'parts')
+	foreach my $queue (@queues ? @queues : ('rated', 'parts'))
 	{
 		my $begin = time();
 		query("SELECT fanout.enqueue('$queue', 'rated', partition_key => 'p') FROM generate_series(1, 2)");
@@ -150,6 +150,10 @@ sub start_two
 	return;
 }
 goes_on('before');
+
+# A limit that lets one start in an hour; a claim that is rolled back takes nothing of it, whatever the clock was before
+query("SELECT fanout.create_queue('undone', synchronous_claims => true)");
+query("SELECT fanout.set_rate_limit('undone', 1, '1 hour'), fanout.enqueue('undone', 'x')");
 
 # Back by a day, and then forth to where it was
 query("SELECT fanout.enqueue('held', 'in an hour', delay => '1 hour')");
@@ -167,6 +171,7 @@ foreach my $step ([ 'back', -$day ], [ 'forth', 0 ], [ 'back once more', -$day ]
 	cmp_ok(seconds($begin), '<', 15, "$what: a wait ends after the time that it was given");
 	start_two($what);
 	goes_on($what);
+	is(query("BEGIN; SELECT name FROM fanout.dequeue('undone', 'w'); ROLLBACK"), 'x', "$what: start $_ that is rolled back") foreach 1, 2;
 	is(query("SELECT string_agg(state, ' ' ORDER BY state) FROM fanout.tasks WHERE queue = 'held'"), 'running scheduled', "$what: what waits for its time, and what runs");
 
 	# a keeper that ends is replaced
@@ -177,14 +182,26 @@ foreach my $step ([ 'back', -$day ], [ 'forth', 0 ], [ 'back once more', -$day ]
 	goes_on("$what, under another keeper");
 }
 
-# Rate limits are as exact as they were: after a crash, too, whose journal has starts of the time to come.
+# Rate limits are as exact as they were: after a crash, too, whose journal has starts of the time to come. So many that there
+# is no place for the one that a queue may have had.
 set_clock(0);
 start_two('before a crash');
+query(<<'EOS');
+SELECT fanout.create_queue('full', partition_rate_limit => 1, partition_rate_period => '1 hour');
+SELECT fanout.create_queue('placeless', rate_limit => 2, rate_period => '2 s');
+SELECT count(*) FROM fanout.enqueue_many('full', 'x', array_fill('{}'::jsonb, '{1500}'), partition_keys => ARRAY(SELECT 'key' || n FROM generate_series(1, 1500) n));
+SELECT count(fanout.complete(lease)) FROM fanout.dequeue('full', 'w', max_tasks => 1500);
+EOS
+$node->append_conf('postgresql.conf', 'pg_fanout.max_rate_entries = 1024');
 set_clock(-$day);
 $node->stop('immediate');
 with_clock(sub { $node->start });
 wait_for_memory($node);
+is(query("SELECT used FROM fanout.pools WHERE pool = 'rate entries'"), 1024, 'after a crash: all places for starts are taken');
+query("SELECT fanout.drop_queue('full')");
 start_two('after a crash');
+set_clock(-2 * $day);
+start_two('back after a crash', 'placeless');
 
 # Forth by a day while the keeper sleeps: it looks as soon as somebody has something for it to do, and else within a minute.
 set_clock(0);
@@ -208,7 +225,7 @@ SELECT fanout.enqueue('idle', 'late', deadline => clock_timestamp() + '1 hour');
 SELECT fanout._next_segment();
 SELECT fanout.enqueue('held', 'new segment');
 EOS
-my $held = query("SELECT lease FROM fanout.dequeue('held', 'w', lease => '30 s')");
+my $held = query("SELECT lease FROM fanout.dequeue('held', 'w', lease => '10 min')");
 becomes("SELECT EXISTS (SELECT FROM fanout.attempt WHERE lease = $held)", 'a lease before');
 my $finished = query("SELECT count(*) FROM fanout.tasks WHERE state = 'succeeded'");
 $node->stop;

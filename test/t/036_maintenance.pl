@@ -64,6 +64,7 @@ query("SELECT fanout.enqueue('idle', 'for the waiter')");
 ok(finish_clients($waiter), 'who waited') or diag(client_output($waiter));
 is(client_output($waiter), "t\n", 'is told of its task');
 ok(finish_clients(@producers, @workers), 'workers and producers') or diag(map { substr(client_output($_), -500) } @producers, @workers);
+ok(finish_clients(start_client($node, "CALL work('busy', 'last')")), 'the rest');
 is(join("\n", grep { !/ready|scheduled|running|held|idle|from a transaction/ } split /\n/, query('SELECT * FROM violations()')), '', 'promises 1 and 2: nothing is lost, nothing is done twice');
 is(query("SELECT count(*), count(*) FILTER (WHERE t.state <> 'succeeded') FROM produced JOIN fanout.tasks t USING (task)"), query('SELECT count(*) FROM produced') . '|0', 'and all is done');
 is(query("SELECT scheduled, ready, running FROM fanout.queues WHERE queue = 'busy'"), '0|0|0', 'promise 4: no permit is left');

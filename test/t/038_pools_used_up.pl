@@ -41,7 +41,7 @@ is(query("SELECT ready FROM fanout.queues WHERE queue = 'q4'"), 0, 'the last one
 $open[3]->query_safe('ROLLBACK; BEGIN; SELECT fanout.enqueue(\'q1\', \'more\'); SAVEPOINT s; SELECT count(*) FROM fanout.enqueue_many(\'q1\', \'x\', array_fill(\'1\'::jsonb, \'{30}\'))');
 cmp_ok(used('uncommitted tasks'), '<=', 32, 'by several in one transaction neither');
 $open[3]->query_safe('ROLLBACK');
-is(used('uncommitted tasks') . ' ' . used('tasks'), '0 0', 'a rollback gives back');
+becomes("(SELECT sum(used) = 0 FROM fanout.pools WHERE pool IN ('tasks', 'uncommitted tasks'))", 'a rollback gives back');
 $open[3]->query_safe("BEGIN; SELECT count(*) FROM fanout.enqueue_many('q4', 'x', array_fill('1'::jsonb, '{30}'))");
 query("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE state = 'idle in transaction'");
 drop_session($open[3]);
@@ -53,7 +53,7 @@ query("SELECT count(*) FROM fanout.enqueue_many('q1', 'x', array_fill('1'::jsonb
 my @leases;
 for (my $n = 0; $n < 20 && @leases < 64; $n++)
 {
-	push @leases, split /\n/, query("SELECT lease FROM fanout.dequeue('q1', 'w', max_tasks => 64, wait => '1 s')");
+	push @leases, split /\n/, query("SELECT lease FROM fanout.dequeue('q1', 'w', max_tasks => 64, wait => '20 s')");
 }
 is(scalar(@leases) . ' ' . used('leases'), '64 64', 'as many leases as there is memory for');
 is(query("SELECT count(*) FROM fanout.dequeue('q1', 'w')"), 0, 'then a dequeue returns nothing');

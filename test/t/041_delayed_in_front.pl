@@ -41,8 +41,8 @@ DECLARE
 	lost int := 0;
 	one int;
 BEGIN
-	WHILE n < 1000 AND lost < 10 LOOP
-		SELECT count(*) INTO one FROM fanout.dequeue('q', 'w', wait => '5 s') d, LATERAL fanout.complete(d.lease);
+	WHILE n < 1000 AND lost < 2 LOOP
+		SELECT count(*) INTO one FROM fanout.dequeue('q', 'w', wait => '20 s') d, LATERAL fanout.complete(d.lease);
 		COMMIT;
 		n := n + one;
 		lost := lost + (one = 0)::int;

@@ -46,7 +46,7 @@ CREATE PROCEDURE again() LANGUAGE plpgsql AS $$
 BEGIN
 	PERFORM fanout.retry(min(task)) FROM fanout.tasks WHERE name = 'old';
 	COMMIT;
-	PERFORM fanout.complete(lease) FROM fanout.dequeue('jobs', 'w', wait => '5 s');
+	PERFORM fanout.complete(lease) FROM fanout.dequeue('jobs', 'w', wait => '20 s');
 END $$;
 
 CREATE FUNCTION lost() RETURNS SETOF text LANGUAGE sql AS $$
@@ -86,7 +86,7 @@ sub cross
 		my $client;
 
 		ask($act) if !defined $until;
-		ask("SELECT fanout._set_point('$point', '" . ($how eq 'terminate' ? 'wait' : $how) . "')");
+		set_point($point, $how eq 'terminate' ? 'wait' : $how);
 		$client = start_client($node, $act) if defined $until;
 		if ($how eq 'kill')
 		{
@@ -173,11 +173,11 @@ sub segment_of
 {
 	my $lanes = "SELECT split_part(value, ' ', 1) = '0' FROM fanout.status() WHERE item = 'lanes in memory'";
 
-	ask("SELECT fanout.enqueue('rated', 'one', partition_key => 'k')");
 	ask("SELECT fanout._set_point('journal-copied', 'wait')");
-	ask("SELECT fanout.complete(lease) FROM fanout.dequeue('rated', 'w')");
 	ask("SELECT fanout.enqueue('jobs', 'held'); SELECT lease FROM fanout.dequeue('jobs', 'w')");
 	ok(becomes("SELECT reached > 0 FROM fanout._points() WHERE point = 'journal-copied'"), 'the keeper waits');
+	ask("SELECT fanout.enqueue('rated', 'one', partition_key => 'k')");
+	ask("SELECT fanout.complete(lease) FROM fanout.dequeue('rated', 'w')");
 	ok(becomes("SELECT finished_at < clock_timestamp() - '400 ms'::interval FROM fanout.tasks WHERE name = 'one'"), 'a start is over');
 	is(ask($lanes), 'f', 'that keeps a lane');
 	stop_at('journal-copied', 'cancel');

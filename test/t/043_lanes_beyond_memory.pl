@@ -59,8 +59,8 @@ DO $$
 DECLARE
 	one int := 1;
 BEGIN
-	WHILE one > 0 LOOP
-		SELECT count(*) INTO one FROM fanout.dequeue('lanes', 'w', max_tasks => 10, wait => '5 s') d,
+	WHILE one > 0 AND (SELECT ready > 0 FROM fanout.queues WHERE queue = 'lanes') LOOP
+		SELECT count(*) INTO one FROM fanout.dequeue('lanes', 'w', max_tasks => 10, wait => '20 s') d,
 			LATERAL fanout.complete(d.lease);
 		COMMIT;
 	END LOOP;

@@ -103,7 +103,7 @@ query("CREATE EXTENSION pg_fanout; SELECT fanout.create_queue('jobs'); SELECT fa
 $operator = lock_tables($journal, 'other');
 query("SELECT lease FROM fanout.dequeue('jobs', 'w')", 'other');
 becomes(sprintf($waits_for_lock, 'other'), 'a keeper waits for a lock');
-is(sqlstate($node, "SET statement_timeout = '9 s'; DROP DATABASE other WITH (FORCE)"), '', 'its database can be dropped');
+is(sqlstate($node, "SET statement_timeout = '60 s'; DROP DATABASE other WITH (FORCE)"), '', 'its database can be dropped');
 drop_session($operator);
 becomes("SELECT count(*) = 1 FROM pg_stat_activity WHERE backend_type ~ 'keeper'", 'the keeper has gone with it');
 

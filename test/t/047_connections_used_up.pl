@@ -57,7 +57,7 @@ my $starts = asked('SELECT keeper_starts FROM fanout.stats');
 asked("SELECT pg_terminate_backend(keeper_pid) FROM fanout.stats");
 ok_until("keeper_starts > $starts AND keeper_pid IS NOT NULL FROM fanout.stats", 'another keeper is started');
 asked("SELECT fanout.enqueue('jobs', 'later', delay => '100 ms')");
-is(asked("SELECT name FROM fanout.dequeue('jobs', 'w', wait => '20 s')"), 'later', 'timers work');
+is(asked("SELECT name FROM fanout.dequeue('jobs', 'w', lease => '10 min', wait => '20 s')"), 'later', 'timers work');
 ok_until('journal_lag = 0 FROM fanout.stats', 'the journal is written');
 asked("SELECT fanout.complete(lease) FROM fanout.leases");
 

@@ -36,11 +36,12 @@ EOS
 ok($node->poll_query_until('postgres', "SELECT ready = 16 AND in_memory = 16 FROM fanout.queues WHERE queue = 'full'"), 'the share of a queue is due');
 
 # The last place goes to a task that was due as well; the other one is on disk, and late first
-my ($in_memory, $on_disk) = split /\|/, $node->safe_psql('postgres', <<'EOS');
+my ($in_memory, $on_disk, $used) = split /[|\n]/, $node->safe_psql('postgres', <<'EOS');
 SELECT fanout.enqueue('paused', 't', delay => '1 ms', deadline => now() + interval '6 s'),
        fanout.enqueue('full', 't', deadline => now() + interval '4 s');
+SELECT value FROM fanout.status() WHERE item = 'tasks in memory';
 EOS
-is($node->safe_psql('postgres', "SELECT value FROM fanout.status() WHERE item = 'tasks in memory'"), '64 of 64', 'there is no memory for the task that is late first');
+is($used, '64 of 64', 'there is no memory for the task that is late first');
 
 sub is_cancelled
 {

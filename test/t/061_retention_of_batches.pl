@@ -21,8 +21,8 @@ my $tasks = 2000 * $parts;
 
 install_work_off($node);
 
-# How often somebody has asked for the tasks of a batch. A process tells when it ends.
-sub asked { return ask("SELECT seq_scan + idx_scan FROM pg_stat_all_tables WHERE relid = 'fanout.batch_part'::regclass"); }
+# How often somebody has asked for the tasks of a batch. A process tells when it ends, and we do before we look.
+sub asked { ask('SELECT pg_stat_force_next_flush()'); return ask("SELECT seq_scan + idx_scan FROM pg_stat_all_tables WHERE relid = 'fanout.batch_part'::regclass"); }
 
 sub keeper { return ask('SELECT keeper_pid FROM fanout.stats WHERE keeper_pid IS NOT NULL'); }
 sub has_ended { return becomes("SELECT NOT EXISTS (SELECT FROM pg_stat_activity WHERE pid = $_[0])"); }

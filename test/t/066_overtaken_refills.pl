@@ -96,6 +96,52 @@ come('grown', 105);
 	drain('partitions that leave memory');
 }
 
+# Partitions that left memory come back, and leave it again before anything of them is read
+{
+	my $lanes = 'SELECT count(*) FROM fanout._live_lanes() l JOIN fanout.queue q ON q.id = l.queue_id AND q.name';
+
+	ask("SELECT fanout.create_queue('back'); SELECT fanout.create_queue('e' || n) FROM generate_series(1, 15) n");
+	ask("SELECT fanout.set_partition('back', 'stays', concurrency => 5)");
+	ask("SELECT fanout.enqueue('back', 'x', partition_key => 'r' || n) FROM generate_series(1, 15) n");
+	ask("SELECT count(*) FROM fanout.dequeue('back', 'w', max_tasks => 100)");
+	ask("SELECT fanout.enqueue('back', 'x', partition_key => 'p' || n) FROM generate_series(1, 15) n");
+	is(ask("SELECT count(*) FROM fanout.partitions WHERE queue = 'back' AND partition_key LIKE 'p%'"), 0, 'there is room for none of 15 partitions');
+	# a keeper that fails meanwhile leaves nothing behind
+	ask("SELECT fanout._set_point('refill-read', 'error'), fanout._set_point('refill-done', 'wait')");
+	ask("SELECT count(fanout.complete(lease)) FROM fanout.leases");
+	ok(becomes("SELECT reached > 0 FROM fanout._points() WHERE point = 'refill-done'"), 'the keeper has found that there are some');
+	is(ask("$lanes = 'back'"), 16, 'all have room now');
+	ask("SELECT fanout.enqueue('e' || n, 'x', partition_key => 'p') FROM generate_series(1, 15) n");
+	is(ask("$lanes = 'back'"), 1, 'and leave memory again');
+	ask("SELECT fanout.drop_queue('e' || n, force => true) FROM generate_series(1, 15) n");
+	stop_at('refill-done', 'go on');
+	is($node->psql('postgres', "CALL work_off('back', 15)"), 0, 'the task of each comes');
+	ask("SELECT fanout.set_partition('back', 'stays', unset => '{concurrency}')");
+	drain('partitions that come back');
+}
+
+# One that leaves memory when the first of its tasks have been read, and have ended: what comes last has smaller ids, and was
+# not read
+{
+	ask("SELECT fanout.create_queue(q) FROM unnest('{mixed,e1,e2,e3}'::text[]) q");
+	ask("SELECT fanout.enqueue('mixed', 'x', partition_key => 'r' || n) FROM generate_series(1, 16) n");
+	ask("SELECT count(*) FROM fanout.dequeue('mixed', 'w', max_tasks => 100)");
+	ask("SELECT fanout.enqueue_many('mixed', 'last', array_fill('1'::jsonb, '{20}'), partition_key => 'p', priority => 5)");
+	ask("SELECT fanout.enqueue_many('mixed', 'first', array_fill('1'::jsonb, '{100}'), partition_key => 'p')");
+	ask("SELECT fanout._set_point('refill-done', 'wait', skip => 1)");
+	ask("SELECT fanout.complete(min(lease)) FROM fanout.leases");
+	ok(becomes("SELECT reached > 0 FROM fanout._points() WHERE point = 'refill-done'"), 'the keeper has read of a partition');
+	is(ask("SELECT ready FROM fanout.partitions WHERE queue = 'mixed' AND partition_key = 'p'"), 64, 'what comes first of it is in memory');
+	is(ask("SELECT count(fanout.cancel(task)) FROM fanout.tasks WHERE queue = 'mixed' AND name = 'first'"), 100, 'and is cancelled');
+	ask("SELECT fanout.enqueue('e' || n, 'x', partition_key => 'p') FROM generate_series(1, 3) n");
+	is(ask("SELECT count(*) FROM fanout.partitions WHERE queue = 'mixed'"), 15, 'the partition leaves memory');
+	stop_at('refill-done', 'go on');
+	ask("SELECT count(*) FROM fanout.complete((SELECT array_agg(lease) FROM fanout.leases))");
+	is($node->psql('postgres', "CALL work_off('mixed', 20)"), 0, 'what comes last comes');
+	ask("SELECT fanout.drop_queue('e' || n, force => true) FROM generate_series(1, 3) n");
+	drain('a partition that leaves memory again');
+}
+
 # Nobody overtakes one that reads the first tasks of each of two segments: of the second one there are more, also when it has
 # room for all that it has read
 ask("SELECT fanout.create_queue('segments')");
@@ -104,5 +150,16 @@ ask('SELECT fanout._next_segment()');
 ask("SELECT fanout.enqueue_many('segments', 'x', array_fill('1'::jsonb, '{300}'), partition_key => 'p')");
 is($node->psql('postgres', "CALL work_off('segments', 600)"), 0, 'all tasks of a partition in two segments come');
 drain('segments');
+
+# nor before it has come to the end of what has ended in one of them
+my $put = "SELECT count(*) FROM fanout.enqueue_many('segments', 'x', array_fill('1'::jsonb, '{%d}'), partition_key => 'q', priority => %d)";
+ask(sprintf($put, 1000, 0));
+is($node->psql('postgres', "CALL work_off('segments', 1000)"), 0, 'a segment with many that have ended,');
+ask(sprintf($put, 10, 9));
+ask('SELECT fanout._next_segment()');
+ask(sprintf($put, 200, 9));
+ask(sprintf($put, 300, -9));
+is($node->psql('postgres', "CALL work_off('segments', 510)"), 0, 'and few that come first of what waits in both');
+drain('what has ended');
 
 finish();

@@ -16,7 +16,17 @@ my $node = new_node('main', conf => "pg_fanout.retention = -1\nautovacuum = off\
 
 sub query { return $node->safe_psql('postgres', $_[0]); }
 sub becomes { return ok($node->poll_query_until('postgres', $_[0]), $_[1]); }
-sub retire_old { return query("ALTER SYSTEM SET pg_fanout.retention = '1s'; SELECT pg_reload_conf()"); }
+
+# A connection that has the new value was made when the postmaster had told all others.
+sub set_retention
+{
+	my ($retention) = @_;
+
+	query("ALTER SYSTEM SET pg_fanout.retention = '$retention'");
+	query('SELECT pg_reload_conf()');
+	$node->poll_query_until('postgres', "SELECT current_setting('pg_fanout.retention') = '$retention'") or die "the retention is not $retention";
+	return;
+}
 
 # Tasks of the batch, in the current segment
 sub add_ended
@@ -47,7 +57,7 @@ query("SELECT fanout.seal_batch(batch) FROM fanout.batches WHERE NOT sealed");
 # The first segment is in use, so the second one goes first
 my $reader = session($node);
 $reader->query_safe('BEGIN; SELECT count(*) FROM fanout.outcome_1');
-retire_old();
+set_retention('1s');
 becomes('SELECT retired_segments > 0 FROM fanout.stats', 'a segment is retired');
 is(query("SELECT state FROM fanout.segments WHERE segment = 1"), 'older', 'but not the first one');
 is(tasks($over), 'ended succeeded', 'of a batch that has ended a task goes');
@@ -61,7 +71,7 @@ is(tasks($back), 'unfinished scheduled, ended succeeded', 'and all of them stay'
 is(tasks($forward), 'ended succeeded, unfinished scheduled', 'whatever is moved first');
 
 # They can be collected then
-query("ALTER SYSTEM SET pg_fanout.retention = '1h'; SELECT pg_reload_conf()");
+set_retention('1h');
 query("SELECT fanout.cancel(task) FROM fanout.tasks WHERE name = 'unfinished'");
 is(query("SELECT string_agg(status, ' ' ORDER BY ordinal) FROM fanout.collect($back, '10 s')"), 'cancelled succeeded', 'it is collected when it has ended');
 is(query("SELECT string_agg(status, ' ' ORDER BY ordinal) FROM fanout.collect($forward, '10 s')"), 'succeeded cancelled', 'and so is the other one');

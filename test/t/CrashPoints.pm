@@ -9,6 +9,8 @@
 #		crash, fail and stop the process at each of the story's points, and look what has come of it
 # crash_at(story, point), fail_at(story, point, how), begin(story, point, action)
 #		the same for one point
+# set_point(point, action)
+#		what happens to who comes to the point; if he is to be killed, that may be before we hear of it
 # ask(sql), becomes(sql)
 #		by a session that is there until the server crashes: the answer; true once that is true
 # stop_at(point, how), has_crashed()
@@ -30,7 +32,7 @@ use Test::More;
 
 our @EXPORT = qw(
   crash_points_node claim_sql cross_for_client cross_for_keeper crash_at fail_at begin settles drain finish
-  ask becomes has_crashed stop_at
+  set_point ask becomes has_crashed stop_at
 );
 
 my ($node, $control, $last_launcher);
@@ -129,7 +131,7 @@ CREATE PROCEDURE drain() LANGUAGE plpgsql AS $$
 BEGIN
 	PERFORM fanout.reschedule(ARRAY(SELECT task FROM fanout.tasks WHERE state = 'scheduled'), delay => '0');
 	COMMIT;
-	FOR i IN 1 .. 300 LOOP
+	LOOP
 		PERFORM fanout.complete(ARRAY(SELECT lease FROM fanout.leases));
 		COMMIT;
 		PERFORM fanout.complete(ARRAY(SELECT d.lease FROM fanout.dequeue(ARRAY(SELECT queue FROM fanout.queues), 'drain', max_tasks => 300, wait => '20 ms') d));
@@ -191,6 +193,15 @@ sub begin
 	$times //= 1;
 	ask(tagged(($story->{prepare} // 'SELECT') . "; CALL rest(); SELECT fanout._set_point('$point', '$action', times => $times);", $tag));
 	return ($tag, start_client($node, tagged($story->{act}, $tag)));
+}
+
+sub set_point
+{
+	my ($point, $action) = @_;
+
+	return if eval { ask("SELECT fanout._set_point('$point', '$action')"); 1 };
+	die $@ if $action ne 'kill';
+	return;
 }
 
 sub stop_at

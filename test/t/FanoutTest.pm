@@ -12,6 +12,8 @@
 #		poll until the block is true, or give up
 # processes(node, kind)
 #		pids of our background processes; kind is launcher or keeper
+# stop_keeper(node)
+#		stop the only keeper while it sleeps, and holds nothing; its pid, for kill('CONT', ...)
 # wait_for_memory(node, db)
 #		memory has been filled after a start: from now on views show what is, and no function waits for it
 # crash(node), start_after_crash(node)
@@ -40,7 +42,7 @@ use Time::HiRes qw(usleep);
 
 our @EXPORT = qw(
   new_node sqlstate try_query session session_sqlstate drop_session wait_until
-  processes wait_for_memory crash start_after_crash
+  processes stop_keeper wait_for_memory crash start_after_crash
   install_ledger install_work_off install_misplaced look is_as_it_was start_client finish_clients client_output
 );
 
@@ -122,6 +124,27 @@ sub processes
 	);
 
 	return split /\n/, $pids;
+}
+
+# Stopped at any other moment it might have a lock that others want.
+sub stop_keeper
+{
+	my ($node) = @_;
+	my $sleeps = "SELECT wait_event_type = 'Extension' FROM pg_stat_activity WHERE backend_type = 'pg_fanout keeper'";
+	my $keeper;
+	my $stopped = wait_until
+	{
+		($keeper) = processes($node, 'keeper');
+		return 0 unless defined $keeper && $node->safe_psql('postgres', $sleeps) eq 't';
+		kill 'STOP', $keeper;
+		return 1 if $node->safe_psql('postgres', $sleeps) eq 't';
+		kill 'CONT', $keeper;
+		return 0;
+	}
+	'a keeper that sleeps';
+
+	die 'the keeper does not sleep' unless $stopped;
+	return $keeper;
 }
 
 # Without an input: a psql that finds no server may be gone before it could be written, which would be an error of our own.
@@ -271,7 +294,8 @@ BEGIN
 	END LOOP;
 END $$;
 
-CREATE PROCEDURE work(queue_name text, worker_name text) LANGUAGE plpgsql AS $$
+-- A worker leaves when nothing is left, which may be so for a moment while others produce; one that stays does not.
+CREATE PROCEDURE work(queue_name text, worker_name text, stays boolean DEFAULT false) LANGUAGE plpgsql AS $$
 DECLARE
 	claim record;
 	ended text;
@@ -280,7 +304,7 @@ BEGIN
 		SELECT * INTO claim FROM fanout.dequeue(queue_name, worker_name, wait => '200 ms');
 		COMMIT;
 		IF claim.lease IS NULL THEN
-			EXIT WHEN NOT EXISTS (SELECT FROM fanout.queues q
+			EXIT WHEN NOT stays AND NOT EXISTS (SELECT FROM fanout.queues q
 								   WHERE q.queue = queue_name AND q.scheduled + q.ready + q.running > 0);
 			CONTINUE;
 		END IF;
