@@ -7,6 +7,8 @@
 
 #include "fmgr.h"
 
+#include "registry.h"
+
 /* What a step spawned. */
 typedef struct Spawn
 {
@@ -35,7 +37,7 @@ extern void spawn_end(const Spawn *spawn);
 extern int64 batch_create(text *join, int64 join_count, bool sealed, bool *early_join);
 
 /* 42704 */
-extern void throw_missing_batch(int64 batch) pg_attribute_noreturn();
+pg_noreturn extern void throw_missing_batch(int64 batch);
 
 /* Throw unless the batch, of this owner as was read, is there (42704) and the current role's (42501). */
 extern void check_batch_owner(int64 batch, Oid owner);

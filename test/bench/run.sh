@@ -70,7 +70,7 @@ for part in $parts; do
 done
 [ "$rows" -ge 1000 ] || die "ROWS must be 1000 at least"
 
-need_packages postgresql-15
+need_packages "postgresql-$PG_MAJOR"
 
 dir=$(scratch_dir bench)
 trap remove_all EXIT

@@ -36,14 +36,17 @@
 # The library must be installed first (make install). Clients may run as any user who can enter DIR: root, and the
 # user of run_as_user. Nothing here stops or uses a server that it did not create.
 #
-# Sets: REPO_DIR (the checkout), PG_CONFIG, PG_BINDIR (first in PATH), PYTHON (the one that has Debian's psycopg).
+# Sets: REPO_DIR (the checkout), PG_CONFIG, PG_BINDIR (first in PATH), PG_MAJOR (whose Debian packages are asked for: the version
+# in PG_CONFIG's path, 15 if it has none), PYTHON (the one that has Debian's psycopg).
 
 REPO_DIR=$(cd "$(dirname "${BASH_SOURCE[0]}")/../.." && pwd)
 PG_CONFIG=${PG_CONFIG:-/usr/lib/postgresql/15/bin/pg_config}
 PG_BINDIR=$(dirname "$PG_CONFIG")
+PG_MAJOR=15
+[[ ! $PG_CONFIG =~ /postgresql/([0-9]+)/ ]] || PG_MAJOR=${BASH_REMATCH[1]}
 PYTHON=${PYTHON:-/usr/bin/python3}
 PATH=$PG_BINDIR:$PATH
-export REPO_DIR PG_CONFIG PG_BINDIR PYTHON PATH
+export REPO_DIR PG_CONFIG PG_BINDIR PG_MAJOR PYTHON PATH
 
 say() { printf '%s\n' "$*" >&2; }
 die() { say "error: $*"; exit 1; }

@@ -23,7 +23,7 @@ sample=60
 [ "$seconds" -ge 600 ] || sample=10
 args='{"url": "https://docs.example.org/pages/0123456789/index.html", "digest": "012345678901234"}'
 
-need_packages postgresql-15
+need_packages "postgresql-$PG_MAJOR"
 dir=$(scratch_dir soak)
 trap 'server_remove "$dir"' EXIT
 trap 'exit 130' INT TERM

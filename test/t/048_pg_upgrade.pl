@@ -1,5 +1,6 @@
 # pg_upgrade of a cluster with work in flight: what is queued, delayed, leased, finished and batched is there afterwards,
-# and work goes on. From this version of PostgreSQL to the same one, which pg_upgrade takes like any other.
+# and work goes on. From this version of PostgreSQL to the same one, which pg_upgrade takes like any other; or from an older
+# one that has this version of the extension: FANOUT_OLD_PG=/usr/lib/postgresql/15
 #
 # Promise 7: as after a restart. Promise 2: no number is given again.
 
@@ -15,7 +16,8 @@ use PostgreSQL::Test::Utils;
 use Test::More;
 
 my $conf = "max_worker_processes = 16\npg_fanout.retention = -1\n";
-my $old = new_node('old', conf => $conf);
+my $old_path = $ENV{FANOUT_OLD_PG};
+my $old = new_node('old', conf => $conf, new => [ $old_path ? (install_path => $old_path) : () ]);
 my %look = (
 	queues => 'SELECT queue, scheduled, ready, running FROM fanout.queues ORDER BY 1',
 	tasks => 'SELECT task, queue, name, args, state, priority, partition_key, key, batch, run_at, deadline, attempt, lease, worker, finished_at, result, error FROM fanout.tasks ORDER BY 1',
@@ -60,7 +62,8 @@ my ($last_task, $last_batch) = split /\|/, $old->safe_psql('postgres', 'SELECT m
 $old->stop;
 
 my $new = PostgreSQL::Test::Cluster->new('new');
-$new->init;
+# pg_upgrade wants both with checksums or both without, and initdb has other ideas about them from 18 on
+$new->init(extra => [ $new->pg_version >= 18 && $old->pg_version < 18 ? '--no-data-checksums' : () ]);
 $new->append_conf('postgresql.conf', "shared_preload_libraries = 'pg_fanout'\nmax_connections = 50\n$conf");
 chdir PostgreSQL::Test::Utils::tempdir() or die;
 foreach my $check ([ '--check' ], [])

@@ -1,6 +1,6 @@
 # Long orders on disk: by rank, by partition and rank, by id, and by time, over many pages of their indexes and over three
-# segments, with tasks between them that have ended. Each task is given out once, and in its order. Needs a checked
-# build, which looks at the counts of what waits meanwhile.
+# segments, with tasks between them that have ended. Each task is given out once, and in its order.
+# Needs a checked build, which looks at the counts of what waits meanwhile.
 #
 # Promise 2: each task has one outcome. Promise 7: none is lost.
 

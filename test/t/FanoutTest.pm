@@ -1,6 +1,6 @@
 # What the TAP tests share.
 #
-# new_node(name, conf => 'text', init => [...])
+# new_node(name, conf => 'text', init => [...], new => [...])
 #		a running server with pg_fanout preloaded and created in database postgres
 # sqlstate(node, sql, db)
 #		the SQLSTATE with which the SQL fails, '' if it does not
@@ -51,7 +51,7 @@ my $clients = 0;
 sub new_node
 {
 	my ($name, %params) = @_;
-	my $node = PostgreSQL::Test::Cluster->new($name);
+	my $node = PostgreSQL::Test::Cluster->new($name, @{ $params{new} // [] });
 
 	$node->init(@{ $params{init} // [] });
 	$node->append_conf('postgresql.conf', <<EOC);

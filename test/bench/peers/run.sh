@@ -24,7 +24,7 @@ for system in $systems; do
 	[[ " $all_systems " = *" $system "* ]] || die "there is no system \"$system\"; there are: $all_systems"
 done
 
-need_packages postgresql-15
+need_packages "postgresql-$PG_MAJOR"
 command -v npm >/dev/null || need_packages nodejs npm
 
 dir=$(scratch_dir peers)
