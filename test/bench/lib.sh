@@ -78,20 +78,27 @@ wait_until() {
 }
 
 # Ticks of CPU, a hundredth of a second each, that the server's processes have used so far, those that have ended
-# included: the postmaster has waited for them. Builtins only, which takes a millisecond or two.
+# included: the postmaster has waited for them. Who ends meanwhile would be missed: then all are read once more. Builtins
+# only, which takes some milliseconds.
 server_cpu() { # POSTMASTER
-	local pid=$1 child children=() stat
+	local pid=$1 child children stat last="" now
 
-	read -r stat <"/proc/$pid/stat"
-	# shellcheck disable=SC2206
-	stat=(${stat##*) })
-	cpu=$((stat[11] + stat[12] + stat[13] + stat[14]))
-	read -ra children <"/proc/$pid/task/$pid/children" || true
-	for child in "${children[@]}"; do
-		{ read -r stat <"/proc/$child/stat"; } 2>/dev/null || continue
+	while :; do
+		read -r stat <"/proc/$pid/stat"
+		children=()
+		read -ra children <"/proc/$pid/task/$pid/children" || true
 		# shellcheck disable=SC2206
 		stat=(${stat##*) })
-		cpu=$((cpu + stat[11] + stat[12]))
+		now="${stat[13]} ${stat[14]} ${children[*]}"
+		[ "$now" != "$last" ] || return 0
+		last=$now
+		cpu=$((stat[11] + stat[12] + stat[13] + stat[14]))
+		for child in "${children[@]}"; do
+			{ read -r stat <"/proc/$child/stat"; } 2>/dev/null || continue
+			# shellcheck disable=SC2206
+			stat=(${stat##*) })
+			cpu=$((cpu + stat[11] + stat[12]))
+		done
 	done
 }
 
