@@ -57,12 +57,23 @@ sub wakeups
 }
 
 # One who hurries, beside one who waits
-$node->safe_psql('postgres', "SELECT count(*) FROM fanout.enqueue_many('q', 't', array_fill('{}'::jsonb, '{20000}'))");
+$node->safe_psql('postgres', "SELECT count(*) FROM fanout.enqueue_many('q', 't', array_fill('{}'::jsonb, '{60000}'))");
 my $waiter = start_client($node, 'CALL wait()');
 wait_until { $node->safe_psql('postgres', 'SELECT count(*) > 0 FROM waited') eq 't' } 'it works';
-my $before = wakeups();
-$node->safe_psql('postgres', 'CALL hurry(200)');
-cmp_ok(wakeups() - $before, '<', 100, 'a worker that comes back at once has its permit again');
+
+# One whom the machine lets come back late finds the other at work, and both are woken for each task: so it would be always if
+# none was waited for. Some run of tasks goes better, however busy the machine is.
+my $fewest;
+for (my $try = 0; $try < 10 && (!defined $fewest || $fewest >= 100); $try++)
+{
+	my $before = wakeups();
+
+	$node->safe_psql('postgres', 'CALL hurry(200)');
+	my $woken = wakeups() - $before;
+	$fewest = $woken if !defined $fewest || $woken < $fewest;
+	note "$woken were woken";
+}
+cmp_ok($fewest, '<', 100, 'a worker that comes back at once has its permit again');
 
 # It came at once, but for the last time: the other one does not wait until its time is over
 my $gone = $node->safe_psql('postgres', 'SELECT clock_timestamp()');
@@ -70,7 +81,7 @@ ok($node->poll_query_until('postgres', "SELECT count(*) > 100 FROM waited WHERE 
 is($node->safe_psql('postgres', "SELECT min(at) - '$gone' < '1 min' FROM waited WHERE at > '$gone'"), 't', 'without delay');
 $node->safe_psql('postgres', "SELECT fanout.purge_queue('q'), fanout.enqueue('q', 'last')");
 ok(finish_clients($waiter), 'to its end');
-is($node->safe_psql('postgres', "SELECT succeeded + cancelled FROM fanout.queues WHERE queue = 'q'"), 20001, 'with all of it');
+is($node->safe_psql('postgres', "SELECT succeeded + cancelled FROM fanout.queues WHERE queue = 'q'"), 60001, 'with all of it');
 
 $node->stop;
 done_testing();
