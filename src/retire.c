@@ -134,8 +134,7 @@ carry_rows(const char *kind, const char *column, const SurvivorLook *look, int h
 				   " INSERT INTO fanout.%s_%d SELECT * FROM moved",
 				   kind, look->segment + 1, column, kind, heir + 1);
 	statement.sql = sql;
-	(void) spi_run(&statement, values, NULL);
-	SPI_freeplan(statement.plan);
+	(void) spi_run_once(&statement, values);
 	pfree(sql);
 	pfree(ids);
 	pfree(DatumGetPointer(values[0]));

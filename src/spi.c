@@ -76,6 +76,17 @@ spi_follow_order(void)
 		set_here(off[i], "off");
 }
 
+/* The plan goes with the SpiScope, or with the error that ends that. */
+static SPIPlanPtr
+plan_of(SpiStatement *statement)
+{
+	SPIPlanPtr	plan = SPI_prepare(statement->sql, statement->nargs, statement->types);
+
+	if (plan == NULL)
+		elog(ERROR, "SPI_prepare failed: %s", SPI_result_code_string(SPI_result));
+	return plan;
+}
+
 static void
 prepare(SpiStatement *statement)
 {
@@ -83,9 +94,7 @@ prepare(SpiStatement *statement)
 
 	if (statement->plan != NULL)
 		return;
-	plan = SPI_prepare(statement->sql, statement->nargs, statement->types);
-	if (plan == NULL)
-		elog(ERROR, "SPI_prepare failed: %s", SPI_result_code_string(SPI_result));
+	plan = plan_of(statement);
 	if (SPI_keepplan(plan) != 0)
 		elog(ERROR, "SPI_keepplan failed");
 	statement->plan = plan;
@@ -120,6 +129,17 @@ spi_run(SpiStatement *statement, Datum *values, const char *nulls)
 
 	prepare(statement);
 	processed = execute(statement, values, nulls, InvalidSnapshot, false);
+	CommandCounterIncrement();
+	return processed;
+}
+
+uint64
+spi_run_once(SpiStatement *statement, Datum *values)
+{
+	uint64		processed;
+
+	statement->plan = plan_of(statement);
+	processed = execute(statement, values, NULL, InvalidSnapshot, false);
 	CommandCounterIncrement();
 	return processed;
 }

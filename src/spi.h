@@ -37,6 +37,9 @@ extern void spi_follow_order(void);
 /* Run it; NULLs where "nulls" has 'n'.  The result is in SPI_tuptable. */
 extern uint64 spi_run(SpiStatement *statement, Datum *values, const char *nulls);
 
+/* The same for one that was made up for this call: its plan is not kept. */
+extern uint64 spi_run_once(SpiStatement *statement, Datum *values);
+
 /* The same, seeing all that is committed by now, whatever the isolation level. */
 extern uint64 spi_run_latest(SpiStatement *statement, Datum *values, const char *nulls);
 
