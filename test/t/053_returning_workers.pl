@@ -61,8 +61,8 @@ $node->safe_psql('postgres', "SELECT count(*) FROM fanout.enqueue_many('q', 't',
 my $waiter = start_client($node, 'CALL wait()');
 wait_until { $node->safe_psql('postgres', 'SELECT count(*) > 0 FROM waited') eq 't' } 'it works';
 
-# One whom the machine lets come back late finds the other at work, and both are woken for each task: so it would be always if
-# none was waited for. Some run of tasks goes better, however busy the machine is.
+# One whom the machine lets come back late finds the other at work: somebody is woken for each task at least, as would be always
+# if none was waited for. Some run of tasks goes better, however busy the machine is.
 my $fewest;
 for (my $try = 0; $try < 10 && (!defined $fewest || $fewest >= 100); $try++)
 {
