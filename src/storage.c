@@ -52,6 +52,7 @@ typedef struct LogTable
 	ResultRelInfo *result_relation;
 	Oid		   *index_oids;
 	TupleDesc	desc;
+	TupleDesc	stored[LOG_MAX_COLUMNS + 1];	/* of its first columns, by their number; made when needed */
 	int			slot_count;		/* slots made so far */
 	int			used;			/* slots that hold a row */
 	TupleTableSlot *slots[WRITER_SLOTS];
@@ -91,6 +92,13 @@ static const int task_columns[LOG_KINDS] = {
 	[LOG_ATTEMPT] = ATTEMPT_TASK,
 	[LOG_CHECKPOINT] = CHECKPOINT_TASK,
 	[LOG_OUTCOME] = OUTCOME_TASK,
+};
+
+static const int column_counts[LOG_KINDS] = {
+	[LOG_TASK] = TASK_COLUMNS,
+	[LOG_ATTEMPT] = ATTEMPT_COLUMNS,
+	[LOG_CHECKPOINT] = CHECKPOINT_COLUMNS,
+	[LOG_OUTCOME] = OUTCOME_COLUMNS,
 };
 
 static LogTable log_tables[LOG_KINDS][FANOUT_SEGMENTS];
@@ -334,17 +342,48 @@ make_slot(SegmentWriter *writer)
 	MemoryContext caller = MemoryContextSwitchTo(writer->table->context);
 	TupleTableSlot *slot;
 
-	slot = MakeSingleTupleTableSlot(writer->table->desc, table_slot_callbacks(writer->relation));
+	slot = MakeSingleTupleTableSlot(writer->table->desc, &TTSOpsHeapTuple);
 	slot->tts_tableOid = RelationGetRelid(writer->relation);
 	MemoryContextSwitchTo(caller);
 	return slot;
 }
 
+/* What the first columns of the table are. */
+static TupleDesc
+first_columns(LogTable *table, int count)
+{
+	MemoryContext caller;
+
+	if (table->stored[count] == NULL)
+	{
+		caller = MemoryContextSwitchTo(table->context);
+		table->stored[count] = CreateTemplateTupleDesc(count);
+		for (int i = 1; i <= count; i++)
+			TupleDescCopyEntry(table->stored[count], i, table->desc, i);
+		MemoryContextSwitchTo(caller);
+	}
+	return table->stored[count];
+}
+
+/*
+ * A row ends with its last column that has a value.  PostgreSQL takes a column
+ * that a row does not reach for NULL, as in a table that was given columns
+ * later, and a row of eight columns has a header that is 8 bytes shorter.
+ */
+static HeapTuple
+form_row(LogTable *table, int count, const Datum *values, const bool *nulls)
+{
+	while (nulls[count - 1])
+		count--;
+	return heap_form_tuple(first_columns(table, count), unconstify(Datum *, values), unconstify(bool *, nulls));
+}
+
 static void
-add_row(SegmentWriter *writer, const Datum *values, const bool *nulls, ItemPointer tid_out)
+add_row(SegmentWriter *writer, int columns, const Datum *values, const bool *nulls, ItemPointer tid_out)
 {
 	LogTable   *table = writer->table;
 	TupleTableSlot *slot;
+	MemoryContext caller;
 
 	if (table->used == WRITER_SLOTS)
 		flush(writer);
@@ -355,11 +394,11 @@ add_row(SegmentWriter *writer, const Datum *values, const bool *nulls, ItemPoint
 	}
 	slot = table->slots[table->used];
 
-	memcpy(slot->tts_values, values, table->desc->natts * sizeof(Datum));
-	memcpy(slot->tts_isnull, nulls, table->desc->natts * sizeof(bool));
-	ExecStoreVirtualTuple(slot);
+	/* where the slot is: it has to outlive a transaction that fails */
+	caller = MemoryContextSwitchTo(slot->tts_mcxt);
+	ExecStoreHeapTuple(form_row(table, columns, values, nulls), slot, true);
+	MemoryContextSwitchTo(caller);
 	writer->tids[table->used++] = tid_out;
-	ExecMaterializeSlot(slot);
 }
 
 /* Add a row; its place goes to "tid_out" (may be NULL) by the time the writer is closed. */
@@ -376,7 +415,7 @@ log_writer_add(LogWriter *writer, const Datum *values, const bool *nulls, ItemPo
 		if (writer->segments[segment] == NULL)
 			writer->segments[segment] = open_segment_writer(writer->kind, segment, writer->expected_rows);
 	}
-	add_row(writer->segments[segment], values, nulls, tid_out);
+	add_row(writer->segments[segment], column_counts[writer->kind], values, nulls, tid_out);
 }
 
 /* Write what is left, and let go of the relation; its lock stays until the transaction ends. */

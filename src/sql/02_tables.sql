@@ -97,19 +97,21 @@ CREATE TABLE fanout.task (
     id           bigint PRIMARY KEY,
     enqueued_at  timestamptz NOT NULL,
     queue        int NOT NULL,
+    name         text NOT NULL,
+    args         jsonb,
+    -- Of a row that is inserted only the columns up to the last one with a value are stored. With the first eight
+    -- of them the header is shorter: most tasks have no others.
+    batch        bigint,
+    lane         bigint,            -- hash of the partition key
+    partition_key text,
     priority     int,               -- NULL: the usual one, which is 0
     run_at       timestamptz,
-    batch        bigint,
     parent       bigint,
     max_attempts smallint,
-    lane         bigint,            -- hash of the partition key
     rank         bigint,            -- in a queue with aging: its place in its lane, instead of the priority
     deadline     timestamptz,       -- it is cancelled unless it has started by then
     key_until    timestamptz,       -- it holds its key until then; NULL: until it has ended
     cost         int,               -- units of rate limits; NULL: 1
-    name         text NOT NULL,
-    args         jsonb,
-    partition_key text,
     fair_group   text,
     key          text COLLATE "C",  -- of the tasks of a queue that have the same, the latest one may hold it
     CHECK (false) NO INHERIT
