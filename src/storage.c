@@ -188,11 +188,36 @@ make_result_relation(LogTable *table, Relation relation)
 	return result_relation;
 }
 
+/*
+ * Columns that an operator has added get no value from us: a row that ends
+ * before them has what they were added with.  Where there is no such value,
+ * as after a rewrite, that would be NULL, also in a column that PostgreSQL
+ * takes for NOT NULL: it would look for a value behind the end of the row.
+ */
 static void
-learn_table(LogTable *table, Relation relation)
+check_added_columns(TupleDesc desc, int ours, const char *table_name)
+{
+	for (int i = ours; i < desc->natts; i++)
+	{
+		Form_pg_attribute column = TupleDescAttr(desc, i);
+
+		if (column->attisdropped)
+			continue;
+		if (column->attgenerated == ATTRIBUTE_GENERATED_STORED || (column->attnotnull && !column->atthasmissing))
+			ereport(ERROR,
+					(errcode(ERRCODE_NOT_NULL_VIOLATION),
+					 errmsg("column \"%s\" of table \"%s\" would have no value", NameStr(column->attname), table_name),
+					 errdetail("No value is stored in columns that were added to the log, neither a default nor a generated one."),
+					 errhint("Drop the column, or its NOT NULL.")));
+	}
+}
+
+static void
+learn_table(LogTable *table, Relation relation, int columns)
 {
 	MemoryContext caller;
 
+	check_added_columns(RelationGetDescr(relation), columns, RelationGetRelationName(relation));
 	if (table->context != NULL)
 		MemoryContextDelete(table->context);
 	memset(table, 0, sizeof(LogTable));
@@ -200,7 +225,8 @@ learn_table(LogTable *table, Relation relation)
 	table->context = AllocSetContextCreate(CacheMemoryContext, "pg_fanout log table", ALLOCSET_SMALL_SIZES);
 	caller = MemoryContextSwitchTo(table->context);
 	table->estate = CreateExecutorState();
-	table->desc = CreateTupleDescCopy(RelationGetDescr(relation));
+	/* with what added columns have in our rows: indexes on those are to have it, too */
+	table->desc = CreateTupleDescCopyConstr(RelationGetDescr(relation));
 	table->result_relation = make_result_relation(table, relation);
 	MemoryContextSwitchTo(caller);
 }
@@ -288,7 +314,7 @@ open_segment_writer(LogKind kind, int segment, int64 expected_rows)
 	writer->table = table;
 	writer->relation = table_open(registry_relation(kind, segment), NoLock);
 	if (table->relid != RelationGetRelid(writer->relation) || table->result_relation == NULL)
-		learn_table(table, writer->relation);
+		learn_table(table, writer->relation, column_counts[kind]);
 	clear_slots(table);
 	table->result_relation->ri_RelationDesc = writer->relation;
 	memset(table->result_relation->ri_IndexRelationDescs, 0, table->result_relation->ri_NumIndices * sizeof(Relation));

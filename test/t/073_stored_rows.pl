@@ -1,6 +1,6 @@
 # A row of fanout.task is stored up to its last column that has a value: the header of most tasks' rows is 8 bytes shorter, and
 # what is left out is NULL wherever it is read. Rows that others have written, with all columns, are read as well, and a
-# column that an operator adds to the log is in nobody's way.
+# column that an operator adds to the log is in nobody's way, or no row is written.
 #
 # Promise 7: no task that is unfinished is lost.
 
@@ -86,17 +86,35 @@ is(query("SELECT $columns FROM fanout.task ORDER BY id"), $rows, 'say the same')
 
 # an operator's own columns
 query("ALTER TABLE fanout.task ADD COLUMN note text DEFAULT 'none', ADD COLUMN other int");
+query('CREATE INDEX note ON fanout.task_1 (note, other)');
 query("SELECT fanout.enqueue('q', 'short'), fanout.enqueue('q', 'long', key => 'k2'), fanout.fan_out('q', 'more', $many)");
 is(query('SELECT name, note, other, key FROM fanout.task WHERE id > (SELECT id FROM fanout.task WHERE name = \'rank\') ORDER BY id'),
 	"short|none||\nlong|none||k2\nmore|none||\nmore|none||", 'columns that were added have what they were added with');
+is(query("SET enable_seqscan = off; SELECT count(*) FROM fanout.task_1 WHERE note = 'none'"), 15, 'in an index, too');
+is($node->psql('postgres', "SELECT bt_index_check('fanout.note', true)"), 0, 'PostgreSQL finds nothing amiss with that');
 query('ALTER TABLE fanout.task DROP COLUMN note');
 query("SELECT fanout.enqueue('q', 'last'), fanout.enqueue('q', 'latest', key => 'k3')");
 is(query("SELECT count(*) FROM verify_heapam('fanout.task_1')"), 0, 'PostgreSQL finds nothing amiss with these');
+
+
+# that must have a value: as long as there is one for the rows that do not have them
+query("ALTER TABLE fanout.task ADD COLUMN kind int NOT NULL DEFAULT 7");
+query("SELECT fanout.enqueue('q', 'kind')");
+is(query("SELECT kind FROM fanout.task WHERE name = 'kind'"), 7, 'a column that is NOT NULL has what it was added with');
+query('VACUUM FULL fanout.task_1');
+my ($code, $out, $err) = $node->psql('postgres', "SELECT fanout.enqueue('q', 'without')");
+like($err, qr/column "kind" of table "task_1" would have no value/, 'or no row is written');
+query('ALTER TABLE fanout.task_1 ALTER kind DROP NOT NULL');
+query("SELECT fanout.enqueue('q', 'without')");
+query('ALTER TABLE fanout.task_1 ADD COLUMN twice bigint GENERATED ALWAYS AS (2 * id) STORED');
+($code, $out, $err) = $node->psql('postgres', "SELECT fanout.enqueue('q', 'generated')");
+like($err, qr/column "twice" of table "task_1" would have no value/, 'nor with a column that is generated');
+query('ALTER TABLE fanout.task_1 DROP COLUMN twice');
 
 my $unfinished = query('SELECT string_agg(id::text, \' \' ORDER BY id) FROM fanout.task');
 $node->restart;
 is(query("SELECT string_agg(task::text, ' ' ORDER BY task) FROM (SELECT task FROM fanout.dequeue('q', 'w', 100) UNION ALL SELECT task FROM fanout.dequeue('aging', 'w', 100)) d"),
 	$unfinished, 'all are delivered, once');
-is(query('SELECT count(*) FROM fanout.leases l WHERE fanout.complete(l.lease)'), 17, 'and end');
+is(query('SELECT count(*) FROM fanout.leases l WHERE fanout.complete(l.lease)'), 19, 'and end');
 
 done_testing();
