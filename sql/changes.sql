@@ -1,6 +1,6 @@
 -- Changing the mind about tasks that wait: reprioritize, reschedule, move, cancel_matching.
 \i sql/include/helpers.sql
-SELECT fanout.create_queue('q', backoff => '1 hour', max_attempts => 9);
+SELECT fanout.create_queue('q', backoff => '1 hour', max_attempts => 9, lease => '1 hour');
 SELECT fanout.create_queue('other');
 CREATE FUNCTION test.name(task bigint) RETURNS text LANGUAGE sql RETURN (SELECT t.name FROM fanout.tasks t WHERE t.task = $1);
 CREATE VIEW test.counts AS SELECT queue, scheduled, ready, running FROM fanout.queues WHERE scheduled + ready + running > 0 ORDER BY 1;
