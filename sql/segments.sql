@@ -8,9 +8,11 @@ CREATE FUNCTION test.segment_of(task bigint) RETURNS smallint LANGUAGE sql AS $$
 $$;
 -- Rows that are elsewhere than in the segment of their task.
 CREATE FUNCTION test.misplaced() RETURNS TABLE (task bigint, relation text) LANGUAGE sql AS $$
+	WITH segments AS (SELECT slot, first_task, lead(first_task) OVER (ORDER BY first_task) AS next FROM fanout.segment WHERE first_task IS NOT NULL)
 	SELECT r.* FROM (SELECT id, tableoid::regclass::text FROM fanout.task UNION ALL SELECT task, tableoid::regclass::text FROM fanout.attempt
 		UNION ALL SELECT task, tableoid::regclass::text FROM fanout.checkpoint UNION ALL SELECT task, tableoid::regclass::text FROM fanout.outcome) AS r (task, relation)
-	 WHERE r.relation !~ ('_' || test.segment_of(r.task) || '$')
+	  JOIN segments s ON r.task >= s.first_task AND (r.task < s.next OR s.next IS NULL)
+	 WHERE r.relation !~ ('_' || s.slot || '$')
 $$;
 
 -- A batch that grows over three of them
