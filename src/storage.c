@@ -193,6 +193,8 @@ make_result_relation(LogTable *table, Relation relation)
  * before them has what they were added with.  Where there is no such value,
  * as after a rewrite, that would be NULL, also in a column that PostgreSQL
  * takes for NOT NULL: it would look for a value behind the end of the row.
+ * A generated column would be wrong, and rows with one cannot be carried out
+ * of a segment as they are.
  */
 static void
 check_added_columns(TupleDesc desc, int ours, const char *table_name)
@@ -203,7 +205,7 @@ check_added_columns(TupleDesc desc, int ours, const char *table_name)
 
 		if (column->attisdropped)
 			continue;
-		if (column->attgenerated == ATTRIBUTE_GENERATED_STORED || (column->attnotnull && !column->atthasmissing))
+		if (column->attgenerated != '\0' || (column->attnotnull && !column->atthasmissing))
 			ereport(ERROR,
 					(errcode(ERRCODE_NOT_NULL_VIOLATION),
 					 errmsg("column \"%s\" of table \"%s\" would have no value", NameStr(column->attname), table_name),
