@@ -97,6 +97,12 @@ SELECT count(*) FROM fanout.enqueue_many('full', 'later', array_fill('{}'::jsonb
 EOS
 	is($node->safe_psql('postgres', 'SELECT count(*) FROM fanout._live_lanes()'), 16, "$each delayed tasks in each of 16 partitions have all lanes");
 	$node->safe_psql('postgres', <<'EOS');
+SELECT fanout.create_queue('later still');
+SELECT count(*) FROM fanout.enqueue_many('later still', 'x', array_fill('{}'::jsonb, '{40}'), delay => '1 hour', partition_keys => ARRAY(SELECT 'key' || n FROM generate_series(1, 40) n));
+EOS
+	is($node->safe_psql('postgres', "SELECT count(*) FROM fanout.partitions WHERE queue = 'full'"), 16, 'and leave none to others that are delayed');
+	$node->safe_psql('postgres', "SELECT fanout.drop_queue('later still', force => true)");
+	$node->safe_psql('postgres', <<'EOS');
 SELECT count(*) FROM fanout.enqueue_many('strays', 'x', array_fill('{}'::jsonb, '{40}'), partition_keys => ARRAY(SELECT 'key' || n FROM generate_series(1, 40) n));
 EOS
 	$node->safe_psql('postgres', "CALL work_off('strays', 40)");
@@ -271,6 +277,7 @@ SELECT count(fanout.set_partition('limited', 'set' || n, concurrency => 2)) FROM
 EOS
 ($result, undef, $error) = $node->psql('postgres', "SELECT fanout.set_partition('limited', 'set17', concurrency => 2)", extra_params => ['-v', 'VERBOSITY=verbose']);
 like($error, qr/53400: too many partitions/, 'settings for one partition too many');
+is($node->safe_psql('postgres', 'SELECT count(*) FROM fanout._live_lanes()'), 16, 'which takes no lane');
 $node->safe_psql('postgres', "SELECT fanout.set_partition('limited', 'set1', unset => '{concurrency}')");
 $node->safe_psql('postgres', "SELECT fanout.set_partition('limited', 'set17', concurrency => 2)");
 is($node->safe_psql('postgres', $limited), '16 of 16', 'one gives its place to another');

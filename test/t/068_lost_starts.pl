@@ -36,6 +36,16 @@ EOS
 ask("SELECT fanout.create_queue('whole', rate_limit => 1, rate_period => '5 s', lease => '1 hour')");
 ask("SELECT count(*) FROM fanout.enqueue_many('whole', 'x', '{1,2}')");
 is(ask("SELECT count(*) FROM fanout.dequeue('whole', 'w', max_tasks => 2)"), 1, 'a start of a queue');
+
+# So is this one's, and these a partition's, which has no task when the server starts
+ask(<<'EOS');
+SELECT fanout.create_queue('anew', rate_limit => 1, rate_period => '1 hour');
+SELECT count(*) FROM fanout.enqueue_many('anew', 'x', '{1,2}');
+SELECT fanout.create_queue('again', partition_rate_limit => 4, partition_rate_period => '1 hour');
+SELECT count(*) FROM fanout.enqueue_many('again', 'x', '{1,2,3,4}', partition_key => 'p');
+EOS
+is(ask("SELECT count(fanout.complete(lease)) FROM fanout.dequeue('anew', 'w')"), 1, 'a start of another one');
+is(ask("SELECT count(fanout.complete(lease)) FROM fanout.dequeue('again', 'w', max_tasks => 4)"), 4, 'all that a partition may start');
 $node->append_conf('postgresql.conf', 'pg_fanout.max_rate_entries = 1024');
 $node->restart;
 wait_for_memory($node);
@@ -55,6 +65,12 @@ EOS
 }
 is(ask("SELECT count(*) FROM fanout.leases, fanout.stats WHERE queue IN ('waits', 'whole') AND claimed_at BETWEEN rebuild_began AND rebuild_began + interval '5 s'"), 0,
 	'promise 5: but not before no start would count any more');
+ask("SELECT count(*) FROM fanout.enqueue_many('again', 'x', '{5,6}', partition_key => 'p')");
+is(ask("SELECT count(*) FROM fanout.dequeue('again', 'w', max_tasks => 2)"), 0, 'promise 5: a partition that comes back starts no more');
+is(ask("SELECT count(*) FROM fanout.dequeue('anew', 'w')"), 0, 'promise 5: nor does a queue');
+ask("SELECT fanout.alter_queue('anew', unset => '{rate_limit}')");
+ask("SELECT fanout.alter_queue('anew', rate_limit => 1, rate_period => '1 hour')");
+is(ask("SELECT count(*) FROM fanout.dequeue('anew', 'w')"), 1, 'but with a rate limit that is new');
 ask("SELECT fanout.drop_queue(queue, force => true) FROM fanout.queues WHERE queue <> 'ends'");
 ok($node->poll_query_until('postgres', "SELECT used = 0 FROM fanout.pools WHERE pool = '$_'"), "all is free in the end: $_")
   foreach 'lanes', 'limited lanes', 'rate entries';
