@@ -105,5 +105,33 @@ ask("SELECT fanout.alter_queue('many', unset => '{partition_rate_limit}')");
 ok($node->poll_query_until('postgres', "SELECT ready = 4 FROM fanout.partitions WHERE queue = 'one'"), 'it comes back');
 is(ask("SELECT count(*) FROM fanout.dequeue('one', 'w', max_tasks => 8)"), 0, 'promise 5: and starts no more');
 
+# One that a restart finds a place for, but none for its starts, and that leaves memory again, is not forgotten by another
+# restart before: what that one knew may be too old for the partition's own period
+ask("SELECT fanout.drop_queue(q, force => true) FROM unnest('{many,one}'::text[]) q");
+$node->append_conf('postgresql.conf', "pg_fanout.max_lanes = 64\npg_fanout.max_limited_lanes = 32");
+$node->restart;
+wait_for_memory($node);
+ask(<<'EOS');
+SELECT fanout.create_queue('long', partition_rate_limit => 1, partition_rate_period => '1 hour', lease => '2 hours');
+SELECT fanout.create_queue('short', partition_rate_limit => 4, partition_rate_period => '10 s');
+SELECT count(*) FROM fanout.enqueue_many('long', 'x', array_fill('{}'::jsonb, '{16}'), partition_keys => ARRAY(SELECT 'key' || n FROM generate_series(1, 16) n));
+SELECT count(*) FROM fanout.enqueue_many('short', 'x', array_fill('{}'::jsonb, '{4}'), partition_key => 'p');
+EOS
+$node->poll_query_until('postgres', "SELECT clock_timestamp() > rebuild_began + interval '11 s' FROM fanout.stats") or die;
+is(ask("SELECT count(*) FROM fanout.dequeue('long', 'w', max_tasks => 16)"), 16, 'the longer period has all places');
+is(ask("SELECT count(fanout.complete(lease)) FROM fanout.dequeue('short', 'w', max_tasks => 4)"), 4, 'the shorter one has started what it may');
+$node->append_conf('postgresql.conf', 'pg_fanout.max_limited_lanes = 16');
+$node->restart;
+wait_for_memory($node);
+is(ask("SELECT used FROM fanout.pools WHERE pool = 'limited lanes'"), 16, 'after a restart all places are taken');
+ask("SELECT fanout.alter_queue('long', unset => '{partition_rate_limit}')");
+ask("SELECT count(*) FROM fanout.enqueue_many('short', 'x', array_fill('{}'::jsonb, '{4}'), partition_key => 'p')");
+ok($node->poll_query_until('postgres', <<'EOS'), 'all of the partition come');
+SELECT ready = 0 FROM (SELECT count(fanout.complete(lease)) FROM fanout.dequeue('short', 'w', max_tasks => 4)) d, fanout.queues WHERE queue = 'short'
+EOS
+is( ask(<<'EOS'), 4, 'promise 5: no more than it may within its period');
+SELECT max(n) FROM (SELECT count(*) OVER (ORDER BY claimed_at RANGE '10 s' PRECEDING) AS n FROM fanout.attempts WHERE queue = 'short') w
+EOS
+
 $node->stop;
 done_testing();
