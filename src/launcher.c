@@ -30,6 +30,7 @@
 #include "utils/syscache.h"
 #include "utils/timestamp.h"
 
+#include "points.h"
 #include "shared_state.h"
 #include "worker.h"
 
@@ -48,6 +49,7 @@ typedef struct Start
 	TimestampTz at;
 	int64		signed_on;		/* how many had signed on before */
 	int			lost;			/* how many in a row have ended without that, this one not included */
+	BackgroundWorkerHandle *worker;
 } Start;
 
 static Start *starts = NULL;
@@ -83,11 +85,12 @@ stop_complaining(void)
 }
 
 /*
- * Start a keeper and wait until it runs; false if there was no worker slot for
- * it.  (The server's own function for this wait would not end when the server
- * shuts down, as then nothing is started any more.)
+ * Start a keeper and wait until it runs, with the latch reset on the way; NULL
+ * if there was no worker slot for it.  (The server's own function for this
+ * wait would not end when the server shuts down, as then nothing is started
+ * any more.)
  */
-static bool
+static BackgroundWorkerHandle *
 start_keeper(Oid db)
 {
 	BackgroundWorker worker;
@@ -108,7 +111,7 @@ start_keeper(Oid db)
 	if (!RegisterDynamicBackgroundWorker(&worker, &handle))
 	{
 		complain();
-		return false;
+		return NULL;
 	}
 	stop_complaining();
 	while (!ShutdownRequestPending && GetBackgroundWorkerPid(handle, &pid) == BGWH_NOT_YET_STARTED)
@@ -117,8 +120,16 @@ start_keeper(Oid db)
 		ResetLatch(MyLatch);
 		CHECK_FOR_INTERRUPTS();
 	}
-	pfree(handle);
-	return true;
+	FANOUT_POINT(LAUNCHER_WAITED);
+	return handle;
+}
+
+static bool
+has_ended(BackgroundWorkerHandle *worker)
+{
+	pid_t		pid;
+
+	return GetBackgroundWorkerPid(worker, &pid) == BGWH_STOPPED;
 }
 
 /* Can a keeper connect to the database?  Where it cannot, nobody can. */
@@ -188,7 +199,12 @@ forget_database(Database *database, Oid db)
 	dispatcher_unlock();
 }
 
-/* Start the keeper of a slot if it is time for it; false if it has to be tried again later. */
+/*
+ * Start the keeper of a slot if it is time for it.  False if the slots have to
+ * be looked at again even if nobody sets the latch: it is not time yet, or this
+ * has waited, for the keeper to start or for a lock, and so may have reset the
+ * latch that another keeper's end had set, or this one's.
+ */
 static bool
 serve_slot(Database *database, Start *start)
 {
@@ -211,13 +227,15 @@ serve_slot(Database *database, Start *start)
 	if (!database_exists(next.db, &open))
 	{
 		forget_database(database, next.db);
-		return true;
+		return false;
 	}
 	if (!open)
 		return false;			/* nobody tells when it opens again */
 
 	if (start->db == next.db)
 	{
+		if (!has_ended(start->worker))
+			return false;		/* it has yet to sign on, or is about to end */
 		if (start->signed_on == next.signed_on)
 			next.lost = start->lost + 1;
 		last = Max(last, start->at);
@@ -225,13 +243,17 @@ serve_slot(Database *database, Start *start)
 	/* not where the clock was set back since */
 	if (last != 0 && last <= next.at && !TimestampDifferenceExceeds(last, next.at, keeper_pause(failed + next.lost)))
 		return false;
-	if (!start_keeper(next.db))
-		return false;
-	*start = next;
-	return true;
+	next.worker = start_keeper(next.db);
+	if (next.worker != NULL)
+	{
+		if (start->worker != NULL)
+			pfree(start->worker);
+		*start = next;
+	}
+	return false;
 }
 
-/* Start keepers where they are wanted; false if one has to be tried again later. */
+/* Start keepers where they are wanted; false if that has to be tried again later. */
 static bool
 serve_slots(void)
 {
@@ -252,10 +274,18 @@ start_keepers(List *databases)
 	foreach(cell, databases)
 	{
 		Oid			db = lfirst_oid(cell);
+		BackgroundWorkerHandle *worker;
 		bool		open;
 
-		if (!ShutdownRequestPending && (left != NIL || (database_exists(db, &open) && open && !start_keeper(db))))
+		if (ShutdownRequestPending)
+			break;
+		if (left == NIL && !(database_exists(db, &open) && open))
+			continue;
+		worker = left == NIL ? start_keeper(db) : NULL;
+		if (worker == NULL)
 			left = lappend_oid(left, db);
+		else
+			pfree(worker);
 	}
 	list_free(databases);
 	return left;

@@ -82,7 +82,8 @@
 	POINT(REBUILD_ATTEMPTED, "rebuild-attempted", true) \
 	POINT(REBUILD_UNFINISHED, "rebuild-unfinished", true) \
 	POINT(REBUILD_COMMITTED, "rebuild-committed", true) \
-	POINT(REBUILD_CEILINGS, "rebuild-ceilings", true)
+	POINT(REBUILD_CEILINGS, "rebuild-ceilings", true) \
+	POINT(LAUNCHER_WAITED, "launcher-waited", true)
 
 #define FANOUT_POINT_ID(id, name, may_throw) POINT_##id,
 typedef enum FanoutPoint
