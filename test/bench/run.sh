@@ -3,7 +3,7 @@
 #
 #     ONLY="PART..."         these parts only, of: single_calls flow_control wal waiting snapshot front backlog rebuild
 #                            collected
-#     RUNS=2 SECONDS_PER_RUN=3 CLIENTS="1 8 32"     rounds of each part, seconds of each measurement
+#     RUNS=5 SECONDS_PER_RUN=3 CLIENTS="1 8 32"     rounds of each part, seconds of each measurement
 #     WARM_UP=2              seconds at the begin of each measurement that do not count
 #     ROWS=1000000           tasks that stand in front, and are rebuilt; the backlog has four times as many
 #     LANES=100000           lanes in the rows about many of them; with 100,000 the server takes some 2.5 GB
@@ -37,7 +37,7 @@ set -euo pipefail
 here=$REPO_DIR/test/bench
 all_parts="single_calls flow_control wal waiting snapshot front backlog rebuild collected"
 parts=${ONLY:-$all_parts}
-runs=${RUNS:-2}
+runs=${RUNS:-5}
 seconds=${SECONDS_PER_RUN:-3}
 warm_up=${WARM_UP:-2}
 clients=${CLIENTS:-1 8 32}
@@ -55,7 +55,7 @@ lane_tasks=10
 fair_lanes=50
 flood=100                   # times as many tasks as each of them
 journaled_ms=20             # work for so long that the journal has every claim: twice its interval
-wal_tasks=12800             # a whole number for each of 32 clients
+wal_tasks=51200             # a whole number for each of 32 clients, and enough that page images of the start do not weigh
 wal_batch_tasks=80000
 
 # 100 bytes as stored, sent by the client with each task
