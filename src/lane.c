@@ -346,7 +346,7 @@ check_held_refill(Queue *queue)
 {
 	if (queue->strays_held)
 		queue_ask_for_lanes(queue);
-	if ((queue->refill_held && queue_can_use_refill(queue, 0)) || (queue->due_held && queue_can_use_due(queue)) ||
+	if ((queue->refill_held && queue_may_refill_partitions(queue)) || (queue->due_held && queue_can_use_due(queue)) ||
 		queue_has_idle_lanes(queue))
 	{
 		queue->refill_held = queue->due_held = false;

@@ -639,7 +639,7 @@ refill_window(Queue *queue, RefillKind kind, Lane *lane, Window *window)
 static Lane *
 next_partition(Queue *queue, const Lane *but_not, int others)
 {
-	bool		useful = queue_can_use_refill(queue, others);
+	bool		useful = others == 0 ? queue_may_refill_partitions(queue) : queue_can_use_refill(queue, others);
 
 	if (others == 0)
 		queue->refill_held = queue->last_asker != 0 && !useful;

@@ -31,6 +31,9 @@
 /* So many free lanes are worth a read of strays. */
 #define LANES_WORTH		64
 
+/* So many places of a pool that is nearly full are worth a read of partitions, or half of the reserve if that is less. */
+#define PLACES_WORTH	64
+
 /*
  * How many waiting tasks a queue may have in memory before further ones stay
  * on disk, unless they come before those.
@@ -471,6 +474,19 @@ queue_can_use_refill(const Queue *queue, int64 more)
 {
 	return queue_in_memory(queue) + more < queue_window_limit() ||
 		runs_low(queue, more) || free_beyond_reserve() > more;
+}
+
+/*
+ * May a read of partitions begin?  Beyond the queue's share each task that
+ * ends leaves a place, and a read for each of them is most of what the keeper
+ * does.  A queue that has enough to give out waits for some places, so that
+ * one read is for as many partitions.
+ */
+bool
+queue_may_refill_partitions(const Queue *queue)
+{
+	return queue_is_within_share(queue) || queue_runs_low(queue) ||
+		free_beyond_reserve() >= Max(Min(PLACES_WORTH, reserve() / 2), 1);
 }
 
 /*

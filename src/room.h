@@ -48,6 +48,7 @@ extern int64 queue_ready_share(const Queue *queue);
 extern bool queue_is_within_share(const Queue *queue);
 extern bool queue_runs_low(const Queue *queue);
 extern int64 free_beyond_reserve(void);
+extern bool queue_may_refill_partitions(const Queue *queue);
 extern bool queue_can_use_refill(const Queue *queue, int64 more);
 extern bool queue_can_use_due(const Queue *queue);
 

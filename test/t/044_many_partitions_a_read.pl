@@ -89,4 +89,27 @@ EOS
 }
 
 $node->stop;
+
+# The pool is full, with other queues that do not move: a place that one partition leaves is not worth a read for another
+# while there is much to give out.
+$node = new_node('full', conf => <<EOC);
+pg_fanout.max_tracked_tasks = 16384
+pg_fanout.max_lanes = 16384
+EOC
+install_work_off($node);
+ask(<<'EOS');
+SELECT fanout.create_queue(q) FROM unnest('{wide,ready,later}'::text[]) q;
+SELECT count(*) FROM fanout.enqueue_many('wide', 'x', array_fill('{}'::jsonb, '{16000}'),
+	partition_keys => ARRAY(SELECT 'key ' || n FROM generate_series(1, 16000) n));
+SELECT count(*) FROM fanout.enqueue_many('ready', 'x', array_fill('{}'::jsonb, '{10000}'));
+SELECT count(*) FROM fanout.enqueue_many('later', 'x', array_fill('{}'::jsonb, '{10000}'), delay => '1 day');
+EOS
+ok($node->poll_query_until('postgres', "SELECT used >= 16384 - 16384 / 32 FROM fanout.pools WHERE pool = 'tasks'"), 'the pool is full');
+$before = refills();
+is($node->psql('postgres', "CALL work_off('wide', 8000)"), 0, '8000 tasks of as many partitions, some at a time');
+$reads = refills() - $before;
+cmp_ok($reads, '<', 8000 / 20, "take a read for many of them ($reads)");
+is($node->psql('postgres', "CALL work_off('wide', 8000)"), 0, 'and so come the rest');
+
+$node->stop;
 done_testing();
