@@ -13,8 +13,8 @@
 #     RESULTS=1              and make them the part of test/bench/RESULTS.md that is of make bench
 #     WAL_BY_TYPE=1          say which records the WAL consists of
 #
-# All of it takes some 20 minutes on two processors that have nothing else to do, and 4 GB of memory and 20 GB in /tmp;
-# ROWS=100000 LANES=10000 needs much less of everything.
+# All of it takes some 50 minutes, and with RUNS=2 some 20, on two processors that have nothing else to do, and 4 GB of
+# memory and 20 GB in /tmp; ROWS=100000 LANES=10000 needs much less of everything.
 #
 # Every part has a file in parts/: prepare_PART fills its private servers, measure_PART is one round, finish_PART what is
 # measured once, table_PART prints. Every round measures each kind of work once, what is compared close together, so that
